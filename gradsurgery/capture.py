@@ -1,0 +1,122 @@
+"""Capture: take the gradients that autograd made for one task, without copying them.
+
+While a task is open the parameters' ``.grad`` is empty (or holds what the same task captured
+before, so that autograd itself accumulates micro-batches in place). When it closes, the tensors
+found there are the capture, and ``.grad`` is again what it was before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+#: ``{task: {parameter: gradient}}``; a task that ran is there, also when it reached no parameter.
+Captures = dict[str, dict[Tensor, Tensor]]
+
+
+class Capture:
+    """The gradients captured since the last ``combine``, by task.
+
+    Args:
+        tasks: the known task names.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self._tasks = tuple(tasks)
+        self._open: str | None = None
+        self.grads: Captures = {}
+
+    def clear(self) -> None:
+        """Forget everything captured."""
+        self.grads = {}
+
+    @contextmanager
+    def record(self, task: str, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Capture what backward passes leave in ``parameters`` while the context is open.
+
+        An exception drops what this task has captured so far (part of it may have gone into
+        gradients captured before), restores ``.grad``, and leaves the other tasks' captures alone.
+
+        Raises:
+            ValueError: for an unknown task.
+            RuntimeError: for a task opened inside another, no gradient at all, a gradient with a
+                graph, or one that shares its memory with another task's.
+        """
+        self._may_open(task)
+        before = [p.grad for p in parameters]
+        mine = self.grads.pop(task, {})
+        _put(parameters, [mine.get(p) for p in parameters])
+        self._open = task
+        try:
+            yield
+            self.grads[task] = self._taken(task, parameters)
+        finally:
+            self._open = None
+            _put(parameters, before)
+
+    def _may_open(self, task: str) -> None:
+        if task not in self._tasks:
+            raise ValueError(f"unknown task {task!r}: the tasks are {', '.join(self._tasks)}")
+        if self._open is not None:
+            raise RuntimeError(
+                f"task({task!r}) was entered inside task({self._open!r}): leave one task before "
+                "the next, so that each gradient belongs to one"
+            )
+
+    def _taken(self, task: str, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+        """Return the gradients now in ``parameters``, fit to be kept and overwritten."""
+        taken = {p: _owned(task, p.grad) for p in parameters if p.grad is not None}
+        if not taken:
+            raise RuntimeError(
+                f"no gradient reached the optimizer's parameters during task({task!r}): call "
+                "backward() inside the with block, on a loss that depends on them"
+            )
+        for other, grads in self.grads.items():
+            _refuse_shared_memory(task, taken, other, grads)
+        return taken
+
+
+def _put(parameters: Iterable[Tensor], grads: Iterable[Tensor | None]) -> None:
+    for parameter, grad in zip(parameters, grads, strict=True):
+        if parameter.grad is not grad:
+            parameter.grad = grad
+
+
+def _owned(task: str, grad: Tensor) -> Tensor:
+    """Return ``grad`` as a tensor that nothing else will write to: itself, nearly always."""
+    if grad.requires_grad:
+        raise RuntimeError(
+            f"the gradients of task {task!r} carry a graph: surgery cannot be differentiated, so "
+            "call backward() without create_graph=True"
+        )
+    if hasattr(grad, "to_local"):
+        raise RuntimeError(
+            f"task {task!r} left a gradient of type {type(grad).__name__}: sharded parameters "
+            "(FSDP2, tensor parallel) are not supported yet"
+        )
+    if grad.is_sparse:
+        return grad.coalesce()
+    # A view belongs to somebody else, who may write there in the next backward: DDP's buckets
+    # (gradient_as_bucket_view=True) do so without a word.
+    if grad.untyped_storage().nbytes() != grad.numel() * grad.element_size():
+        return grad.clone()
+    return grad
+
+
+def _refuse_shared_memory(
+    task: str, taken: dict[Tensor, Tensor], other: str, grads: dict[Tensor, Tensor]
+) -> None:
+    """The second line against reused buffers: at one address lives one gradient."""
+    for parameter, grad in taken.items():
+        kept = grads.get(parameter)
+        if kept is None or grad.layout != torch.strided or kept.layout != torch.strided:
+            continue
+        if grad.numel() and grad.data_ptr() == kept.data_ptr():
+            raise RuntimeError(
+                f"task {task!r} left a gradient of shape {list(grad.shape)} in the memory that "
+                f"holds the gradient of task {other!r}: something reuses gradient buffers between "
+                "backward passes (CUDA graphs, a bucket view); have it write to fresh memory"
+            )

@@ -1,0 +1,85 @@
+"""Surgery without the optimizer: the same functions, on gradients you hold yourself.
+
+Example:
+    >>> import torch
+    >>> from gradsurgery import functional as F
+    >>> grads = [[torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])]]
+    >>> order = torch.tensor([[0, 1], [0, 1]])
+    >>> F.combine(grads, F.pcgrad(F.gram(grads), order).weights)
+    [tensor([0.5000, 1.5000])]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gradsurgery import kernels
+from gradsurgery.methods import gradvac, pcgrad
+
+__all__ = ["combine", "gradvac", "gram", "pcgrad"]
+
+
+def gram(grads: kernels.Gradients, segments: Sequence[int] | None = None) -> Tensor:
+    """Return the dot products of K tasks' gradients.
+
+    Args:
+        grads: ``[K][P]``: per task, per parameter, a dense tensor or None; those of one parameter
+            have one shape, dtype and device.
+        segments: the segment of each parameter, integers from 0; None for one segment.
+
+    Returns:
+        ``[S, K, K]`` float64.
+
+    Raises:
+        ValueError: when the tasks list different numbers of parameters, or ``segments`` does.
+    """
+    parameters = _parameters(grads, segments)
+    segments = segments if segments is not None else [0] * parameters
+    return kernels.gram(grads, segments, max(segments, default=0) + 1)
+
+
+def combine(
+    grads: kernels.Gradients, weights: Tensor, segments: Sequence[int] | None = None
+) -> list[Tensor | None]:
+    """Return the weighted sum of K tasks' gradients, as new tensors.
+
+    Args:
+        grads: as in :func:`gram`.
+        weights: ``[K]`` or ``[S, K]``, such as ``Verdict.weights``.
+        segments: as in :func:`gram`.
+
+    Returns:
+        P tensors, of the gradients' dtype; None where no task has a gradient.
+
+    Raises:
+        ValueError: as :func:`gram`.
+    """
+    parameters = _parameters(grads, segments)
+    segments = segments if segments is not None else [0] * parameters
+    weights = weights if weights.dim() == 2 else weights[None]
+    return kernels.combine_(_first_copied(grads), weights, segments)
+
+
+def _parameters(grads: kernels.Gradients, segments: Sequence[int] | None) -> int:
+    """Return P, the same for all tasks."""
+    counts = [len(task) for task in grads] + ([] if segments is None else [len(segments)])
+    if not grads or len(set(counts)) != 1:
+        raise ValueError(
+            "grads lists each task's gradients for the same P parameters (None where there is "
+            f"none), and segments has P entries; found lengths {counts}"
+        )
+    return counts[0]
+
+
+def _first_copied(grads: kernels.Gradients) -> list[list[Tensor | None]]:
+    """Copy the gradient that ``combine_`` overwrites, the first present of each parameter."""
+    rows = [list(task) for task in grads]
+    for p in range(len(rows[0])):
+        for row in rows:
+            grad = row[p]
+            if grad is not None:
+                row[p] = grad.clone()
+                break
+    return rows

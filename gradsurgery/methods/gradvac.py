@@ -1,0 +1,135 @@
+"""GradVac: pull every pair of gradients up to its usual cosine (Wang et al. 2020, Algorithm 1).
+
+"Gradient Vaccine", arXiv:2010.05874. For each task i, over the other tasks j in random order, with
+g_i' starting as g_i, c = cos(g_i', g_j) and t the target of the ordered pair (i, j):
+
+    if c < t:   g_i' <- g_i' + a g_j,                                       (2)
+                a = |g_i'| (t sqrt(1 - c^2) - c sqrt(1 - t^2)) / (|g_j| sqrt(1 - t^2))
+    always:     t <- (1 - beta) t + beta c                                  (3)
+
+after (2) cos(g_i', g_j) = t. A target of 0 makes (2) PCGrad's projection.
+
+One departure. Equation (2) makes |g_i'| grow by sqrt(1 - c^2) / sqrt(1 - t^2), without bound as t
+nears 1, as it does between two copies of one task. So the target used in (2) is capped such that no
+visit carries |g_i'| beyond 100 |s| / K, s being the plain sum of the K gradients: the update stays
+within 100 times the plain sum. Where the plain sum itself has all but cancelled, the cap ends at t
+= 0, PCGrad's projection, which lengthens nothing. The cap leaves (3) alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from gradsurgery.methods.base import Method, State, Verdict, Visits
+
+UpdateRule = Literal["always", "on_alter"]
+
+#: The update is kept within this many times the plain sum of the gradients.
+CAP = 100.0
+
+
+def gradvac(
+    gram: Tensor, order: Tensor, target: Tensor, beta: float, update: UpdateRule = "always"
+) -> Verdict:
+    """GradVac on a Gram matrix.
+
+    Args:
+        gram: ``[..., K, K]`` float64, the dot products of the K gradients (any leading shape).
+        order: ``[K, K]`` int64, row i a permutation of the tasks: the order of i's visits.
+        target: ``[..., K, K]`` float64, the cosine that gradient i is to have with gradient j.
+        beta: rate in [0, 1] at which targets follow the cosines, equation (3).
+        update: ``"always"`` moves a target at each visit (the paper); ``"on_alter"`` only when the
+            gradient was altered, as a much-copied implementation does. There targets can only sink.
+
+    Returns:
+        The :class:`~gradsurgery.methods.base.Verdict`; ``state["target"]`` holds the new targets.
+
+    Example:
+        Two orthogonal gradients that usually have cosine 0.6 are pulled together:
+
+        >>> gram, order = torch.eye(2, dtype=torch.float64), torch.tensor([[0, 1], [0, 1]])
+        >>> verdict = gradvac(gram, order, torch.full((2, 2), 0.6, dtype=torch.float64), beta=0.5)
+        >>> verdict.weights.tolist(), verdict.state["target"][0, 1].item()
+        ([1.75, 1.75], 0.3)
+    """
+    visits, target = Visits(gram), target.clone()
+    bound = CAP * gram.sum((-1, -2)).clamp(min=0).sqrt()[..., None] / gram.shape[-1]  # 100 |s| / K
+    rows = torch.arange(gram.shape[-1], device=gram.device)
+    for partner in order.unbind(-1):
+        dot, norm, other = visits.measure(partner)
+        acts = visits.acts(partner, norm, other)
+        cosine = torch.where(acts, dot / (norm * other), 0).clamp(-1, 1)
+        across = norm * (1 - cosine**2).sqrt()  # length of g_i' across g_j: no visit changes it
+        wanted = target[..., rows, partner]
+        reached = torch.minimum(wanted, _cap(across, bound))
+        alter = acts & (cosine < reached)
+        amount = (reached * across / (1 - reached**2).sqrt() - cosine * norm) / other
+        visits.add(partner, amount, alter)
+        moves = acts if update == "always" else alter
+        target[..., rows, partner] = torch.where(moves, (1 - beta) * wanted + beta * cosine, wanted)
+    return visits.verdict({"target": target})
+
+
+def _cap(across: Tensor, bound: Tensor) -> Tensor:
+    """Return the largest target, in [0, 1), that keeps ``across / sqrt(1 - t^2) <= bound``."""
+    ratio = torch.where(bound > 0, across / bound, 1).clamp(max=1)
+    # At ratio 0 the gradients are parallel: any target below one is reached by doing nothing.
+    return (1 - ratio**2).sqrt().clamp(max=1 - 1e-15)
+
+
+@final
+class GradVac(Method):
+    """Gradient vaccine with EMA similarity targets (Wang et al. 2020, Algorithm 1).
+
+    There is one target per ordered pair of tasks and segment.
+
+    Args:
+        beta: EMA rate in [0, 1]; the paper's 1e-2. Zero keeps the targets where they start.
+        update: ``"always"`` (the paper) or ``"on_alter"``, see :func:`gradvac`.
+        target: where the targets start: None for 0 (the paper), a number, or a ``[K, K]`` tensor,
+            in [-1, 1].
+        seed: of the visiting order.
+
+    Raises:
+        ValueError: for a ``beta`` or ``target`` out of range, or an unknown ``update``.
+
+    Example:
+        >>> GradVac(beta=0.05)
+        GradVac(beta=0.05, update='always')
+    """
+
+    def __init__(
+        self,
+        beta: float = 1e-2,
+        update: UpdateRule = "always",
+        target: float | Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta is a rate in [0, 1], not {beta}")
+        if update not in get_args(UpdateRule):
+            raise ValueError(f"update is one of {get_args(UpdateRule)}, not {update!r}")
+        start = torch.as_tensor(0.0 if target is None else target, dtype=torch.float64)
+        if not bool((start.abs() <= 1).all()):
+            raise ValueError(f"target is a cosine in [-1, 1], not {target}")
+        self.beta, self.update, self.seed = beta, update, seed
+        self._start = start
+
+    def init(self, segments: int, tasks: int) -> State:
+        """Return the starting targets, ``[segments, tasks, tasks]`` float64."""
+        if self._start.dim() and self._start.shape != (tasks, tasks):
+            raise ValueError(
+                f"target of shape {list(self._start.shape)} does not fit {tasks} tasks: "
+                f"pass a number or a tensor of shape {[tasks, tasks]}"
+            )
+        return {"target": self._start.expand(segments, tasks, tasks).clone()}
+
+    def __call__(self, gram: Tensor, order: Tensor, state: State) -> Verdict:
+        """Decide; ``state["target"]`` is [..., K, K]."""
+        return gradvac(gram, order, state["target"], self.beta, self.update)
+
+    def __repr__(self) -> str:
+        return f"GradVac(beta={self.beta}, update={self.update!r})"

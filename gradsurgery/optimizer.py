@@ -1,0 +1,472 @@
+"""GradientSurgery: an optimizer around any optimizer, that ends the conflicts between tasks first.
+
+One invariant carries every integration: between ``combine()`` and ``step()``, the parameters'
+``.grad`` is exactly what the base optimizer will use. GradScaler, clipping, hooks and loggers rely
+on it.
+
+The wrapper holds no copy of what belongs to the base (parameter groups, state, defaults are the
+base's own), and its own state, the visiting order's generator and the method's tensors, lives in
+``param_groups[0]["surgery"]``. So it is saved, loaded, copied and sharded along with everything
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery import grouping as _grouping
+from gradsurgery import kernels
+from gradsurgery.capture import Capture
+from gradsurgery.join import Losses, join, named_losses
+from gradsurgery.methods import Method, Verdict
+from gradsurgery.order import initial_rng, visiting_order
+from gradsurgery.sparse import align, restore
+from gradsurgery.statistics import ConflictStatistics
+
+#: Where the wrapper's own state lives in ``param_groups[0]``.
+KEY = "surgery"
+
+#: Hook tables that the base runs itself when the wrapper delegates to it.
+_SHARED_HOOKS = (
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+@final
+class GradientSurgery(Optimizer):
+    """Wrap a ``torch.optim`` optimizer: train several tasks without gradient conflicts.
+
+    Each task's backward pass is captured apart. :meth:`combine` then replaces the plain sum of the
+    tasks' gradients by the method's weighted sum, on the parameters that at least two tasks used;
+    gradients of parameters with one task (heads) pass through untouched, and parameters without any
+    keep ``grad is None``. Gradients are captured as the tensors autograd made, and combined in
+    place.
+
+    Args:
+        base: any ``torch.optim.Optimizer``. Schedulers, GradScaler and everything else that takes
+            an optimizer get the wrapper.
+        method: :class:`PCGrad`, :class:`GradVac` or :class:`Sum`.
+        tasks: the tasks' names, once and in order.
+        grouping: what is compared as one vector: ``"model"``, ``"layer"``, ``"tensor"``, or a
+            function from a parameter's name to its segment's name.
+        process_group: reserved for gradients that are averaged over processes; only None for now.
+        named_parameters: the model's, for a grouping by name when ``base`` was not built from
+            ``model.named_parameters()``.
+
+    Attributes:
+        base: the wrapped optimizer.
+        method: the method.
+        tasks: the tasks' names.
+        conflicts: the :class:`ConflictStatistics` since its last ``reset()``.
+
+    Raises:
+        TypeError: when ``base`` or ``method`` is not what it should be.
+        ValueError: for task names that are no names, or repeated, or an unknown grouping.
+
+    Example:
+        >>> from gradsurgery import GradientSurgery, PCGrad
+        >>> model = torch.nn.Linear(2, 2)
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = GradientSurgery(base, PCGrad(), tasks=("a", "b"))
+        >>> out = model(torch.ones(1, 2))
+        >>> optimizer.join({"a": out.sum(), "b": out.square().sum()}).backward()
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        method: Method,
+        *,
+        tasks: Sequence[str],
+        grouping: _grouping.Grouping = "model",
+        process_group: None = None,
+        named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+    ) -> None:
+        _check_base(base)
+        _check_method(method)
+        if process_group is not None:
+            raise NotImplementedError(
+                "process_group: averaging over processes is not built yet; average the captured "
+                "gradients by running each task's forward and backward through DDP"
+            )
+        self.base = base
+        self.method = method
+        self.tasks = _checked_tasks(tasks)
+        self.conflicts = ConflictStatistics(self.tasks, repr(method))
+        self._grouping = grouping
+        _grouping.resolve(grouping)
+        self._named = {p: name for name, p in named_parameters or ()}
+        self._capture = Capture(self.tasks)
+        segments = self._segments()[1]
+        self._surgery = {
+            "tasks": list(self.tasks),
+            "rng": initial_rng(method.seed),
+            **method.init(len(segments), len(self.tasks)),
+        }
+        self._build_hooks()
+
+    # ------------------------------------------------------------------ capturing and combining
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[None]:
+        """Capture the gradients of the backward passes run inside, for task ``name``.
+
+        Entering the same task again adds to what it captured (gradient accumulation). ``.grad`` is
+        left as it was found. If the body raises, what this task captured in this step is dropped.
+
+        Args:
+            name: one of ``tasks``.
+
+        Raises:
+            ValueError: for an unknown name.
+            RuntimeError: inside another task, or when no gradient reached the parameters.
+
+        Example:
+            >>> from gradsurgery import GradientSurgery, PCGrad
+            >>> model = torch.nn.Linear(2, 1)
+            >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> optimizer = GradientSurgery(base, PCGrad(), tasks=("a", "b"))
+            >>> for name in optimizer.tasks:
+            ...     with optimizer.task(name):
+            ...         model(torch.randn(4, 2)).mean().backward()
+            >>> optimizer.combine()
+        """
+        with self._capture.record(name, self._parameters()):
+            yield
+
+    def combine(self) -> None:
+        """Combine what was captured, into ``.grad``.
+
+        A ``.grad`` that is there already (an auxiliary loss outside of surgery) is added to, as any
+        backward would. With a non-finite value in any captured gradient, also in that of a head,
+        the plain sum is delivered, non-finite as it is for GradScaler to find; the method's state
+        and the visiting order stay as they were, and the step is counted as non-finite.
+
+        Raises:
+            RuntimeError: when nothing was captured.
+            ValueError: when captured gradients lie on several devices; nothing is changed then.
+        """
+        captured = self._capture.grads
+        if not captured:
+            raise RuntimeError(
+                "combine() found nothing captured: run each task's backward inside "
+                "optimizer.task(name), or use optimizer.join(losses).backward()"
+            )
+        parameters = self._parameters()
+        grads = [[captured.get(t, {}).get(p) for p in parameters] for t in self.tasks]
+        _refuse_mixed_devices(grads)
+        active = torch.tensor([t in captured for t in self.tasks])
+        results = self._combined(grads, active)
+        for parameter, grad in zip(parameters, results, strict=True):
+            if grad is not None:
+                _deliver(parameter, grad)
+        self._capture.clear()
+
+    def join(self, losses: Losses, combine: bool = True) -> Tensor:
+        """Return the sum of the tasks' losses, whose ``backward()`` does capture and combination.
+
+        The drop-in for ``sum(losses).backward()``. The losses may share one forward or have batches
+        of their own. Factors applied to the result reach every task: ``scaler.scale(joined)``,
+        ``joined / len(tasks)`` (the mean). Under ``no_grad`` it is a plain sum.
+
+        Args:
+            losses: scalars by task name, or a sequence of one loss per task in order. A task that
+                is left out of the mapping is absent from this step.
+            combine: False captures only, for gradient accumulation: pass True with the last
+                micro-batch.
+
+        Returns:
+            A scalar tensor in the losses' dtype.
+
+        Raises:
+            TypeError, ValueError: for losses that cannot be used; the message names the task.
+
+        Example:
+            >>> from gradsurgery import GradientSurgery, PCGrad
+            >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+            >>> base = torch.optim.SGD([w], lr=0.1)
+            >>> optimizer = GradientSurgery(base, PCGrad(), tasks=("a", "b"))
+            >>> optimizer.join({"a": w[0], "b": w[1] - w[0]}).backward()
+            >>> w.grad
+            tensor([0.5000, 1.5000])
+        """
+        return join(self, named_losses(losses, self.tasks), combine)
+
+    def discard(self) -> None:
+        """Drop what was captured and not combined; ``.grad`` stays as it is."""
+        self._capture.clear()
+
+    def _combined(self, grads: list[list[Tensor | None]], active: Tensor) -> list[Tensor | None]:
+        """Return the update's gradient for each parameter, from ``grads[K][P]``."""
+        segments, names = self._segments()
+        columns = list(zip(*grads, strict=True))
+        shared = [p for p, column in enumerate(columns) if sum(g is not None for g in column) > 1]
+        alone = {p: g for p, column in enumerate(columns) for g in column if g is not None}
+        dense, unions = _aligned(grads, shared)
+        where = [segments[p] for p in shared]
+        gram = kernels.gram(dense, where, len(names)).cpu()
+        for p in shared:
+            del alone[p]
+        verdict = self._decide(gram, _finite(list(alone.values())), names, active)
+        combined = kernels.combine_(dense, verdict.weights, where)
+        for p, grad, union in zip(shared, combined, unions, strict=True):
+            assert grad is not None
+            alone[p] = grad if union is None else restore(grad, union, self._parameters()[p])
+        return [alone.get(p) for p in range(len(columns))]
+
+    def _decide(self, gram: Tensor, finite: bool, segments: list[str], active: Tensor) -> Verdict:
+        """Let the method decide on ``gram[S, K, K]``, keep its state, and count."""
+        if not (finite and bool(gram.isfinite().all())):
+            self.conflicts.skip()
+            weights = torch.ones(gram.shape[:-1], dtype=gram.dtype)
+            return Verdict(weights, torch.zeros_like(gram, dtype=torch.bool), {})
+        surgery = self._surgery
+        order, rng = torch.arange(len(self.tasks)).expand(len(self.tasks), -1), surgery["rng"]
+        if self.method.ordered:
+            order, rng = visiting_order(rng, len(self.tasks))
+        verdict = self.method(gram, order, self._state(len(segments)))
+        # A new dict each step: a state_dict taken earlier keeps what it saw.
+        self._surgery = {"tasks": list(self.tasks), "rng": rng, **verdict.state}
+        self.conflicts.update(gram, verdict, segments, active)
+        return verdict
+
+    # ------------------------------------------------------------------ the optimizer's interface
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Let the base optimizer step on what ``.grad`` holds.
+
+        Args:
+            closure: recomputes the loss, as for the base (LBFGS); it has to combine as well, which
+                ``join(losses).backward()`` does.
+
+        Returns:
+            What the base's ``step`` returns.
+
+        Raises:
+            RuntimeError: when captured gradients wait to be combined.
+        """
+        self._refuse_waiting()
+        if closure is None:
+            return self.base.step()
+
+        def checked() -> Any:
+            loss = closure()
+            self._refuse_waiting()
+            return loss
+
+        return self.base.step(checked)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear ``.grad``, as the base does, and drop what was captured and not combined."""
+        self._capture.clear()
+        self.base.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state; the wrapper's own is part of its first parameter group.
+
+        A run resumed from it is bitwise the run that never stopped. The statistics are not in it:
+        they have a ``state_dict`` of their own.
+        """
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, or a checkpoint of the plain base optimizer.
+
+        The latter knows nothing of surgery: visiting order and targets stay as they are.
+
+        Raises:
+            ValueError: when the checkpoint is of other tasks or segments; nothing is loaded then.
+        """
+        groups = state_dict.get("param_groups") or [{}]
+        self._check_loadable(groups[0].get(KEY))
+        mine = self._surgery
+        self._capture.clear()
+        self.base.load_state_dict(state_dict)
+        self.base.param_groups[0].setdefault(KEY, mine)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the base."""
+        self.base.add_param_group(param_group)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's parameter groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        groups[0].setdefault(KEY, self._surgery)
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The base's state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base's defaults."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base.defaults = defaults
+
+    def __getattr__(self, name: str) -> Any:
+        # Public extras of the base (a schedule-free optimizer's train() and eval()). Private ones
+        # stay hidden: GradScaler must not take the wrapper for a base that unscales by itself.
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.base, name)
+
+    def __repr__(self) -> str:
+        head = f"{type(self).__name__}({self.method!r}, tasks={self.tasks})"
+        return f"{head} of {self.base!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what was captured (it belongs to a step under way), without the hooks (as torch
+        # does), and without the `step` that a scheduler patched into the instance.
+        kept = ("base", "method", "tasks", "conflicts", "_grouping", "_named")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._capture = Capture(self.tasks)
+        self._build_hooks()
+
+    # ------------------------------------------------------------------ inner parts
+
+    def _build_hooks(self) -> None:
+        # Optimizer.__init__ would register the parameters a second time, with other defaults;
+        # __setstate__ builds the tables that hooks and profiling need, and nothing more.
+        super().__setstate__({})
+        for name in _SHARED_HOOKS:
+            setattr(self, name, getattr(self.base, name))
+
+    @property
+    def _surgery(self) -> dict[str, Any]:
+        surgery: dict[str, Any] = self.base.param_groups[0][KEY]
+        return surgery
+
+    @_surgery.setter
+    def _surgery(self, surgery: dict[str, Any]) -> None:
+        self.base.param_groups[0][KEY] = surgery
+
+    def _parameters(self) -> list[Tensor]:
+        """The parameters as the groups hold them now: FSDP2 swaps them, so no list is kept."""
+        return [p for group in self.base.param_groups for p in group["params"]]
+
+    def _segments(self) -> tuple[list[int], list[str]]:
+        """Each parameter's segment, and the segments' names."""
+        names = _grouping.names(self.base.param_groups, self._named)
+        return _grouping.segments(names, self._grouping)
+
+    def _state(self, segments: int) -> dict[str, Tensor]:
+        """The method's state; segments added since (``add_param_group``) start afresh."""
+        fresh = self.method.init(segments, len(self.tasks))
+        state = {}
+        for name, start in fresh.items():
+            kept = self._surgery.get(name, start).to(start)
+            state[name] = torch.cat([kept, start[len(kept) :]])
+        return state
+
+    def _check_loadable(self, surgery: Mapping[str, Any] | None) -> None:
+        if surgery is None:
+            return
+        if list(surgery["tasks"]) != list(self.tasks):
+            raise ValueError(
+                f"the checkpoint is of tasks {list(surgery['tasks'])} and this optimizer of "
+                f"{list(self.tasks)}: build it with the same tasks in the same order"
+            )
+        segments = len(self._segments()[1])
+        for name in self.method.init(segments, len(self.tasks)):
+            if name in surgery and len(surgery[name]) > segments:
+                raise ValueError(
+                    f"the checkpoint holds {name}s of {len(surgery[name])} segments and this "
+                    f"optimizer has {segments}: use the grouping that it was saved with"
+                )
+
+    def _refuse_waiting(self) -> None:
+        waiting = [task for task in self.tasks if task in self._capture.grads]
+        if waiting:
+            raise RuntimeError(
+                f"captured gradients of {', '.join(waiting)} wait: call combine() before step(), "
+                "or zero_grad() to drop them"
+            )
+
+
+def _check_base(base: Optimizer) -> None:
+    if isinstance(base, GradientSurgery) or not isinstance(base, Optimizer):
+        raise TypeError(
+            f"GradientSurgery wraps a torch.optim.Optimizer, not a {type(base).__name__}"
+        )
+
+
+def _check_method(method: Method) -> None:
+    if isinstance(method, type) or not isinstance(method, Method):
+        raise TypeError(f"method is an object such as PCGrad(), not {method!r}")
+
+
+def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(tasks)
+    if isinstance(tasks, str) or not names or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"tasks is a sequence of names such as ('a', 'b'), not {tasks!r}")
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise ValueError(f"task {repeated[0]!r} is listed more than once in {names}")
+    return names
+
+
+def _refuse_mixed_devices(grads: list[list[Tensor | None]]) -> None:
+    devices = sorted({str(g.device) for task in grads for g in task if g is not None})
+    if len(devices) > 1:
+        raise ValueError(
+            f"the captured gradients lie on several devices ({', '.join(devices)}): surgery needs "
+            "all of an optimizer's parameters on one"
+        )
+
+
+def _aligned(
+    grads: list[list[Tensor | None]], shared: list[int]
+) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
+    """Return the ``shared`` columns of ``grads[K][P]`` dense, and the sparse rows they stand for."""
+    dense: list[list[Tensor | None]] = [[] for _ in grads]
+    unions = []
+    for p in shared:
+        values, union = align([g for task in grads if (g := task[p]) is not None])
+        remaining = iter(values)
+        for row, task in zip(dense, grads, strict=True):
+            row.append(None if task[p] is None else next(remaining))
+        unions.append(union)
+    return dense, unions
+
+
+def _finite(grads: list[Tensor]) -> bool:
+    """Whether no element of ``grads`` is inf or NaN, read off their norms in one pass."""
+    values = [g.values() if g.is_sparse else g for g in grads]
+    return bool(kernels.gram([values], [0] * len(values), 1).isfinite().all())
+
+
+def _deliver(parameter: Tensor, grad: Tensor) -> None:
+    """Put ``grad`` into ``parameter.grad``, adding to what is there as a backward would."""
+    if parameter.grad is None:
+        parameter.grad = grad
+    elif parameter.grad.is_sparse and not grad.is_sparse:
+        parameter.grad = grad.add_(parameter.grad)
+    else:
+        parameter.grad.add_(grad)

@@ -1,0 +1,88 @@
+"""Small problems with known task gradients, for tests of the optimizer around the maths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradsurgery import GradientSurgery, Method, PCGrad
+
+TASKS = ("a", "b", "c")
+
+
+def linear_losses(parameters: Sequence[Tensor], grads: Sequence[Sequence[Tensor | None]]) -> list:
+    """Losses whose gradients are ``grads[k][p]``; None keeps the parameter out of the graph."""
+    return [
+        sum((p * g).sum() for p, g in zip(parameters, task, strict=True) if g is not None)
+        for task in grads
+    ]
+
+
+def vectors(*rows: Sequence[float], dtype: torch.dtype = torch.float32) -> list[list[Tensor]]:
+    """One parameter, one gradient vector per task."""
+    return [[torch.tensor(row, dtype=dtype)] for row in rows]
+
+
+def wrap(
+    parameters: Sequence[Tensor],
+    method: Method | None = None,
+    tasks: Sequence[str] = TASKS,
+    base: type[torch.optim.Optimizer] = torch.optim.SGD,
+    lr: float = 0.1,
+    **options: object,
+) -> GradientSurgery:
+    """A wrapped SGD over ``parameters``."""
+    built = base(parameters, lr=lr)  # type: ignore[call-arg]
+    return GradientSurgery(built, method or PCGrad(), tasks=tasks, **options)  # type: ignore[arg-type]
+
+
+class TwoHeads(nn.Module):
+    """A trunk, a head per task, and an adapter of task a's declared in the middle of the trunk."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.lower = nn.Linear(3, width)
+        self.adapter = nn.Linear(width, width)  # task a only
+        self.upper = nn.Linear(width, width)
+        self.heads = nn.ModuleDict({task: nn.Linear(width, 1) for task in ("a", "b")})
+        self.spare = nn.Linear(width, width)  # nobody's
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        hidden = self.lower(x).tanh()
+        if task == "a":
+            hidden = hidden + self.adapter(hidden)
+        out: Tensor = self.heads[task](self.upper(hidden).tanh())
+        return out
+
+
+def losses_of(model: TwoHeads, seed: int = 0) -> dict[str, Tensor]:
+    """Squared outputs on a batch per task."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = {task: torch.randn(8, 3, generator=generator) for task in ("a", "b")}
+    signs = {"a": 1.0, "b": -1.0}
+    return {t: (model(x, t) - signs[t]).square().mean() for t, x in batches.items()}
+
+
+def task_gradients(model: nn.Module, losses: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Each task's gradients by parameter name, through ``torch.autograd.grad``."""
+    named = dict(model.named_parameters())
+    found = {}
+    for task, loss in losses.items():
+        grads = torch.autograd.grad(
+            loss, list(named.values()), retain_graph=True, allow_unused=True
+        )
+        found[task] = {n: g for n, g in zip(named, grads, strict=True) if g is not None}
+    return found
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two nests of dicts, lists and tensors are equal to the bit."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

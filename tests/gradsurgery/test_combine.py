@@ -1,0 +1,147 @@
+"""combine: what reaches ``.grad`` in the corners, and what a non-finite step leaves as it was."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gradsurgery import GradVac, Method, PCGrad, Sum
+from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+
+METHODS = [PCGrad(), GradVac(target=0.3), Sum()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_one_task_is_plain_training(method: Method) -> None:
+    w = nn.Parameter(torch.zeros(2))
+    wrap([w], method, tasks=("only",)).join(linear_losses([w], vectors((1, -2)))).backward()
+    assert w.grad.tolist() == [1, -2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "pcgrad"),
+    [
+        pytest.param([(1, 2), (1, 2)], (2, 4), id="identical"),
+        pytest.param([(1, 2), (-1, -2)], (0, 0), id="opposite"),
+        pytest.param([(1, 2), (-3, -6)], (0, 0), id="opposite, other length"),
+        pytest.param([(1, 2), (0, 0)], (1, 2), id="one zero"),
+        pytest.param([(0, 0), (0, 0)], (0, 0), id="all zero"),
+        pytest.param([(1, 0), (0, 1)], (1, 1), id="orthogonal"),
+    ],
+)
+def test_degenerate_pairs(rows: list[tuple[float, ...]], pcgrad: tuple[float, float]) -> None:
+    for method in (PCGrad(), GradVac()):
+        w = nn.Parameter(torch.zeros(2))
+        optimizer = wrap([w], method, tasks=("a", "b"))
+        optimizer.join(linear_losses([w], vectors(*rows))).backward()
+        assert torch.allclose(w.grad, torch.tensor(pcgrad, dtype=torch.float32), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e12, 1e19])
+def test_scales_that_float32_squares_cannot_hold(scale: float) -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], tasks=("a", "b"))
+    optimizer.join(linear_losses([w], vectors((scale, 0), (-scale, scale)))).backward()
+    assert torch.allclose(w.grad / scale, torch.tensor([0.5, 1.5]))
+
+
+def test_a_task_absent_from_a_segment_is_absent_there_only() -> None:
+    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = wrap([first, second], GradVac(beta=1.0), tasks=("a", "b", "c"), grouping="tensor")
+    with optimizer.task("a"):
+        (first.sum() + second.sum()).backward()
+    with optimizer.task("b"):
+        (first[0] + second[0]).backward()
+    with optimizer.task("c"):
+        second[1].backward()
+    optimizer.combine()
+    target = optimizer.param_groups[0]["surgery"]["target"]
+    assert target[0, 0, 1] == pytest.approx(math.sqrt(0.5))
+    assert target[0, 2].tolist() == target[0, :, 2].tolist() == [0, 0, 0]
+    assert target[1, 0, 2] == pytest.approx(math.sqrt(0.5))
+
+
+def test_combining_nothing_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"nothing captured.*task\(name\)"):
+        wrap([nn.Parameter(torch.zeros(1))]).combine()
+
+
+def test_several_parameter_groups_are_one_problem() -> None:
+    """Surgery within each group would find no conflict in the first."""
+    first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    groups = [{"params": [first], "lr": 0.1}, {"params": [second], "lr": 1.0}]
+    optimizer = wrap(groups, tasks=("a", "b"))  # type: ignore[arg-type]
+    optimizer.join([first.sum() + 0 * second.sum(), (second - first).sum()]).backward()
+    assert (first.grad.item(), second.grad.item()) == (0.5, 1.5)
+    optimizer.step()
+    assert (first.item(), second.item()) == pytest.approx((-0.05, -1.5))
+
+
+@pytest.mark.parametrize("where", ["shared", "head"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_a_nonfinite_step_changes_no_state(where: str, value: float, method: Method) -> None:
+    w, head = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    optimizer = wrap([w, head], method, tasks=("a", "b"))
+    good = linear_losses([w], vectors((1, 0), (-1, 1)))
+    optimizer.join(good).backward()
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()), optimizer.conflicts.summary()
+    optimizer.zero_grad()
+    broken = w if where == "shared" else head
+    optimizer.join([w[0] + value * broken.sum(), w[1] - w[0]]).backward()
+    assert not all(p.grad.isfinite().all() for p in (w, head) if p.grad is not None)
+    if where == "head":
+        assert w.grad.tolist() == [0, 1]  # weights of one
+    after = optimizer.state_dict(), optimizer.conflicts.summary()
+    assert same(after[0], before[0])
+    assert after[1]["nonfinite"] == 1
+    assert {**after[1], "nonfinite": 0, "window": 1} == before[1]
+
+
+def test_grad_scaler_skips_a_nonfinite_step_and_training_goes_on() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], GradVac(beta=0.5), tasks=("a", "b"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for broken in (False, True, False):
+        losses = linear_losses([w], vectors((math.inf if broken else 1, 0), (-1, 1)))
+        scaler.scale(optimizer.join(losses)).backward()
+        before = w.detach().clone()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_([w], 100.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(w, before) is broken
+    assert scaler.get_scale() == 2.0
+    assert w.isfinite().all()
+    assert optimizer.param_groups[0]["surgery"]["target"].isfinite().all()
+    assert optimizer.conflicts.summary()["nonfinite"] == 1
+
+
+def test_loss_scaling_changes_no_decision() -> None:
+    """Surgery before ``unscale_`` is the surgery without AMP, to the bit for powers of two."""
+    rows = vectors((1, 0.3, 2), (-1, 1, 0.1), (0.2, -3, -1))
+    results = []
+    for scale in (1.0, 65536.0):
+        w = nn.Parameter(torch.zeros(3))
+        optimizer = wrap([w], PCGrad(seed=3))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(optimizer.join(linear_losses([w], rows))).backward()
+        scaler.unscale_(optimizer)
+        results.append(w.grad)
+    assert torch.equal(*results)
+
+
+def test_clipping_sees_the_gradient_that_is_stepped_on() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], tasks=("a", "b"), lr=1.0)
+    optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1)))).backward()
+    norm = torch.nn.utils.clip_grad_norm_([w], 0.5)
+    assert norm.item() == pytest.approx(math.hypot(0.5, 1.5))
+    optimizer.step()
+    assert w.norm().item() == pytest.approx(0.5, rel=1e-5)

@@ -1,0 +1,223 @@
+"""join: the drop-in for sum(losses).backward()."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradsurgery import GradVac, PCGrad, Sum
+from tests.gradsurgery.problems import TwoHeads, linear_losses, losses_of, vectors, wrap
+
+
+def test_it_is_the_sum_of_the_losses() -> None:
+    w = nn.Parameter(torch.ones(2))
+    optimizer = wrap([w])
+    joined = optimizer.join([w.sum(), 2 * w.sum(), w.prod()])
+    assert joined.item() == 7
+    assert joined.shape == ()
+    assert joined.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_it_has_the_dtype_of_the_losses(dtype: torch.dtype) -> None:
+    w = nn.Parameter(torch.ones(2))
+    joined = wrap([w], Sum()).join([w.sum().to(dtype)] * 3)
+    assert joined.dtype == dtype
+    joined.backward()
+    assert w.grad.tolist() == [3, 3]
+    assert w.grad.dtype == torch.float32
+
+
+def test_both_ways_of_capturing_give_the_same_bits() -> None:
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = wrap(list(model.parameters()), GradVac(target=0.5), tasks=("a", "b"))
+    start = optimizer.state_dict()
+    optimizer.join(losses_of(model)).backward()
+    joined = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    optimizer.load_state_dict(start)
+    optimizer.zero_grad()
+    for task, loss in losses_of(model).items():
+        with optimizer.task(task):
+            loss.backward()
+    optimizer.combine()
+    for name, parameter in model.named_parameters():
+        if name in joined:
+            assert torch.equal(parameter.grad, joined[name])
+
+
+def test_sum_is_bitwise_the_plain_sum_of_losses() -> None:
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = wrap(list(model.parameters()), Sum(), tasks=("a", "b"))
+    optimizer.join(losses_of(model)).backward()
+    ours = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    optimizer.zero_grad()
+    for loss in losses_of(model).values():
+        loss.backward()
+    plain = [p.grad for p in model.parameters()]
+    assert all(
+        torch.equal(a, b) if a is not None else b is None for a, b in zip(ours, plain, strict=True)
+    )
+
+
+def test_one_shared_forward() -> None:
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    trunk = w.exp()  # saves its result: freed too early, the second backward would fail
+    optimizer = wrap([w], Sum())
+    optimizer.join([trunk[0], trunk[1], trunk.sum()]).backward()
+    assert torch.allclose(w.grad, 2 * w.detach().exp())
+
+
+@pytest.mark.parametrize("factor", [0.5, 1024.0])
+def test_a_factor_reaches_every_task(factor: float) -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], tasks=("a", "b"))
+    (optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1)))) * factor).backward()
+    assert w.grad.tolist() == [0.5 * factor, 1.5 * factor]
+
+
+def test_an_auxiliary_loss_may_be_added() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], tasks=("a", "b"))
+    joined = optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1))))
+    (joined + 10 * w.sum()).backward()
+    assert w.grad.tolist() == [10.5, 11.5]
+
+
+def test_accumulation_is_the_large_batch() -> None:
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = wrap(list(model.parameters()), tasks=("a", "b"))
+    for last, seed in ((False, 0), (True, 1)):
+        (optimizer.join(losses_of(model, seed), combine=last) / 2).backward()
+        assert (model.lower.weight.grad is not None) is last
+    parts = [p.grad.clone() for p in model.lower.parameters()]
+    optimizer.zero_grad()
+    optimizer = wrap(list(model.parameters()), tasks=("a", "b"))
+    halves = [losses_of(model, seed) for seed in (0, 1)]
+    optimizer.join({t: (halves[0][t] + halves[1][t]) / 2 for t in ("a", "b")}).backward()
+    for part, parameter in zip(parts, model.lower.parameters(), strict=True):
+        assert torch.allclose(part, parameter.grad, atol=1e-6)
+
+
+def test_a_task_left_out_is_absent() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], GradVac(beta=0.5))
+    optimizer.join({"a": w[0], "c": w[1] - w[0]}).backward()
+    target = optimizer.param_groups[0]["surgery"]["target"][0]
+    assert w.grad.tolist() == [0.5, 1.5]
+    assert target[0, 2] == target[2, 0] == pytest.approx(-0.5 / 2**0.5)
+    assert target[1].abs().sum() == target[:, 1].abs().sum() == 0
+
+
+def test_without_grad_it_is_a_plain_sum() -> None:
+    """An evaluation loop calls the same function."""
+    w = nn.Parameter(torch.ones(2))
+    with torch.no_grad():
+        joined = wrap([w]).join([w.sum()] * 3)
+    assert (joined.item(), joined.requires_grad) == (6, False)
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        (lambda w: {"z": w.sum()}, ValueError, r"'z'.*a, b, c"),
+        (lambda w: [w.sum()], ValueError, r"1 losses for 3 tasks \(a, b, c\)"),
+        (lambda w: {}, ValueError, "no loss.*a, b, c"),
+        (lambda w: {"a": w}, ValueError, r"'a' has shape \[2\].*mean"),
+        (lambda w: {"a": w.detach().sum()}, ValueError, "'a' does not require grad"),
+        (lambda w: {"a": 1.5}, TypeError, "'a' is a float"),
+    ],
+)
+def test_losses_that_cannot_be_used(losses: Any, error: type[Exception], message: str) -> None:
+    w = nn.Parameter(torch.ones(2))
+    optimizer = wrap([w])
+    with pytest.raises(error, match=message):
+        optimizer.join(losses(w))
+    optimizer.step()  # nothing waits
+
+
+def test_a_loss_of_one_element_is_a_scalar() -> None:
+    w = nn.Parameter(torch.ones(1))
+    wrap([w], Sum(), tasks=("a",)).join([w * 2]).backward()
+    assert w.grad.tolist() == [2]
+
+
+# torch warns once per process that such a backward leaks.
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_double_backward_is_refused() -> None:
+    w = nn.Parameter(torch.ones(2))
+    joined = wrap([w], tasks=("a",)).join([w.square().sum()])
+    with pytest.raises(RuntimeError, match=r"differentiated twice.*create_graph=True"):
+        joined.backward(create_graph=True)
+    assert w.grad is None
+
+
+def test_a_second_backward_is_refused() -> None:
+    w = nn.Parameter(torch.ones(2))
+    joined = wrap([w], tasks=("a",)).join([w.square().sum()])
+    joined.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"second time.*join\(\) again"):
+        joined.backward()
+    assert w.grad.tolist() == [2, 2]
+
+
+def test_a_failing_backward_leaves_nothing_behind() -> None:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            raise MemoryError("out of memory in task b")
+
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.tensor([5.0, 5.0])
+    optimizer = wrap([w], tasks=("a", "b"))
+    with pytest.raises(MemoryError, match="task b"):
+        optimizer.join([w.sum(), Fails.apply(w).sum()]).backward()
+    assert w.grad.tolist() == [5, 5]
+    optimizer.step()  # nothing waits
+    assert w.tolist() == [0.5, 0.5]
+
+
+def test_separate_graphs_are_freed_as_the_backward_goes() -> None:
+    """The caller's loss still lives: what its graph saved must not."""
+    w, saved = nn.Parameter(torch.ones(2)), []
+
+    class Saves(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            kept = x * 2
+            saved.append(weakref.ref(kept))
+            ctx.save_for_backward(kept)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            _ = ctx.saved_tensors
+            return grad
+
+    losses = [Saves.apply(w).sum() for _ in range(3)]
+    assert all(ref() is not None for ref in saved)
+    wrap([w], Sum()).join(losses).backward()
+    gc.collect()
+    assert [ref() for ref in saved] == [None] * 3
+
+
+def test_no_global_generator_is_touched() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], PCGrad(seed=7))
+    before = torch.get_rng_state()
+    for _ in range(3):
+        optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1), (0, -1)))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,162 @@
+"""Statistics: every figure against numbers worked out by hand, and measuring changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gradsurgery import ConflictLog, GradientSurgery, GradVac, Method, PCGrad, Sum
+from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+
+KEYS = {
+    "schema",
+    "step",
+    "epoch",
+    "window",
+    "method",
+    "tasks",
+    "segments",
+    "gradients",
+    "pairs",
+    "norms",
+    "weights",
+    "change",
+    "nonfinite",
+}
+
+
+def run(method: Method, *steps: list[tuple[float, ...]], tasks: Any = ("a", "b")) -> Any:
+    """The optimizer after one step on each of the given gradients."""
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], method, tasks=tasks)
+    for rows in steps:
+        optimizer.join(linear_losses([w], vectors(*rows))).backward()
+        optimizer.zero_grad()
+    return optimizer
+
+
+def test_every_figure_of_two_steps() -> None:
+    """Gradients at 135 degrees, then at 45: one conflict, altered both ways."""
+    summary = run(PCGrad(), [(1, 0), (-1, 1)], [(2, 0), (1, 1)]).conflicts.summary()
+    low, high = -math.sqrt(0.5), math.sqrt(0.5)
+    assert summary["window"] == 2
+    assert summary["gradients"] == {"possible": 4, "altered": 2}
+    for pair, names in zip(summary["pairs"], [("a", "b"), ("b", "a")], strict=True):
+        assert (pair["i"], pair["j"]) == names
+        assert (pair["possible"], pair["conflicts"], pair["altered"]) == (2, 1, 1)
+        assert pair["cosine"]["mean"] == pytest.approx(0, abs=1e-7)
+        assert (pair["cosine"]["min"], pair["cosine"]["max"]) == pytest.approx((low, high))
+        assert pair["target"] is None
+    assert summary["norms"] == pytest.approx({"a": 1.5, "b": math.sqrt(2)})
+    assert summary["weights"] == pytest.approx({"a": 1.5, "b": 1.25})
+    # u = (0.5, 1.5), s = (0, 1); then u = s.
+    assert summary["change"]["max"] == pytest.approx(math.sqrt(0.5))
+    assert summary["change"]["mean"] == pytest.approx(math.sqrt(0.5) / 2)
+
+
+def test_alterations_have_a_direction() -> None:
+    """Task a's target says 0.9, task b's says 0: only a is pulled."""
+    target = torch.tensor([[0.0, 0.9], [-1.0, 0.0]])
+    summary = run(GradVac(beta=0.5, target=target), [(1, 0), (0, 1)]).conflicts.summary()
+    assert [pair["altered"] for pair in summary["pairs"]] == [1, 0]
+    assert [pair["conflicts"] for pair in summary["pairs"]] == [0, 0]
+    assert [pair["target"] for pair in summary["pairs"]] == pytest.approx([0.45, -0.5])
+    assert summary["gradients"]["altered"] == 1
+
+
+def test_the_control_counts_and_changes_nothing() -> None:
+    summary = run(Sum(), [(1, 0), (-1, 1)]).conflicts.summary()
+    assert summary["pairs"][0]["conflicts"] == 1
+    assert summary["gradients"] == {"possible": 2, "altered": 0}
+    assert summary["weights"] == {"a": 1, "b": 1}
+    assert summary["change"] == {"mean": 0, "max": 0}
+
+
+def test_absent_tasks_make_no_pairs() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w])
+    optimizer.join({"a": w[0], "c": w[1]}).backward()
+    summary = optimizer.conflicts.summary()
+    possible = {(p["i"], p["j"]): p["possible"] for p in summary["pairs"]}
+    assert [names for names, count in possible.items() if count] == [("a", "c"), ("c", "a")]
+    assert summary["gradients"]["possible"] == 2
+    assert summary["norms"]["b"] is None
+
+
+def test_an_empty_window_has_no_figures() -> None:
+    optimizer = wrap([nn.Parameter(torch.zeros(2))])
+    for _ in range(2):
+        summary = optimizer.conflicts.summary()
+        assert summary["window"] == 0
+        assert summary["pairs"][0]["cosine"] == {"mean": None, "min": None, "max": None}
+        assert summary["change"] == {"mean": None, "max": None}
+        assert optimizer.conflicts.scalars() == {"surgery/nonfinite": 0.0}
+        optimizer.conflicts.reset()
+
+
+def test_cancelling_gradients_leave_change_undefined() -> None:
+    """The plain sum is zero: no ratio to it exists, and none is made up."""
+    assert run(PCGrad(), [(1, 0), (-1, 0)]).conflicts.summary()["change"]["mean"] is None
+
+
+def test_scalars_are_flat_floats_without_gaps() -> None:
+    scalars = run(GradVac(), [(1, 0), (-1, 1)]).conflicts.scalars()
+    assert all(isinstance(value, float) and math.isfinite(value) for value in scalars.values())
+    assert scalars["surgery/conflicts/a-b"] == 1.0
+    assert scalars["surgery/cosine/a-b"] == pytest.approx(-math.sqrt(0.5))
+    assert "surgery/cosine/b-a" not in scalars
+    assert "surgery/target/b-a" in scalars
+
+
+def test_reading_and_resetting_change_no_training() -> None:
+    weights = []
+    for measured in (True, False):
+        w = nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = wrap([w], GradVac(beta=0.5, seed=2))
+        for _ in range(5):
+            optimizer.join([w[0].exp(), (w[1] - w[0]).square(), w.prod()]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if measured:
+                optimizer.conflicts.summary()
+                optimizer.conflicts.reset()
+        weights.append((w.detach(), optimizer.state_dict()))
+    assert same(*weights)
+
+
+def test_a_window_survives_a_checkpoint(tmp_path: Path) -> None:
+    steps = ([(1, 0), (-1, 1)], [(2, 0), (1, 1)])
+    whole = run(GradVac(), *steps)
+    begun = run(GradVac(), steps[0])
+    torch.save(
+        {"optimizer": begun.state_dict(), "conflicts": begun.conflicts.state_dict()},
+        tmp_path / "last.pt",
+    )
+    resumed: GradientSurgery = run(GradVac())
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    resumed.load_state_dict(saved["optimizer"])
+    resumed.conflicts.load_state_dict(saved["conflicts"])
+    w = resumed.param_groups[0]["params"][0]
+    resumed.join(linear_losses([w], vectors(*steps[1]))).backward()
+    assert resumed.conflicts.summary() == whole.conflicts.summary()
+
+
+def test_the_log_has_one_json_object_a_window(tmp_path: Path) -> None:
+    log = ConflictLog(tmp_path / "deep" / "conflicts.jsonl")
+    optimizer = run(PCGrad(), [(1, 0), (-1, 1)])
+    log.write(optimizer.conflicts, step=1, epoch=1)
+    log.write(optimizer.conflicts, step=2)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(line["step"], line["epoch"], line["window"]) for line in lines] == [
+        (1, 1, 1),
+        (2, None, 0),
+    ]
+    assert all(set(line) == KEYS for line in lines)
+    assert lines[0]["schema"] == 1
+    assert lines[0]["method"] == "PCGrad(seed=0)"
