@@ -1,0 +1,1 @@
+"""Benchmarks: what surgery costs, measured beside plain training in one run."""

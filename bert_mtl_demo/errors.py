@@ -1,0 +1,42 @@
+"""The errors a user can cause, so that a command can print one line instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DemoError(ValueError):
+    """Base of every error whose message is meant for the person at the keyboard.
+
+    >>> issubclass(ConfigError, DemoError) and issubclass(CheckpointError, DemoError)
+    True
+    """
+
+
+class ConfigError(DemoError):
+    """A setting has a value that cannot work."""
+
+
+class EncoderError(DemoError):
+    """The encoder is missing, damaged, or no BERT."""
+
+
+class CheckpointError(DemoError):
+    """A run directory is missing, unfinished, damaged, or belongs to other settings."""
+
+
+class DivergedError(DemoError):
+    """Training met more non-finite steps in a row than it was told to bear."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not in a table, with the nearest one that is.
+
+    >>> unknown("method", "pcgard", ["sum", "pcgrad"])
+    "unknown method 'pcgard': did you mean 'pcgrad'? Known: sum, pcgrad"
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}:{hint} Known: {', '.join(names)}"
