@@ -1,21 +1,22 @@
 """python -m benchmarks.bench_step: a training step with surgery beside a plain one, in one run.
 
 The plain step is ``sum(losses).backward()`` over one batch per task, each backward as soon as its
-forward is done (which is the cheapest way to add the losses up), then AdamW. Ours is the same step with
-``optimizer.task`` around each backward and ``combine()`` before ``step()``. Same model, same batches,
-alternated step by step: what the machine does besides hits both. Prints medians, their ratio, the cost
-of the statistics as a share of a step, and (in processes of their own) peak memory.
+forward is done (which is the cheapest way to add the losses up), then AdamW. Ours is the same step
+with ``optimizer.task`` around each backward and ``combine()`` before ``step()``. Same model, same
+batches, alternated step by step: what the machine does besides hits both. Prints medians, their
+ratio, the cost of the statistics as a share of a step, and (in processes of their own) peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +29,9 @@ TASKS = ("sst", "para", "sts")
 METHODS: dict[str, Method] = {"sum": Sum(), "pcgrad": PCGrad(), "gradvac": GradVac()}
 
 #: all-MiniLM-L6's shape, 22.7M parameters; the weights do not matter to the clock.
-MINILM = {
-    "hidden_size": 384,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-    "intermediate_size": 1536,
-}
+MINILM = BertConfig(
+    hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+)
 
 Step = Callable[[], object]
 
@@ -43,7 +41,7 @@ class ThreeTasks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = BertModel(BertConfig(**MINILM), add_pooling_layer=False)
+        self.encoder = BertModel(MINILM, add_pooling_layer=False)
         self.heads = nn.ModuleDict({task: nn.Linear(384, 1) for task in TASKS})
 
     def forward(self, task: str, tokens: Tensor) -> Tensor:
@@ -88,9 +86,7 @@ def joint_step(
     return step
 
 
-def surgery_step(
-    model: ThreeTasks, batches: dict[str, Tensor], optimizer: GradientSurgery
-) -> Step:
+def surgery_step(model: ThreeTasks, batches: dict[str, Tensor], optimizer: GradientSurgery) -> Step:
     """Surgery, task after task."""
 
     def step() -> None:
@@ -150,9 +146,13 @@ def peak_bytes(name: str, method: str, batch: int, length: int) -> int:
 
 def _peak(name: str, method: str, batch: int, length: int) -> int:
     step = steps(method, batch, length)[name]
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # begin the peak here, after building the model
     for _ in range(3):
         step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+    # Not getrusage: its peak counts what the parent held when it started this process.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
 
 
 def table(times: dict[str, list[float]], reference: str) -> str:

@@ -444,7 +444,7 @@ def _refuse_mixed_devices(grads: list[list[Tensor | None]]) -> None:
 def _aligned(
     grads: list[list[Tensor | None]], shared: list[int]
 ) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
-    """Return the ``shared`` columns of ``grads[K][P]`` dense, and the sparse rows they stand for."""
+    """Return the ``shared`` columns of ``grads[K][P]`` dense, and sparse rows they stand for."""
     dense: list[list[Tensor | None]] = [[] for _ in grads]
     unions = []
     for p in shared:
