@@ -7,8 +7,9 @@ Both walk the tensors where autograd left them, in blocks that stay in cache whi
 them, so each gradient is read from memory once.
 
 Precision: one float32 dot product over tens of millions of elements is wrong in the third digit;
-over 64K elements it is right to 1e-7, and the blocks are summed in float64. bf16 and fp16 are
-widened to float32 block by block, and rounded once on the way back.
+over 64K elements it is right to 1e-7 (1e-5 for bf16 and fp16, whose products round alike too often),
+and the blocks are summed in float64. bf16 and fp16 are widened to float32 block by block, and rounded
+once on the way back.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
     result = torch.zeros(count, tasks, tasks, dtype=torch.float64, device=values.device)
     where = torch.tensor(cells, device=values.device).unbind(-1)
     result.index_put_(where, values, accumulate=True)
-    return result.triu() + result.triu(1).mT
+    result = result + result.mT  # the lower half was zero
+    result.diagonal(dim1=-2, dim2=-1).div_(2)
+    return result
 
 
 @torch.no_grad()
@@ -62,7 +65,8 @@ def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list
     """Combine the tasks' gradients of each parameter, in place.
 
     Args:
-        grads: as in :func:`gram`. The first gradient present of each parameter is overwritten.
+        grads: as in :func:`gram`. The first gradient present of each parameter is overwritten; it
+            has to own each of its elements (no expanded tensor), as what autograd leaves does.
         weights: ``[S, K]``.
         segments: the segment of each parameter.
 

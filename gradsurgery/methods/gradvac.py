@@ -30,6 +30,10 @@ UpdateRule = Literal["always", "on_alter"]
 #: The update is kept within this many times the plain sum of the gradients.
 CAP = 100.0
 
+#: A target acts as at most this: at 1, rounding between two copies of one task would look like an
+#: angle to close, and closing it takes an infinite step.
+HIGHEST = 1 - 1e-15
+
 
 def gradvac(
     gram: Tensor, order: Tensor, target: Tensor, beta: float, update: UpdateRule = "always"
@@ -56,7 +60,8 @@ def gradvac(
         ([1.75, 1.75], 0.3)
     """
     visits, target = Visits(gram), target.clone()
-    bound = CAP * gram.sum((-1, -2)).clamp(min=0).sqrt()[..., None] / gram.shape[-1]  # 100 |s| / K
+    present = (visits.norms > 0).sum(-1).clamp(min=1)  # the K that are there
+    bound = (CAP * gram.sum((-1, -2)).clamp(min=0).sqrt() / present)[..., None]  # 100 |s| / K
     rows = torch.arange(gram.shape[-1], device=gram.device)
     for partner in order.unbind(-1):
         dot, norm, other = visits.measure(partner)
@@ -64,20 +69,25 @@ def gradvac(
         cosine = torch.where(acts, dot / (norm * other), 0).clamp(-1, 1)
         across = norm * (1 - cosine**2).sqrt()  # length of g_i' across g_j: no visit changes it
         wanted = target[..., rows, partner]
-        reached = torch.minimum(wanted, _cap(across, bound))
-        alter = acts & (cosine < reached)
-        amount = (reached * across / (1 - reached**2).sqrt() - cosine * norm) / other
-        visits.add(partner, amount, alter)
+        along = _along(across, wanted, bound)
+        alter = acts & (dot / other < along)
+        visits.add(partner, (along - dot / other) / other, alter)
         moves = acts if update == "always" else alter
         target[..., rows, partner] = torch.where(moves, (1 - beta) * wanted + beta * cosine, wanted)
     return visits.verdict({"target": target})
 
 
-def _cap(across: Tensor, bound: Tensor) -> Tensor:
-    """Return the largest target, in [0, 1), that keeps ``across / sqrt(1 - t^2) <= bound``."""
-    ratio = torch.where(bound > 0, across / bound, 1).clamp(max=1)
-    # At ratio 0 the gradients are parallel: any target below one is reached by doing nothing.
-    return (1 - ratio**2).sqrt().clamp(max=1 - 1e-15)
+def _along(across: Tensor, target: Tensor, bound: Tensor) -> Tensor:
+    """Return the length along g_j that g_i' is to have, given its length ``across`` g_j.
+
+    Equation (2) in other words: ``along / |g_i'| = t``, so ``along = across t / sqrt(1 - t^2)``;
+    where that would exceed ``bound``, what makes ``|g_i'|`` exactly ``bound``.
+    """
+    t = target.clamp(max=HIGHEST)
+    free = across * t / ((1 - t) * (1 + t)).sqrt()
+    capped = ((bound - across).clamp(min=0) * (bound + across)).sqrt()
+    # A target of -1 gives minus infinity, or NaN where nothing lies across: no cosine is below it.
+    return torch.where(t > 0, torch.minimum(free, capped), free)
 
 
 @final
