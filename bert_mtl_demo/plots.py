@@ -1,0 +1,108 @@
+"""The demo's own pictures: losses, scores, conflicts by epoch, confusions, similarity.
+
+Every function takes plain rows or arrays, writes one PNG, and returns its path. Figures are made
+without pyplot: no global state, no window, no memory that stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+Row = Mapping[str, Any]
+
+
+def losses(rows: Sequence[Row], path: Path) -> Path:
+    """Training loss of each task, one panel each: their units differ."""
+    train = [row for row in rows if row["kind"] == "train"]
+    tasks = list(dict.fromkeys(task for row in train for task in row["loss"]))
+    figure, panels = _panels(len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
+        points = [(row["step"], row["loss"][task]) for row in train if task in row["loss"]]
+        axes.plot(*zip(*points, strict=True), marker=".", color="tab:blue")
+        top = 1.1 * max(loss for _, loss in points)
+        axes.set(title=task, xlabel="step", ylabel="loss", ylim=(0, top or 1))
+    return _save(figure, path)
+
+
+def scores(rows: Sequence[Row], path: Path) -> Path:
+    """Dev scores by epoch, with both overall scores."""
+    dev = [row for row in rows if row["kind"] == "dev"]
+    figure, (axes,) = _panels(1)
+    steps = [row["step"] for row in dev]
+    for task in dev[0]["scores"]:
+        axes.plot(steps, [row["scores"][task] for row in dev], marker="o", label=task)
+    for overall, style in (("mean", "-"), ("leaderboard", "--")):
+        axes.plot(steps, [row[overall] for row in dev], style, color="black", label=overall)
+    axes.set(title="dev", xlabel="step", ylabel="score")
+    axes.legend()
+    return _save(figure, path)
+
+
+def conflicts_by_epoch(totals: Sequence[Row], path: Path) -> Path:
+    """Share of conflicting and of altered gradients, per ordered pair and epoch, as bars.
+
+    Args:
+        totals: rows with epoch, i, j, possible, conflicts, altered.
+        path: the PNG.
+    """
+    pairs = list(dict.fromkeys((row["i"], row["j"]) for row in totals))
+    epochs = sorted({row["epoch"] for row in totals})
+    figure, panels = _panels(2)
+    places, width = np.arange(len(pairs)), 0.8 / len(epochs)
+    for axes, what in zip(panels, ("conflicts", "altered"), strict=True):
+        for n, epoch in enumerate(epochs):
+            share = {
+                (row["i"], row["j"]): row[what] / row["possible"] if row["possible"] else 0.0
+                for row in totals
+                if row["epoch"] == epoch
+            }
+            heights = [100 * share.get(pair, 0.0) for pair in pairs]
+            axes.bar(places + n * width, heights, width, label=f"epoch {epoch}")
+        axes.set_xticks(places + 0.4 - width / 2, [f"{i} <- {j}" for i, j in pairs], rotation=30)
+        axes.set(title=what, ylabel="% of steps", ylim=(0, 100))
+    panels[0].axhline(50, color="grey", linewidth=0.8, linestyle=":")  # what coin flips would give
+    panels[1].legend()
+    return _save(figure, path)
+
+
+def confusion(table: ArrayLike, names: Sequence[str], title: str, path: Path) -> Path:
+    """A confusion matrix: colour by row share, counts written in."""
+    counts = np.asarray(table)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(1.5 + 0.9 * len(names), 1.2 + 0.8 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        axes.text(j, i, str(count), ha="center", color="white" if share[i, j] > 0.5 else "black")
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    return _save(figure, path)
+
+
+def similarity(truth: ArrayLike, found: ArrayLike, title: str, path: Path) -> Path:
+    """Predicted against true similarity, with the line on which they would agree."""
+    figure, (axes,) = _panels(1)
+    axes.plot([0, 5], [0, 5], color="grey", linewidth=0.8)
+    axes.scatter(np.asarray(truth), np.asarray(found), s=10, alpha=0.5)
+    axes.set(title=title, xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=(-0.1, 5.1))
+    return _save(figure, path)
+
+
+def _panels(count: int) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(4.2 * max(count, 1), 3.4), layout="constrained")
+    found = list(figure.subplots(1, max(count, 1), squeeze=False)[0])[:count]
+    for axes in found:
+        axes.grid(alpha=0.3)
+    return figure, found
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,139 @@
+"""`python -m bert_mtl_demo.predict RUN --task sst TEXT...`: ask a trained run.
+
+Sentences come from the command line, from a file, or from stdin: one example a line, the two
+sentences of a pair with a tab between them. On the command line a pair is two arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_mtl_demo.cli import guard
+from bert_mtl_demo.errors import DemoError, unknown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code.
+
+    >>> main(["no-such-run", "--task", "sst", "A fine film."])
+    2
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m bert_mtl_demo.predict",
+        description="Answers of a run's best weights, one line each (JSON with --json).",
+    )
+    parser.add_argument("run", help="directory of the run")
+    parser.add_argument(
+        "texts", nargs="*", help="sentences; for a task of pairs, two for each pair"
+    )
+    parser.add_argument("--task", required=True, help="which of the run's tasks")
+    parser.add_argument("--file", help="read from this file; '-' is stdin, as is naming no text")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
+    # Intermixed: `RUN --task sst TEXT` puts a flag between two positionals.
+    arguments = parser.parse_intermixed_args(argv)
+    return guard(lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    from bert_mtl_demo.trained import load_trained
+
+    trained = load_trained(arguments.run, arguments.device)
+    if arguments.task not in trained.model.tasks:
+        raise DemoError(f"{arguments.run}: {unknown('task', arguments.task, trained.model.tasks)}")
+    task = trained.model.tasks[arguments.task]
+    rows = examples_of(arguments.texts, arguments.file, pair=task.pair)
+    first = [row[0] for row in rows]
+    second = [row[1] for row in rows] if task.pair else None
+    for row, found in zip(rows, described(trained.ask(task.name, first, second)), strict=True):
+        print(line_of(row, found, as_json=arguments.json))
+    return 0
+
+
+def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[tuple[str, ...]]:
+    """What was asked, one tuple of one or two sentences each.
+
+    >>> examples_of(["It rains.", "It pours."], None, pair=True)
+    [('It rains.', 'It pours.')]
+    """
+    if texts and file:
+        raise DemoError("both texts and --file were given; give one of them")
+    if not texts:
+        return read_examples(_lines(file), pair=pair)
+    if not pair:
+        return [(text,) for text in texts]
+    if len(texts) % 2:
+        raise DemoError(
+            f"this task compares two sentences, but {len(texts)} were given; give two for each pair"
+        )
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def read_examples(lines: Iterable[str], *, pair: bool) -> list[tuple[str, ...]]:
+    """Examples from lines; empty lines are passed over, others must have the right number of parts.
+
+    >>> read_examples(["It rains.\\tIt pours.\\n"], pair=True)
+    [('It rains.', 'It pours.')]
+    """
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        parts = (
+            tuple(part.strip() for part in line.rstrip("\r\n").split("\t"))
+            if pair
+            else (line.strip(),)
+        )
+        if pair and (len(parts) != 2 or not all(parts)):
+            raise DemoError(
+                f"line {number}: needs two sentences with a tab between them, but has "
+                f"{line.strip()!r}"
+            )
+        rows.append(parts)
+    if not rows:
+        raise DemoError("nothing to predict: no text was given")
+    return rows
+
+
+def described(answers: Any) -> list[dict[str, Any]]:
+    """Each answer as plain values: label, name and probability of a class, or a score."""
+    if answers.probabilities is None:
+        return [{"score": float(value)} for value in answers.values]
+    names = answers.task.label_names
+    return [
+        {"label": int(value), "name": names[int(value)], "probability": float(row.max())}
+        for value, row in zip(answers.values, answers.probabilities, strict=True)
+    ]
+
+
+def line_of(row: Sequence[str], found: dict[str, Any], *, as_json: bool) -> str:
+    """One line of output: the answer first, as its width is known.
+
+    >>> line_of(("It rains.", "It pours."), {"score": 4.2}, as_json=False)
+    '4.20\\tIt rains.\\tIt pours.'
+    """
+    if as_json:
+        return json.dumps({"texts": list(row), **found})
+    if "score" in found:
+        answer = f"{found['score']:.2f}"
+    else:
+        answer = f"{found['name']} ({found['probability']:.2f})"
+    return "\t".join([answer, *row])
+
+
+def _lines(file: str | None) -> list[str]:
+    if file is None or file == "-":
+        return sys.stdin.read().split("\n")
+    try:
+        return Path(file).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemoError(f"{file}: cannot be read ({error})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

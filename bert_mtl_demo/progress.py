@@ -1,0 +1,69 @@
+"""How far a run is, and what its log will say next: the small state beside the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """How far a run is; plain values, part of the checkpoint.
+
+    >>> Progress(step=7).nonfinite
+    0
+    """
+
+    step: int = 0  # steps taken, skipped ones included
+    evaluated: int = 0  # the step after which dev was last scored
+    nonfinite: int = 0  # steps skipped because a loss or gradient was not finite
+    in_a_row: int = 0  # of those, the ones since the last good step
+    best_mean: float = -math.inf
+    best_epoch: int = 0
+
+
+@dataclass
+class Window:
+    """What the log will say next; part of the checkpoint, as a window may span an interruption."""
+
+    steps: int = 0
+    loss: dict[str, list[float]] = field(default_factory=dict)  # task -> [sum, count]
+    norm: list[float] = field(default_factory=lambda: [0.0, 0])  # [sum, count]
+    nonfinite: int = 0
+    lr: float | None = None  # of the last step that was taken
+
+    def add_loss(self, task: str, value: float) -> None:
+        """Count one finite loss."""
+        total = self.loss.setdefault(task, [0.0, 0])
+        total[0] += value
+        total[1] += 1
+
+    def summary(self) -> dict[str, Any]:
+        """Means, and None where nothing was counted."""
+        return {
+            "lr": self.lr,
+            "loss": {task: total / count for task, (total, count) in self.loss.items()},
+            "grad_norm": self.norm[0] / self.norm[1] if self.norm[1] else None,
+            "nonfinite": self.nonfinite,
+        }
+
+
+def score_line(scores: Mapping[str, float], mean: float, leaderboard: float) -> str:
+    """Scores in one line.
+
+    >>> score_line({"sst": 0.5, "sts": 0.75}, 0.625, 0.6875)
+    'sst .500  sts .750  mean .625  leaderboard .688'
+    """
+    named = {**scores, "mean": mean, "leaderboard": leaderboard}
+    return "  ".join(f"{name} {short(value)}" for name, value in named.items())
+
+
+def short(value: float) -> str:
+    """A score with three decimals and no idle zero, as the reports print it.
+
+    >>> short(0.4986), short(-0.05), short(1.0)
+    ('.499', '-.050', '1.000')
+    """
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:.3f}"

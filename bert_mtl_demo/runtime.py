@@ -1,0 +1,136 @@
+"""The machine under a run: seeds and their state, the device, mixed precision, and signals."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from bert_mtl_demo.errors import ConfigError
+
+PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices).
+
+    >>> seed_all(1); first = torch.rand(1); seed_all(1); bool(first == torch.rand(1))
+    True
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # NumPy takes 32 bits only
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator, in types that `torch.load` takes as weights only."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put every global generator back."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first GPU if there is one.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"device = {name}: is not a device; use 'auto', 'cpu', 'cuda' or 'cuda:1'"
+        ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {name}: only cpu and cuda are supported")
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ConfigError(
+            f"device = {name}: this machine has {found} CUDA devices; use 'auto' or 'cpu'"
+        )
+    return device
+
+
+class Precision:
+    """Autocast and the gradient scaler of one precision; with "off" both do nothing.
+
+    bf16 has the exponents of float32 and needs no scaler; fp16 does not and does.
+
+    >>> Precision("bf16", torch.device("cpu")).scaler.is_enabled()
+    False
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = PRECISIONS[name]
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context for forward passes."""
+        return torch.autocast(
+            self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        )
+
+
+class Interrupts:
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts as it always does.
+
+    >>> with Interrupts() as stop:
+    ...     stop.signal is None
+    True
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in self.SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except (
+                ValueError
+            ):  # not the main thread: whoever started the thread decides about signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects after that signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signal if self.signal else 0
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)

@@ -1,0 +1,199 @@
+"""One run as a whole: check what can be wrong, load data and model, train, say how it ended.
+
+The order matters. Everything that is cheap to check is checked before anything is loaded, and the
+output directory is made only when all that could be refused has been accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bert_mtl_demo.checkpoint import RunDirectory, load_state
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.data import Skipped, Splits, load
+from bert_mtl_demo.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
+from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.logs import RunLog
+from bert_mtl_demo.model import new_model
+from bert_mtl_demo.runtime import Interrupts, Precision, choose_device, seed_all
+from bert_mtl_demo.tasks import resolve
+from bert_mtl_demo.tokens import EncodedSet, encode
+from bert_mtl_demo.trainer import Trainer
+
+# What a resumed run may change: how far to go, how to keep books, where the same data now lie. The
+# data are compared.
+EXTENDABLE = ("epochs", "max_steps", "checkpoint_every", "max_nonfinite", "data", "device")
+
+Encoded = tuple[dict[str, EncodedSet], dict[str, EncodedSet]]  # train, dev: task -> its set
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    >>> Outcome(Path("runs/first"), done=True, exit_code=0).done
+    True
+    """
+
+    path: Path
+    done: bool
+    exit_code: int
+
+
+def start_run(config: Config) -> Outcome:
+    """Train from the beginning.
+
+    >>> start_run(Config(encoder="no-such-encoder"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bert_mtl_demo.errors.EncoderError: unknown encoder 'no-such-encoder': ...
+    """
+    choose_device(config.device)
+    source = locate(config.encoder)
+    source.refuse_longer(config.max_length)
+    run = RunDirectory(output_of(config))
+    run.refuse_if_used()
+    _announce(config, run)
+    splits, skipped = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    tokenizer = load_tokenizer(source)
+    encoder = load_encoder(source, pooler=config.pooling == "pooler")
+    config = portable(config)
+    run.create(config, encoder, tokenizer)
+    _note_data(run, splits, skipped)
+    return _train(config, run, encoder, _encode(config, splits, tokenizer), None)
+
+
+def continue_run(directory: str | Path, settings: Mapping[str, Any]) -> Outcome:
+    """Train on from a run's last checkpoint.
+
+    >>> continue_run("no-such-run", {})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
+    """
+    run = RunDirectory(Path(directory))
+    config = portable(extended(run.load_config(), settings, run.path))
+    choose_device(config.device)
+    state = load_state(run.last)
+    _announce(config, run)
+    splits, _ = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
+    encoder = blank_encoder(run.encoder, pooler=config.pooling == "pooler")
+    return _train(config, run, encoder, _encode(config, splits, tokenizer), state)
+
+
+def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
+    """The saved settings with those changes that a resumed run may make; any other is refused.
+
+    >>> extended(Config(), {"max_steps": 40, "lr": Config().lr}, Path("runs/first")).max_steps
+    40
+    """
+    wanted = Config.from_mapping({**saved.to_dict(), **settings})
+    for name in settings:
+        before, after = getattr(saved, name), getattr(wanted, name)
+        if before == after or name in EXTENDABLE:
+            continue
+        if name == "output" and Path(after).resolve() == path.resolve():
+            continue
+        raise CheckpointError(
+            f"--resume {path}: {name} = {after} was given, but this run was started with {name} = "
+            f"{before}. Leave it out to go on with this run, or start a new one without --resume."
+        )
+    return replace(wanted, output=saved.output)
+
+
+def portable(config: Config) -> Config:
+    """The settings with a data directory spelled out, so that a run resumes from anywhere."""
+    if config.data in ("sample", "hub"):
+        return config
+    return replace(config, data=str(Path(config.data).expanduser().resolve()))
+
+
+def output_of(config: Config) -> Path:
+    """Where a run goes: the directory that was named, or one named after time, method and seed."""
+    if config.output is not None:
+        return Path(config.output).expanduser()
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-seed{config.seed}"
+    return Path("runs") / stem
+
+
+def _announce(config: Config, run: RunDirectory) -> None:
+    print(
+        f"{config.method} on {', '.join(config.tasks)} of {config.data}, encoder {config.encoder}"
+    )
+    print(f"writing to {run.path}")
+    for sentence in config.warnings():
+        print(f"warning: {sentence}")
+
+
+def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequence[Skipped]) -> None:
+    """Say, and keep for the report, how much data there is and what was left out of it."""
+    for row in skipped[:3]:
+        print(f"skipped {row}")
+    if skipped:
+        print(f"skipped {len(skipped)} rows in all; {run.data.name} lists them")
+    sizes = {name: {"train": len(s.train), "dev": len(s.dev)} for name, s in splits.items()}
+    rows = [{"file": str(row.file), "line": row.line, "reason": row.reason} for row in skipped]
+    run.data.write_text(json.dumps({"sizes": sizes, "skipped": rows}, indent=1) + "\n", "utf-8")
+
+
+def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
+    def encoded(part: str) -> dict[str, EncodedSet]:
+        return {
+            task.name: encode(getattr(splits[task.name], part), task, tokenizer, config.max_length)
+            for task in resolve(config.tasks)
+        }
+
+    return encoded("train"), encoded("dev")
+
+
+def _train(
+    config: Config, run: RunDirectory, encoder: Any, sets: Encoded, state: dict[str, Any] | None
+) -> Outcome:
+    """Build the trainer, put it where the state says, and let it go."""
+    seed_all(config.seed)
+    device = choose_device(config.device)
+    model = new_model(config, encoder).to(device)
+    done_before = state["progress"]["step"] if state else 0
+    log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
+    trainer = Trainer(config, model, *sets, run, log, Precision(config.amp, device), say=tqdm.write)
+    if state is not None:
+        _restore(trainer, state, run)
+    try:
+        return _fit(trainer, run)
+    finally:
+        log.close()
+
+
+def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> None:
+    step = state["progress"]["step"]
+    for name, fingerprint in trainer.data.items():
+        if state["data"].get(name) != fingerprint:
+            raise CheckpointError(
+                f"--resume {run.path}: the {name} data are not the ones this run was started with. "
+                "Put "
+                "them back, or start a new run."
+            )
+    if trainer.goal < step:
+        raise CheckpointError(
+            f"--resume {run.path}: {step} steps are done, but epochs and max_steps ask for only "
+            f"{trainer.goal}. Raise them, or leave them out."
+        )
+    trainer.load_state_dict(state)
+    run.save_config(trainer.config)
+
+
+def _fit(trainer: Trainer, run: RunDirectory) -> Outcome:
+    # disable=None: no bar where nobody watches (a file, a pipe), only the lines.
+    bar = tqdm(
+        total=trainer.goal, initial=trainer.progress.step, unit="step", disable=None, leave=False
+    )
+    with Interrupts() as stop, bar:
+        done = trainer.fit(stop, tick=bar.update)
+    # A signal during the very last evaluation came too late to stop anything.
+    return Outcome(run.path, done, 0 if done else stop.exit_code)

@@ -1,0 +1,181 @@
+"""Settings: what is refused, with which words, and how defaults, file and flags stack."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import fields
+
+import pytest
+
+from bert_mtl_demo import train
+from bert_mtl_demo.batching import SCHEMES
+from bert_mtl_demo.cli import given_settings, train_parser
+from bert_mtl_demo.config import METHODS, Config
+from bert_mtl_demo.errors import ConfigError
+from bert_mtl_demo.heads import HEADS
+from bert_mtl_demo.optimization import METHODS as BUILDERS
+from bert_mtl_demo.pooling import POOLINGS
+from bert_mtl_demo.runtime import PRECISIONS
+
+REFUSED = [
+    (["--method", "pcgard"], ["method = pcgard", "did you mean 'pcgrad'", "gradvac"]),
+    (["--tasks", "sst", "stss"], ["unknown task 'stss'", "did you mean 'sts'"]),
+    (["--tasks", "sst,sst"], ["must not name anything twice"]),
+    (["--epochs", "two"], ["epochs = two", "whole number of at least 1"]),
+    (["--epochs", "1.5"], ["epochs = 1.5", "whole number"]),
+    (["--epochs", "-1"], ["epochs = -1", "at least 1"]),
+    (["--batch-size", "0"], ["batch_size = 0"]),
+    (["--max-steps", "0"], ["max_steps = 0"]),
+    (["--lr", "0"], ["lr = 0", "above 0"]),
+    (["--lr", "nan"], ["lr = nan", "a number above 0"]),
+    (["--lr", "inf"], ["lr = inf"]),
+    (["--dropout", "1"], ["dropout = 1", "at most 0.99"]),
+    (["--warmup", "2"], ["warmup = 2"]),
+    (["--amp", "fp8"], ["amp = fp8", "bf16"]),
+    (["--batching", "roundrobin"], ["did you mean 'round_robin'"]),
+    (["--pooling", "max"], ["pooling = max"]),
+    (["--sts-head", "dot"], ["sts_head = dot"]),
+    (["--grouping", "row"], ["grouping = row"]),
+    (["--gradvac-update", "never"], ["gradvac_update = never", "on_alter"]),
+    (["--gradvac-target", "2"], ["gradvac_target = 2"]),
+    (["--bad-rows", "guess"], ["bad_rows = guess", "refuse"]),
+    (["--freeze-encoder"], ["cosine has no parameters", "--sts-head concat"]),
+    (["--data", ""], ["data = ", "not empty"]),
+    (["--seed", "-1"], ["seed = -1"]),
+    (["--device", "quantum"], ["device = quantum"]),
+    (["--device", "meta"], ["only cpu and cuda"]),
+    (["--device", "cuda:99"], ["device = cuda:99", "CUDA devices"]),
+    (["--encoder", "minlm"], ["unknown encoder 'minlm'", "not a directory", "config.json"]),
+    (["--encoder", "/no/such/place"], ["unknown encoder '/no/such/place'"]),
+    (["--resume", "/no/such/run"], ["/no/such/run", "not a run directory"]),
+    (["--config", "/no/such/file.json"], ["/no/such/file.json", "cannot be read"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "parts"), REFUSED, ids=[" ".join(row[0]) for row in REFUSED])
+def test_a_wrong_flag_is_refused_before_anything_is_loaded(
+    flags, parts, capsys, monkeypatch, tmp_path
+):
+    def touched(*args: object, **kwargs: object) -> None:
+        raise AssertionError("loaded something")
+
+    monkeypatch.setattr("bert_mtl_demo.session.load", touched)
+    monkeypatch.setattr("bert_mtl_demo.session.load_encoder", touched)
+    monkeypatch.chdir(tmp_path)
+    assert train.main(flags) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    for part in parts:
+        assert part in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--epoch-count", "3"])
+    assert caught.value.code == 2
+    assert "--epoch-count" in capsys.readouterr().err
+
+
+def test_a_flag_may_not_be_shortened(capsys):
+    """What `--epoch` is short for today could be something else tomorrow."""
+    with pytest.raises(SystemExit):
+        train.main(["--epoch", "3"])
+    assert "--epoch" in capsys.readouterr().err
+
+
+def test_a_used_output_is_refused(tmp_path, capsys):
+    (tmp_path / "work.txt").write_text("weeks of it")
+    assert train.main(["--output", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "is not empty" in message
+    assert f"--resume {tmp_path}" in message
+
+
+@pytest.mark.parametrize("kind", ["json", "toml"])
+def test_defaults_then_file_then_flags(tmp_path, kind):
+    if kind == "toml" and sys.version_info < (3, 11):
+        pytest.skip("no TOML reader in the standard library")
+    values = {"lr": 0.25, "epochs": 7, "tasks": ["sts", "sst"]}
+    file = tmp_path / f"settings.{kind}"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    file.write_text(json.dumps(values) if kind == "json" else "\n".join(lines))
+    arguments = train_parser().parse_args(["--config", str(file), "--epochs", "9"])
+    config = Config.from_mapping(given_settings(arguments))
+    assert (config.lr, config.epochs, config.tasks) == (0.25, 9, ("sts", "sst"))
+    assert config.batch_size == Config().batch_size
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ('{"epoch": 3}', ["settings.json", "unknown setting 'epoch'", "did you mean 'epochs'"]),
+        ('{"epochs": true}', ["epochs = True", "whole number"]),
+        ('{"epochs": [1]}', ["epochs = [1]"]),
+        ('{"freeze_encoder": 1}', ["freeze_encoder = 1", "true or false"]),
+        ('{"tasks": []}', ["tasks", "one or more names"]),
+        ('{"tasks": 3}', ["tasks = 3"]),
+        ('["lr"]', ["one table of settings", "list"]),
+        ('{"lr": 1e-5,}', ["not valid JSON"]),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, capsys, content, parts):
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    assert train.main(["--config", str(file)]) == 2
+    message = capsys.readouterr().err
+    for part in parts:
+        assert part in message
+
+
+def test_every_choice_has_its_builder_and_every_builder_its_choice():
+    """`config` stays free of torch by naming the entries of the tables; here they are compared."""
+    kinds = {entry.name: entry.metadata["kind"] for entry in fields(Config)}
+    tables = {
+        "method": BUILDERS,
+        "batching": SCHEMES,
+        "pooling": POOLINGS,
+        "amp": PRECISIONS,
+        "sts_head": [name for name in HEADS if not name.startswith("classify")],
+    }
+    for name, table in tables.items():
+        for key in table:
+            assert kinds[name](key) == key
+        with pytest.raises(ValueError, match="Known: ") as caught:
+            kinds[name]("?")
+        assert str(caught.value).split("Known: ")[1].split(", ") == list(table)
+    assert tuple(BUILDERS) == METHODS
+
+
+def test_the_default_config_has_a_flag_with_help_for_every_field(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for entry in fields(Config):
+        assert "--" + entry.name.replace("_", "-") in shown
+
+
+def test_a_config_survives_json():
+    config = Config(tasks=("sst",), max_steps=5, gradvac_target=-0.5, freeze_encoder=True)
+    assert Config.from_mapping(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"batching": "round_robin"}, "no two gradients meet"),
+        ({"tasks": ("sst",)}, "one task"),
+        ({"freeze_encoder": True, "sts_head": "concat"}, "nothing shared"),
+    ],
+)
+def test_idle_surgery_is_warned_about(changes, part):
+    assert part in " ".join(Config(**changes).warnings())
+    assert not Config(**changes, method="sum").warnings()
+
+
+def test_a_config_cannot_be_invalid():
+    with pytest.raises(ConfigError, match="epochs = 0"):
+        Config(epochs=0)
