@@ -68,7 +68,7 @@ class Config:
         "always", choice("always", "on_alter"), "when GradVac's targets move"
     )
     gradvac_target: float | None = setting(
-        None, optional(real(-1, 1)), "fixed GradVac target, or none"
+        None, optional(real(-1, 1)), "where GradVac's targets start; none: at 0"
     )
 
     # Optimisation.

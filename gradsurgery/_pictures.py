@@ -17,7 +17,7 @@ def draw(lines: Sequence[Line], directory: Path, stem: str) -> list[Path]:
     """Draw ``<stem>.png``, and ``<stem>-segments.png`` for a log of several segments."""
     with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
         files = [_save(_windows(lines), directory / f"{stem}.png")]
-        if all("by_segment" in line for line in lines):
+        if len(lines[-1]["tasks"]) > 1 and all("by_segment" in line for line in lines):
             files.append(_save(_segments(lines), directory / f"{stem}-segments.png"))
     return files
 
@@ -34,7 +34,7 @@ def _windows(lines: Sequence[Line]) -> Figure:
     figure.suptitle(f"{lines[-1]['method']}, windows of {lines[0]['window']} steps")
     _cosines(cosine, lines)
     _rates(conflict, lines, "conflicts", _unordered)
-    _rates(altered, lines, "altered", lambda i, j, tasks: True)
+    _rates(altered, lines, "altered", _ordered)
     _change(change, lines)
     for axes in (altered, change):
         axes.set_xlabel("step")
@@ -112,11 +112,12 @@ def _series(
     lines: Sequence[Line], keep: Callable[[str, str, list[str]], bool]
 ) -> dict[str, list[tuple[int, Line]]]:
     """The windows of each kept pair in which it occurred, with their steps."""
+    between = ", " if keep is _unordered else " <- "
     found: dict[str, list[tuple[int, Line]]] = {}
     for line in lines:
         for pair in line["pairs"]:
             if keep(pair["i"], pair["j"], line["tasks"]):
-                series = found.setdefault(f"{pair['i']}, {pair['j']}", [])
+                series = found.setdefault(f"{pair['i']}{between}{pair['j']}", [])
                 if pair["possible"]:
                     series.append((line["step"], pair))
     return found
@@ -124,6 +125,10 @@ def _series(
 
 def _unordered(i: str, j: str, tasks: list[str]) -> bool:
     return tasks.index(i) < tasks.index(j)
+
+
+def _ordered(i: str, j: str, tasks: list[str]) -> bool:
+    return True
 
 
 def _legend(axes: Axes) -> None:

@@ -4,7 +4,7 @@
     combine_:  g[p] <- sum_k w[s(p), k] g_k[p]        written into a gradient that is there
 
 Both walk the tensors where autograd left them, in blocks that stay in cache while all K tasks use
-them, so each gradient is read from memory once.
+them, so that each gradient is read from memory once.
 
 Precision: one float32 dot product over tens of millions of elements is wrong in the third digit;
 over 64K elements it is right to 1e-7 (1e-5 on bf16 and fp16 inputs), and the blocks are summed in
@@ -13,7 +13,7 @@ float64. bf16 and fp16 are widened to float32 block by block, and rounded once o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ Gradients = Sequence[Sequence[Tensor | None]]
 
 #: A float32 sum of squares outside this range may have lost terms to underflow or overflow.
 SAFE = (1e-30, 1e37)
+
+#: Elements that are combined at a time: those of a few tasks fit into the cache together.
+MIX_BLOCK = 1 << 18
 
 
 @torch.no_grad()
@@ -42,19 +45,13 @@ def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
         float32 ones never do, whatever their scale.
     """
     tasks = len(grads)
-    sums, cells = [], []  # type: list[Tensor], list[tuple[int, int, int]]
-    for segment, column in zip(segments, zip(*grads, strict=True), strict=True):
-        present = [k for k in range(tasks) if column[k] is not None]
-        if present:
-            sums.append(_dots([g for g in column if g is not None]))
-            cells += [(segment, i, j) for a, i in enumerate(present) for j in present[a:]]
-    if not sums:
-        return torch.zeros(count, tasks, tasks, dtype=torch.float64)
-    values = torch.cat(sums)
-    result = torch.zeros(count, tasks, tasks, dtype=torch.float64, device=values.device)
-    where = torch.tensor(cells, device=values.device).unbind(-1)
-    result.index_put_(where, values, accumulate=True)
-    result = result + result.mT  # the lower half was zero
+    walked = [_walked(column) for column in zip(*grads, strict=True)]
+    each = _dots(walked, tasks, torch.float32)
+    for p in _doubtful(each, walked):
+        each[p] = _dots([walked[p]], tasks, torch.float64)[0]
+    result = torch.zeros(count, tasks, tasks, dtype=torch.float64, device=each.device)
+    result.index_add_(0, torch.tensor(segments, dtype=torch.int64, device=each.device), each)
+    result = result + result.mT  # what lies below the diagonal was zero
     result.diagonal(dim1=-2, dim2=-1).div_(2)
     return result
 
@@ -82,31 +79,50 @@ def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list
     return combined
 
 
-def _dots(tensors: list[Tensor]) -> Tensor:
-    """Return the dot products of the pairs (i <= j) of one parameter's gradients, float64."""
-    walked = side_by_side(tensors) or [real(t).reshape(-1) for t in tensors]
-    dots = _sum_blocks(walked, torch.float32)
-    if walked[0].dtype != torch.float64:
-        square = dots[_diagonal(len(tensors))]
-        if not bool(((square > SAFE[0]) & (square < SAFE[1])).all()):
-            return _sum_blocks(walked, torch.float64)
-    return dots
+def _walked(column: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """Return one parameter's gradients by task, flat ([N]), all walked in the same order."""
+    present = {k: grad for k, grad in enumerate(column) if grad is not None}
+    flat = side_by_side(list(present.values()))
+    if flat is None:
+        flat = [real(grad).reshape(-1) for grad in present.values()]
+    return dict(zip(present, flat, strict=True))
 
 
-def _sum_blocks(walked: list[Tensor], least: torch.dtype) -> Tensor:
-    """Dot products by block, in ``least`` or the tensors' own wider dtype, summed in float64."""
-    dtype = torch.promote_types(walked[0].dtype, least)
-    dots = []
-    for together in zip(*(blocks(flat, _block(flat)) for flat in walked), strict=True):
-        wide = [block.to(dtype) for block in together]
-        dots += [torch.dot(a, b) for i, a in enumerate(wide) for b in wide[i:]]
-    pairs = len(walked) * (len(walked) + 1) // 2
-    return torch.stack(dots).view(-1, pairs).double().sum(0)
+def _dots(walked: Sequence[Mapping[int, Tensor]], tasks: int, least: torch.dtype) -> Tensor:
+    """Return each parameter's dot products of the tasks i <= j, ``[P, K, K]`` float64.
+
+    Taken block by block, in ``least`` or the gradients' own wider dtype, and summed in float64.
+    """
+    dots: list[Tensor] = []
+    cells: list[int] = []
+    for p, column in enumerate(walked):
+        dtype = torch.promote_types(next(iter(column.values())).dtype, least) if column else least
+        present = list(column)
+        pairs = [(p * tasks + i) * tasks + j for a, i in enumerate(present) for j in present[a:]]
+        for block in zip(
+            *(blocks(flat, _dot_block(flat)) for flat in column.values()), strict=True
+        ):
+            wide = [piece.to(dtype) for piece in block]
+            dots += [torch.dot(a, b) for i, a in enumerate(wide) for b in wide[i:]]
+            cells += pairs
+    shape = (len(walked), tasks, tasks)
+    if not dots:
+        return torch.zeros(shape, dtype=torch.float64)
+    values = torch.stack(dots if len({d.dtype for d in dots}) == 1 else [d.double() for d in dots])
+    flat_sums = torch.zeros(shape, dtype=torch.float64, device=values.device).view(-1)
+    flat_sums.index_add_(0, torch.tensor(cells, device=values.device), values.double())
+    return flat_sums.view(shape)
 
 
-def _diagonal(tasks: int) -> list[int]:
-    """Positions of the pairs (i, i) among the pairs (i <= j), row by row."""
-    return [i * tasks - i * (i - 1) // 2 for i in range(tasks)]
+def _doubtful(each: Tensor, walked: Sequence[Mapping[int, Tensor]]) -> list[int]:
+    """Return the parameters with a sum of squares in float32 that may have lost terms."""
+    square = each.diagonal(dim1=-2, dim2=-1)
+    outside = ~((square > SAFE[0]) & (square < SAFE[1]))
+    return [
+        p
+        for p, tasks in enumerate(outside.tolist())
+        if any(tasks[k] and flat.dtype != torch.float64 for k, flat in walked[p].items())
+    ]
 
 
 def _mix_(tensors: list[Tensor], weights: list[float]) -> None:
@@ -114,8 +130,8 @@ def _mix_(tensors: list[Tensor], weights: list[float]) -> None:
     walked = side_by_side(tensors)
     if walked is None:  # strides differ: elementwise operations walk those, at some cost in speed
         return _mix_block_(tensors, weights)
-    for together in zip(*(blocks(flat, _block(flat)) for flat in walked), strict=True):
-        _mix_block_(together, weights)
+    for block in zip(*(blocks(flat, MIX_BLOCK) for flat in walked), strict=True):
+        _mix_block_(block, weights)
     return None
 
 
@@ -131,6 +147,6 @@ def _mix_block_(block: Sequence[Tensor], weights: list[float]) -> None:
         first.copy_(total)
 
 
-def _block(tensor: Tensor) -> int:
-    """Elements per block: on the CPU three fit in a core's cache; elsewhere launches cost."""
+def _dot_block(tensor: Tensor) -> int:
+    """Elements per dot product: few enough for float32; elsewhere than on the CPU launches cost."""
     return 1 << 16 if tensor.device.type == "cpu" else 1 << 22

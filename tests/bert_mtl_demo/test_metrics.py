@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and SciPy."""
+"""Metrics against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ import pytest
 from bert_mtl_demo.metrics import accuracy, confusion, pearson
 
 
-@pytest.fixture
-def classes():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 5, 200), rng.integers(0, 5, 200)
-
-
-def test_accuracy_and_confusion_agree_with_scikit_learn(classes):
-    from sklearn.metrics import accuracy_score, confusion_matrix
-
-    truth, found = classes
-    assert accuracy(truth, found) == pytest.approx(accuracy_score(truth, found))
-    assert (confusion(truth, found, 5) == confusion_matrix(truth, found)).all()
+def test_accuracy_and_confusion_count_by_hand():
+    truth, found = [0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 0, 2]
+    assert accuracy(truth, found) == pytest.approx(4 / 6)
+    assert confusion(truth, found, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
 
 
 def test_confusion_keeps_a_class_that_never_occurs():
@@ -28,13 +20,13 @@ def test_confusion_keeps_a_class_that_never_occurs():
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
-def test_pearson_agrees_with_scipy_at_every_scale(scale):
-    from scipy.stats import pearsonr
-
+def test_pearson_is_the_cosine_of_the_centred_lists_at_every_scale(scale):
     rng = np.random.default_rng(1)
     truth = rng.uniform(0, 5, 300)
     found = scale * (0.3 * truth + rng.normal(size=300))
-    assert pearson(truth, found) == pytest.approx(pearsonr(truth, found).statistic, abs=1e-12)
+    a, b = truth - truth.mean(), found - found.mean()
+    cosine = a @ b / np.sqrt((a @ a) * (b @ b))
+    assert pearson(truth, found) == pytest.approx(cosine, abs=1e-12)
 
 
 def test_pearson_of_known_cases():

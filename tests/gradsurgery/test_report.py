@@ -50,6 +50,15 @@ def test_the_command_prints_and_draws(log: Path, capsys: pytest.CaptureFixture[s
         assert (log.parent / "pictures" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_one_task_in_several_segments_has_a_picture(tmp_path: Path) -> None:
+    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = wrap([first, second], tasks=("a",), grouping="tensor")
+    optimizer.join([first.sum() + second.sum()]).backward()
+    writer = ConflictLog(tmp_path / "one.jsonl")
+    writer.write(optimizer.conflicts, step=1)
+    assert report.draw(report.read([writer.path]), tmp_path) == [tmp_path / "one.png"]
+
+
 def test_without_matplotlib_there_is_a_table_and_a_hint(
     log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

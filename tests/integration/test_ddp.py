@@ -1,4 +1,4 @@
-"""DDP's own averaging, one forward and backward per task: each rank gets the whole batch's result."""
+"""DDP's own averaging, a forward and backward per task: each rank gets the whole batch's step."""
 
 from __future__ import annotations
 
