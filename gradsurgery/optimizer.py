@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import grouping as _grouping
-from gradsurgery import kernels
 from gradsurgery.capture import Capture
+from gradsurgery.combination import combined, deliver
 from gradsurgery.join import Losses, join, named_losses
-from gradsurgery.methods import Method, Verdict
+from gradsurgery.methods import Method
 from gradsurgery.order import initial_rng, visiting_order
-from gradsurgery.sparse import align, restore
 from gradsurgery.statistics import ConflictStatistics
 
 #: Where the wrapper's own state lives in ``param_groups[0]``.
@@ -97,8 +96,8 @@ class GradientSurgery(Optimizer):
         _check_method(method)
         if process_group is not None:
             raise NotImplementedError(
-                "process_group: averaging over processes is not built yet; average the captured "
-                "gradients by running each task's forward and backward through DDP"
+                "process_group: averaging by gradsurgery itself is not built yet; run each task's "
+                "forward and backward through DDP, which averages before they are captured"
             )
         self.base = base
         self.method = method
@@ -164,13 +163,17 @@ class GradientSurgery(Optimizer):
                 "optimizer.task(name), or use optimizer.join(losses).backward()"
             )
         parameters = self._parameters()
-        grads = [[captured.get(t, {}).get(p) for p in parameters] for t in self.tasks]
-        _refuse_mixed_devices(grads)
-        active = torch.tensor([t in captured for t in self.tasks])
-        results = self._combined(grads, active)
+        segments, names = self._segments()
+        active = torch.tensor([task in captured for task in self.tasks])
+        results = combined(
+            [[captured.get(task, {}).get(p) for p in parameters] for task in self.tasks],
+            segments,
+            len(names),
+            lambda gram, finite: self._weights(gram, finite, names, active),
+        )
         for parameter, grad in zip(parameters, results, strict=True):
             if grad is not None:
-                _deliver(parameter, grad)
+                deliver(parameter, grad)
         self._capture.clear()
 
     def join(self, losses: Losses, combine: bool = True) -> Tensor:
@@ -207,39 +210,20 @@ class GradientSurgery(Optimizer):
         """Drop what was captured and not combined; ``.grad`` stays as it is."""
         self._capture.clear()
 
-    def _combined(self, grads: list[list[Tensor | None]], active: Tensor) -> list[Tensor | None]:
-        """Return the update's gradient for each parameter, from ``grads[K][P]``."""
-        segments, names = self._segments()
-        columns = list(zip(*grads, strict=True))
-        shared = [p for p, column in enumerate(columns) if sum(g is not None for g in column) > 1]
-        alone = {p: g for p, column in enumerate(columns) for g in column if g is not None}
-        dense, unions = _aligned(grads, shared)
-        where = [segments[p] for p in shared]
-        gram = kernels.gram(dense, where, len(names)).cpu()
-        for p in shared:
-            del alone[p]
-        verdict = self._decide(gram, _finite(list(alone.values())), names, active)
-        combined = kernels.combine_(dense, verdict.weights, where)
-        for p, grad, union in zip(shared, combined, unions, strict=True):
-            assert grad is not None
-            alone[p] = grad if union is None else restore(grad, union, self._parameters()[p])
-        return [alone.get(p) for p in range(len(columns))]
-
-    def _decide(self, gram: Tensor, finite: bool, segments: list[str], active: Tensor) -> Verdict:
+    def _weights(self, gram: Tensor, finite: bool, segments: list[str], active: Tensor) -> Tensor:
         """Let the method decide on ``gram[S, K, K]``, keep its state, and count."""
-        if not (finite and bool(gram.isfinite().all())):
+        if not finite:
             self.conflicts.skip()
-            weights = torch.ones(gram.shape[:-1], dtype=gram.dtype)
-            return Verdict(weights, torch.zeros_like(gram, dtype=torch.bool), {})
-        surgery = self._surgery
-        order, rng = torch.arange(len(self.tasks)).expand(len(self.tasks), -1), surgery["rng"]
+            return torch.ones(gram.shape[:-1], dtype=gram.dtype)
+        tasks, rng = len(self.tasks), self._surgery["rng"]
+        order = torch.arange(tasks).expand(tasks, -1)
         if self.method.ordered:
-            order, rng = visiting_order(rng, len(self.tasks))
+            order, rng = visiting_order(rng, tasks)
         verdict = self.method(gram, order, self._state(len(segments)))
         # A new dict each step: a state_dict taken earlier keeps what it saw.
         self._surgery = {"tasks": list(self.tasks), "rng": rng, **verdict.state}
         self.conflicts.update(gram, verdict, segments, active)
-        return verdict
+        return verdict.weights
 
     # ------------------------------------------------------------------ the optimizer's interface
 
@@ -430,43 +414,3 @@ def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     if repeated:
         raise ValueError(f"task {repeated[0]!r} is listed more than once in {names}")
     return names
-
-
-def _refuse_mixed_devices(grads: list[list[Tensor | None]]) -> None:
-    devices = sorted({str(g.device) for task in grads for g in task if g is not None})
-    if len(devices) > 1:
-        raise ValueError(
-            f"the captured gradients lie on several devices ({', '.join(devices)}): surgery needs "
-            "all of an optimizer's parameters on one"
-        )
-
-
-def _aligned(
-    grads: list[list[Tensor | None]], shared: list[int]
-) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
-    """Return the ``shared`` columns of ``grads[K][P]`` dense, and sparse rows they stand for."""
-    dense: list[list[Tensor | None]] = [[] for _ in grads]
-    unions = []
-    for p in shared:
-        values, union = align([g for task in grads if (g := task[p]) is not None])
-        remaining = iter(values)
-        for row, task in zip(dense, grads, strict=True):
-            row.append(None if task[p] is None else next(remaining))
-        unions.append(union)
-    return dense, unions
-
-
-def _finite(grads: list[Tensor]) -> bool:
-    """Whether no element of ``grads`` is inf or NaN, read off their norms in one pass."""
-    values = [g.values() if g.is_sparse else g for g in grads]
-    return bool(kernels.gram([values], [0] * len(values), 1).isfinite().all())
-
-
-def _deliver(parameter: Tensor, grad: Tensor) -> None:
-    """Put ``grad`` into ``parameter.grad``, adding to what is there as a backward would."""
-    if parameter.grad is None:
-        parameter.grad = grad
-    elif parameter.grad.is_sparse and not grad.is_sparse:
-        parameter.grad = grad.add_(parameter.grad)
-    else:
-        parameter.grad.add_(grad)

@@ -16,7 +16,7 @@ ROOT = Path(gradsurgery.__file__).parent
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
     {"kernels", "methods", "grouping", "order", "sparse"},
-    {"capture", "statistics", "join"},
+    {"capture", "combination", "statistics", "join"},
     {"log", "functional", "_pictures"},
     {"optimizer", "report"},
     {"__init__"},

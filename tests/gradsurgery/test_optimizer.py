@@ -360,6 +360,7 @@ def test_public_extras_of_the_base_are_reachable() -> None:
         ({"tasks": ("a", "b", "a")}, ValueError, "'a' is listed more than once"),
         ({"grouping": "block"}, ValueError, "'model', 'layer', 'tensor'.*'block'"),
         ({"grouping": "layer"}, ValueError, "parameter 0 has none.*named_parameters"),
+        ({"process_group": object()}, NotImplementedError, "through DDP"),
         ({"method": GradVac(target=torch.zeros(3, 3))}, ValueError, r"\[3, 3\].*2 tasks"),
     ],
 )
