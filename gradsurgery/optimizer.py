@@ -280,8 +280,18 @@ class GradientSurgery(Optimizer):
         self.base.param_groups[0].setdefault(KEY, mine)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base."""
+        """Add a parameter group to the base; segments that come with it start afresh.
+
+        Raises:
+            ValueError: for what the base refuses, or a grouping by name without names.
+        """
         self.base.add_param_group(param_group)
+        try:
+            segments = len(self._segments()[1])
+        except ValueError:
+            self.base.param_groups.pop()
+            raise
+        self._surgery = {**self._surgery, **self._state(segments)}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -361,7 +371,7 @@ class GradientSurgery(Optimizer):
         return _grouping.segments(names, self._grouping)
 
     def _state(self, segments: int) -> dict[str, Tensor]:
-        """The method's state; segments added since (``add_param_group``) start afresh."""
+        """The method's state; segments added since it was last written start afresh."""
         fresh = self.method.init(segments, len(self.tasks))
         state = {}
         for name, start in fresh.items():
@@ -379,7 +389,7 @@ class GradientSurgery(Optimizer):
             )
         segments = len(self._segments()[1])
         for name in self.method.init(segments, len(self.tasks)):
-            if name in surgery and len(surgery[name]) > segments:
+            if name in surgery and len(surgery[name]) != segments:
                 raise ValueError(
                     f"the checkpoint holds {name}s of {len(surgery[name])} segments and this "
                     f"optimizer has {segments}: use the grouping that it was saved with"

@@ -222,6 +222,8 @@ def test_checkpoints_of_other_tasks_or_segments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"segments.*has 1"):
         coarse.load_state_dict(optimizer.state_dict())
     assert coarse.state == {}
+    with pytest.raises(ValueError, match=r"of 1 segments"):
+        optimizer.load_state_dict(coarse.state_dict())
     assert same(optimizer.state_dict(), before)
 
 
@@ -308,6 +310,26 @@ def test_parameter_groups_added_later_take_part() -> None:
     target = optimizer.param_groups[0]["surgery"]["target"]
     assert target[:, 0, 1].tolist() == pytest.approx([-1, 1])
     assert optimizer.conflicts.summary()["segments"] == 2
+
+
+def test_a_checkpoint_right_after_adding_a_group_loads() -> None:
+    first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = wrap([first], GradVac(target=0.5), tasks=("a", "b"), grouping="tensor")
+    optimizer.add_param_group({"params": [second]})
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["surgery"]["target"].shape == (2, 2, 2)
+
+
+def test_a_group_without_the_names_it_needs_is_not_added() -> None:
+    model = TwoHeads()
+    named = model.named_parameters()
+    optimizer = wrap(
+        list(model.parameters()), tasks=("a", "b"), grouping="layer", named_parameters=named
+    )
+    with pytest.raises(ValueError, match="has none"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    assert len(optimizer.param_groups) == 1
+    train(model, optimizer, range(1))
 
 
 def test_assigned_groups_keep_the_state_of_surgery() -> None:
