@@ -60,6 +60,12 @@ def test_every_figure_of_two_steps() -> None:
     assert summary["change"]["mean"] == pytest.approx(math.sqrt(0.5) / 2)
 
 
+def test_change_is_relative_to_the_plain_sum() -> None:
+    small = run(PCGrad(), [(1, 0), (-1, 1)]).conflicts.summary()["change"]["mean"]
+    large = run(PCGrad(), [(8, 0), (-8, 8)]).conflicts.summary()["change"]["mean"]
+    assert small == large == pytest.approx(math.sqrt(0.5))
+
+
 def test_alterations_have_a_direction() -> None:
     """Task a's target says 0.9, task b's says 0: only a is pulled."""
     target = torch.tensor([[0.0, 0.9], [-1.0, 0.0]])
