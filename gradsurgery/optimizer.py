@@ -216,9 +216,10 @@ class GradientSurgery(Optimizer):
             self.conflicts.skip()
             return torch.ones(gram.shape[:-1], dtype=gram.dtype)
         tasks, rng = len(self.tasks), self._surgery["rng"]
-        order = torch.arange(tasks).expand(tasks, -1)
         if self.method.ordered:
             order, rng = visiting_order(rng, tasks)
+        else:
+            order = torch.arange(tasks).expand(tasks, -1)
         verdict = self.method(gram, order, self._state(len(segments)))
         # A new dict each step: a state_dict taken earlier keeps what it saw.
         self._surgery = {"tasks": list(self.tasks), "rng": rng, **verdict.state}

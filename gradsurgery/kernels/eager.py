@@ -26,7 +26,9 @@ Gradients = Sequence[Sequence[Tensor | None]]
 #: A float32 sum of squares outside this range may have lost terms to underflow or overflow.
 SAFE = (1e-30, 1e37)
 
-#: Elements that are combined at a time: those of a few tasks fit into the cache together.
+#: Elements per block on the CPU. A dot product is kept short for float32's sake; a combination may
+#: take what still fits into the cache for a few tasks together.
+DOT_BLOCK = 1 << 16
 MIX_BLOCK = 1 << 18
 
 
@@ -100,7 +102,7 @@ def _dots(walked: Sequence[Mapping[int, Tensor]], tasks: int, least: torch.dtype
         present = list(column)
         pairs = [(p * tasks + i) * tasks + j for a, i in enumerate(present) for j in present[a:]]
         for block in zip(
-            *(blocks(flat, _dot_block(flat)) for flat in column.values()), strict=True
+            *(blocks(flat, _block(flat, DOT_BLOCK)) for flat in column.values()), strict=True
         ):
             wide = [piece.to(dtype) for piece in block]
             dots += [torch.dot(a, b) for i, a in enumerate(wide) for b in wide[i:]]
@@ -130,7 +132,7 @@ def _mix_(tensors: list[Tensor], weights: list[float]) -> None:
     walked = side_by_side(tensors)
     if walked is None:  # strides differ: elementwise operations walk those, at some cost in speed
         return _mix_block_(tensors, weights)
-    for block in zip(*(blocks(flat, MIX_BLOCK) for flat in walked), strict=True):
+    for block in zip(*(blocks(flat, _block(flat, MIX_BLOCK)) for flat in walked), strict=True):
         _mix_block_(block, weights)
     return None
 
@@ -147,6 +149,6 @@ def _mix_block_(block: Sequence[Tensor], weights: list[float]) -> None:
         first.copy_(total)
 
 
-def _dot_block(tensor: Tensor) -> int:
-    """Elements per dot product: few enough for float32; elsewhere than on the CPU launches cost."""
-    return 1 << 16 if tensor.device.type == "cpu" else 1 << 22
+def _block(tensor: Tensor, cpu: int) -> int:
+    """Elements per block: ``cpu`` there; elsewhere each block is a launch, so they are larger."""
+    return cpu if tensor.device.type == "cpu" else 1 << 22
