@@ -4,32 +4,32 @@
     combine_:  g[p] <- sum_k w[s(p), k] g_k[p]        written into a gradient that is there
 
 Both walk the tensors where autograd left them, in blocks that stay in cache while all K tasks use
-them, so that each gradient is read from memory once.
+them, so that each gradient is read from memory once. Small tensors are taken many at a time.
 
-Precision: one float32 dot product over tens of millions of elements is wrong in the third digit;
-over 64K elements it is right to 1e-7 (1e-5 on bf16 and fp16 inputs), and the blocks are summed in
-float64. bf16 and fp16 are widened to float32 block by block, and rounded once on the way back.
+bf16 and fp16 are widened to float32 block by block, and rounded once on the way back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.walk import blocks, real, side_by_side
+from gradsurgery.kernels.products import Products
+from gradsurgery.kernels.walk import Group, blocks, groups, runs, side_by_side
 
 #: ``grads[k][p]``: the gradient of task k for parameter p, None where there is none.
 Gradients = Sequence[Sequence[Tensor | None]]
 
 #: A float32 sum of squares outside this range may have lost terms to underflow or overflow.
-SAFE = (1e-30, 1e37)
+SAFE = (1e-22, 1e37)
 
-#: Elements per block on the CPU. A dot product is kept short for float32's sake; a combination may
-#: take what still fits into the cache for a few tasks together.
-DOT_BLOCK = 1 << 16
-MIX_BLOCK = 1 << 18
+#: Tensors up to this size are taken together: a call costs what some thousand elements do.
+SMALL = 1 << 13
+
+#: Elements per block of a combination on the CPU: what is added up stays in cache.
+MIX_BLOCK = 1 << 20
 
 
 @torch.no_grad()
@@ -46,15 +46,25 @@ def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
         columns of absent gradients are zero. Non-finite gradients give non-finite entries; finite
         float32 ones never do, whatever their scale.
     """
-    tasks = len(grads)
-    walked = [_walked(column) for column in zip(*grads, strict=True)]
-    each = _dots(walked, tasks, torch.float32)
-    for p in _doubtful(each, walked):
-        each[p] = _dots([walked[p]], tasks, torch.float64)[0]
-    result = torch.zeros(count, tasks, tasks, dtype=torch.float64, device=each.device)
-    result.index_add_(0, torch.tensor(segments, dtype=torch.int64, device=each.device), each)
-    result = result + result.mT  # what lies below the diagonal was zero
-    result.diagonal(dim1=-2, dim2=-1).div_(2)
+    tasks, found = len(grads), groups(grads, segments)
+    shape = (count, tasks, tasks)
+    if not found:
+        return torch.zeros(shape, dtype=torch.float64)
+    dots = _dots(found, torch.float32)
+    doubtful = _doubtful(found, dots)
+    for number, again in zip(
+        doubtful, _dots([found[n] for n in doubtful], torch.float64), strict=True
+    ):
+        dots[number] = again
+    values = torch.cat([d.flatten() for d in dots])
+    cells = [
+        (group.segment * tasks + i) * tasks + j
+        for group in found
+        for i in group.tasks
+        for j in group.tasks
+    ]
+    result = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    result.view(-1).index_add_(0, torch.tensor(cells, device=values.device), values)
     return result
 
 
@@ -73,71 +83,77 @@ def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list
     """
     factors = weights.tolist()
     combined: list[Tensor | None] = []
+    together: dict[tuple[float, ...], list[list[Tensor]]] = {}
     for segment, column in zip(segments, zip(*grads, strict=True), strict=True):
         present = [(g, w) for g, w in zip(column, factors[segment], strict=True) if g is not None]
-        if present:
-            _mix_([g for g, _ in present], [w for _, w in present])
         combined.append(present[0][0] if present else None)
+        if present:
+            tensors, given = [g for g, _ in present], tuple(w for _, w in present)
+            if _together(tensors[0]):
+                together.setdefault(given, []).append(tensors)
+            else:
+                _mix_(tensors, given)
+    for given, columns in together.items():
+        _mix_many_(columns, given)
     return combined
 
 
-def _walked(column: Sequence[Tensor | None]) -> dict[int, Tensor]:
-    """Return one parameter's gradients by task, flat ([N]), all walked in the same order."""
-    present = {k: grad for k, grad in enumerate(column) if grad is not None}
-    flat = side_by_side(list(present.values()))
-    if flat is None:
-        flat = [real(grad).reshape(-1) for grad in present.values()]
-    return dict(zip(present, flat, strict=True))
+def _dots(found: Sequence[Group], least: torch.dtype) -> list[Tensor]:
+    """Return the dot products of each group's k tasks, ``[k, k]`` float64.
 
-
-def _dots(walked: Sequence[Mapping[int, Tensor]], tasks: int, least: torch.dtype) -> Tensor:
-    """Return each parameter's dot products of the tasks i <= j, ``[P, K, K]`` float64.
-
-    Taken block by block, in ``least`` or the gradients' own wider dtype, and summed in float64.
+    Multiplied in ``least`` or the gradients' own wider dtype.
     """
-    dots: list[Tensor] = []
-    cells: list[int] = []
-    for p, column in enumerate(walked):
-        dtype = torch.promote_types(next(iter(column.values())).dtype, least) if column else least
-        present = list(column)
-        pairs = [(p * tasks + i) * tasks + j for a, i in enumerate(present) for j in present[a:]]
-        for block in zip(
-            *(blocks(flat, _block(flat, DOT_BLOCK)) for flat in column.values()), strict=True
-        ):
-            wide = [piece.to(dtype) for piece in block]
-            dots += [torch.dot(a, b) for i, a in enumerate(wide) for b in wide[i:]]
-            cells += pairs
-    shape = (len(walked), tasks, tasks)
-    if not dots:
-        return torch.zeros(shape, dtype=torch.float64)
-    values = torch.stack(dots if len({d.dtype for d in dots}) == 1 else [d.double() for d in dots])
-    flat_sums = torch.zeros(shape, dtype=torch.float64, device=values.device).view(-1)
-    flat_sums.index_add_(0, torch.tensor(cells, device=values.device), values.double())
-    return flat_sums.view(shape)
+    meters: dict[tuple[int, torch.dtype], Products] = {}
+    dots = []
+    for group in found:
+        dtype = torch.promote_types(group.dtype, least)
+        key = (len(group.tasks), dtype)
+        if key not in meters:
+            meters[key] = Products(*key, group.columns[0][0].device)
+        measure = meters[key]
+        dots.append(measure(runs(group.columns, SMALL, measure.block)))
+    return dots
 
 
-def _doubtful(each: Tensor, walked: Sequence[Mapping[int, Tensor]]) -> list[int]:
-    """Return the parameters with a sum of squares in float32 that may have lost terms."""
-    square = each.diagonal(dim1=-2, dim2=-1)
-    outside = ~((square > SAFE[0]) & (square < SAFE[1]))
+def _doubtful(found: Sequence[Group], dots: Sequence[Tensor]) -> list[int]:
+    """Return the groups with a sum of squares in float32 that may have lost terms."""
+    squares = torch.cat([d.diagonal() for d in dots])
+    outside = ~((squares > SAFE[0]) & (squares < SAFE[1]))
+    flags = torch.split(outside.cpu(), [len(group.tasks) for group in found])
     return [
-        p
-        for p, tasks in enumerate(outside.tolist())
-        if any(tasks[k] and flat.dtype != torch.float64 for k, flat in walked[p].items())
+        number
+        for number, (group, flag) in enumerate(zip(found, flags, strict=True))
+        if group.dtype != torch.float64 and bool(flag.any())
     ]
 
 
-def _mix_(tensors: list[Tensor], weights: list[float]) -> None:
-    """Write the weighted sum of ``tensors`` into the first."""
+def _together(tensor: Tensor) -> bool:
+    """Whether one call for many tensors serves: small ones, or any on an accelerator."""
+    wide = tensor.dtype in (torch.float32, torch.float64)
+    return wide and (tensor.numel() <= SMALL or tensor.device.type != "cpu")
+
+
+def _mix_many_(columns: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> None:
+    """Write the weighted sum of each column of tensors into its first."""
+    first, *others = (list(task) for task in zip(*columns, strict=True))
+    if weights[0] != 1:
+        torch._foreach_mul_(first, weights[0])
+    for other, weight in zip(others, weights[1:], strict=True):
+        torch._foreach_add_(first, other, alpha=weight)
+
+
+def _mix_(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """Write the weighted sum of ``tensors`` into the first, block by block."""
     walked = side_by_side(tensors)
     if walked is None:  # strides differ: elementwise operations walk those, at some cost in speed
         return _mix_block_(tensors, weights)
-    for block in zip(*(blocks(flat, _block(flat, MIX_BLOCK)) for flat in walked), strict=True):
+    size = MIX_BLOCK if tensors[0].device.type == "cpu" else tensors[0].numel()
+    for block in zip(*(blocks(flat, size) for flat in walked), strict=True):
         _mix_block_(block, weights)
     return None
 
 
-def _mix_block_(block: Sequence[Tensor], weights: list[float]) -> None:
+def _mix_block_(block: Sequence[Tensor], weights: Sequence[float]) -> None:
     """The weighted sum of one block, accumulated in float32 or wider, rounded once."""
     first = block[0]
     total = first.to(torch.promote_types(first.dtype, torch.float32))
@@ -147,8 +163,3 @@ def _mix_block_(block: Sequence[Tensor], weights: list[float]) -> None:
         total.add_(other, alpha=weight)
     if total is not first:
         first.copy_(total)
-
-
-def _block(tensor: Tensor, cpu: int) -> int:
-    """Elements per block: ``cpu`` there; elsewhere each block is a launch, so they are larger."""
-    return cpu if tensor.device.type == "cpu" else 1 << 22

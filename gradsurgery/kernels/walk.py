@@ -1,4 +1,4 @@
-"""Walking gradients in memory order: flat views, in blocks, without a copy where there is a choice.
+"""Walking gradients in memory order: flat views without a copy where there is a choice.
 
 The gradients of one parameter share its strides, contiguous or not (channels-last, transposed), so
 the K of them can be walked side by side as they lie in memory. ``view(-1)`` would refuse that,
@@ -7,10 +7,76 @@ the K of them can be walked side by side as they lie in memory. ``view(-1)`` wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Group(NamedTuple):
+    """Parameters that can be measured as one vector.
+
+    Attributes:
+        segment: where their dot products belong.
+        dtype: of all gradients, a real one.
+        tasks: those that have a gradient there, ascending.
+        columns: per parameter, the tasks' gradients flat ([N] each), in the order of ``tasks``.
+    """
+
+    segment: int
+    dtype: torch.dtype
+    tasks: tuple[int, ...]
+    columns: list[list[Tensor]]
+
+
+def groups(grads: Sequence[Sequence[Tensor | None]], segments: Sequence[int]) -> list[Group]:
+    """Sort parameters by segment, dtype and the tasks that have a gradient.
+
+    Args:
+        grads: ``[K][P]``; those of one parameter have one shape and dtype.
+        segments: the segment of each parameter.
+    """
+    found: dict[tuple[int, torch.dtype, tuple[int, ...]], list[list[Tensor]]] = {}
+    for segment, column in zip(segments, zip(*grads, strict=True), strict=True):
+        tasks = tuple(k for k, grad in enumerate(column) if grad is not None)
+        if tasks:
+            flat = walked([grad for grad in column if grad is not None])
+            found.setdefault((segment, flat[0].dtype, tasks), []).append(flat)
+    return [Group(*key, columns) for key, columns in found.items()]
+
+
+def runs(columns: Iterable[list[Tensor]], small: int, most: int) -> Iterator[list[Tensor]]:
+    """Yield flat tensors of all tasks side by side, worth an operation each.
+
+    A column of more than ``small`` elements is yielded as it is. Smaller ones are concatenated, up
+    to ``most`` elements at a time: a copy, of what stays in cache.
+    """
+    waiting: list[list[Tensor]] = []
+    size = 0
+    for column in columns:
+        length = column[0].numel()
+        if length > small:
+            yield column
+            continue
+        if size + length > most:
+            yield _joined(waiting)
+            waiting, size = [], 0
+        waiting.append(column)
+        size += length
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(columns: list[list[Tensor]]) -> list[Tensor]:
+    if len(columns) == 1:
+        return columns[0]
+    return [torch.cat(pieces) for pieces in zip(*columns, strict=True)]
+
+
+def walked(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the elements of each tensor flat ([N]), in one order; views where possible."""
+    return side_by_side(tensors) or [real(t).contiguous().view(-1) for t in tensors]
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor] | None:
@@ -24,10 +90,10 @@ def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor] | None:
         >>> [flat.tolist() for flat in side_by_side([a, 2 * a])]
         [[0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 4.0, 6.0]]
     """
-    tensors = [real(t) for t in tensors]
     if all(t.is_contiguous() for t in tensors):
-        return [t.view(-1) for t in tensors]
-    if len({t.stride() for t in tensors}) == 1 and _dense(tensors[0]):
+        return [real(t).view(-1) for t in tensors]
+    tensors = [real(t) for t in tensors]
+    if len({t.stride() for t in tensors}) == 1 and dense(tensors[0]):
         return [t.as_strided((t.numel(),), (1,)) for t in tensors]
     return None
 
@@ -42,7 +108,7 @@ def blocks(flat: Tensor, size: int) -> tuple[Tensor, ...]:
     return torch.split(flat, size) if flat.numel() > size else (flat,)
 
 
-def _dense(tensor: Tensor) -> bool:
+def dense(tensor: Tensor) -> bool:
     """Whether the elements fill their stretch of memory once, in whatever order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ class Kernel:
     """Two functions, where they run, and how much a test may ask of them."""
 
     name: str
-    module: ModuleType
+    module: Any
     device: str = "cpu"
     most: int = 5_000_000  # elements of one task; an interpreter takes 50,000
 
@@ -36,7 +36,19 @@ class Kernel:
         return self.name
 
 
-KERNELS = [Kernel("eager", eager)]
+class WithoutNative:
+    """The eager kernels where nothing can be compiled."""
+
+    @staticmethod
+    def gram(*arguments: object) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GRADSURGERY_NATIVE", "0")
+            return eager.gram(*arguments)  # type: ignore[arg-type]
+
+    combine_ = staticmethod(eager.combine_)
+
+
+KERNELS = [Kernel("eager", eager), Kernel("without_native", WithoutNative)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
