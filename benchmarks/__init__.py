@@ -1,1 +1,9 @@
-"""Benchmarks: what surgery costs, measured beside plain training in one run."""
+"""Benchmarks: what surgery costs, beside plain training, its floor and its peers, in one run.
+
+``python -m benchmarks [THEME ...]`` measures and writes ``benchmarks/results``. There is one file
+per theme (``bench_*.py``), on what they share: :mod:`~benchmarks.harness` (timing),
+:mod:`~benchmarks.floor` (what the memory allows), :mod:`~benchmarks.workloads` and
+:mod:`~benchmarks.steps` (what is measured), :mod:`~benchmarks.results` (tables and files). Other
+implementations are in :mod:`~benchmarks.peers`, :mod:`~benchmarks.peer_steps` and
+:mod:`~benchmarks.loops`; :mod:`~benchmarks.vetting` asks whether their update is ours.
+"""

@@ -1,204 +1,134 @@
-"""python -m benchmarks.bench_step: a training step with surgery beside a plain one, in one run.
+"""Theme ``step``: a whole training step with surgery, beside plain ones.
 
-There are two plain steps on one batch per task: ``sum(losses).backward()``, and the losses' own
-backwards one after the other, each as soon as its forward is done, which frees memory sooner. Ours
-is the second with ``optimizer.task`` around each backward and ``combine()`` before AdamW's
-``step()``. Same model, same batches, alternated step by step: what the machine does besides hits
-all. Prints medians, the medians of the ratios round by round, the cost of the statistics as a share
-of a step, and (in processes of their own) peak memory.
+Same model, same batches, one AdamW for each kind of step; the kinds take turns step by step. The
+floor of a step with surgery is the step loss by loss of the same round, and the bytes that surgery
+has to move at the bandwidth of that round. What the statistics cost is clocked inside the steps,
+and in the summary of the window at their end; their first call, which makes the sums, is left out.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from benchmarks import floor, steps
+from benchmarks.harness import Candidate, Times, alternate, ratio, seconds, spread
+from benchmarks.results import Result, Table, digits, milliseconds
+from benchmarks.setting import Setting
 
-from gradsurgery import ConflictStatistics, GradientSurgery, GradVac, Method, PCGrad, Sum
+KINDS = (steps.PLAIN, steps.EACH, *steps.METHODS)
 
-TASKS = ("sst", "para", "sts")
-METHODS: dict[str, Method] = {"sum": Sum(), "pcgrad": PCGrad(), "gradvac": GradVac()}
-
-#: all-MiniLM-L6's shape, 22.7M parameters; the weights do not matter to the clock.
-MINILM = BertConfig(
-    hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+COLUMNS = (
+    *("step", "median ms", "p20", "p80"),
+    *("to sum(losses)", "to loss by loss", "floor, to loss by loss", "rounds"),
 )
 
-Step = Callable[[], object]
 
-JOINT, IN_TURN = "plain, sum(losses).backward()", "plain, task by task"
-
-
-class ThreeTasks(nn.Module):
-    """The encoder and a linear head per task."""
+class Stopwatch:
+    """Counts the time inside of one function."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.encoder = BertModel(MINILM, add_pooling_layer=False)
-        self.heads = nn.ModuleDict({task: nn.Linear(384, 1) for task in TASKS})
+        self.seconds: list[float] = []
 
-    def forward(self, task: str, tokens: Tensor) -> Tensor:
-        """The loss of ``tokens`` ([batch, length])."""
-        hidden = self.encoder(tokens).last_hidden_state.mean(1)
-        loss: Tensor = self.heads[task](hidden).square().mean()
-        return loss
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``function``, clocked."""
 
+        def clocked(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds.append(time.perf_counter() - start)
 
-def build(batch: int, length: int) -> tuple[ThreeTasks, dict[str, Tensor], torch.optim.Optimizer]:
-    """Return the model, a batch of tokens per task, and AdamW."""
-    torch.manual_seed(0)
-    model = ThreeTasks()
-    batches = {task: torch.randint(0, 30522, (batch, length)) for task in TASKS}
-    return model, batches, torch.optim.AdamW(model.parameters(), lr=1e-5)
+        return clocked
 
 
-def plain_step(
-    model: ThreeTasks, batches: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> Step:
-    """Sum of the losses, task after task."""
-
-    def step() -> None:
-        for task, tokens in batches.items():
-            model(task, tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def size_of(setting: Setting) -> steps.Size:
+    """Return the model and batch for this device."""
+    return steps.SIZES["quick" if setting.quick else setting.device.type]
 
 
-def joint_step(
-    model: ThreeTasks, batches: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> Step:
-    """Sum of the losses, in one backward."""
-
-    def step() -> None:
-        sum(model(task, tokens) for task, tokens in batches.items()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def surgery_step(model: ThreeTasks, batches: dict[str, Tensor], optimizer: GradientSurgery) -> Step:
-    """Surgery, task after task."""
-
-    def step() -> None:
-        for task, tokens in batches.items():
-            with optimizer.task(task):
-                model(task, tokens).backward()
-        optimizer.combine()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def measure(setting: Setting, feed: str, bf16: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return one comparison's figures, and the bandwidths of its rounds."""
+    problem = steps.problem(size_of(setting), setting.device, bf16)
+    elements = sum(p.numel() for p in problem.model.encoder.parameters())
+    probes = floor.Probes(elements, setting.device, setting.probe_bytes)
+    kinds = {kind: steps.build(kind, problem, feed) for kind in KINDS if kind != "pcgrad"}
+    optimizer, watch = steps.wrapped("pcgrad", problem.model), Stopwatch()
+    optimizer.conflicts.update = watch.around(optimizer.conflicts.update)  # type: ignore[method-assign]
+    kinds["pcgrad"] = steps.surgery(problem, feed, optimizer)
+    times = alternate(
+        probes.candidates() | {kind: Candidate(kinds[kind]) for kind in KINDS},
+        setting.effort(31, 90 if setting.device.type == "cpu" else 10),
+        setting.device,
+        f"{steps.FEEDS[feed]}, {precision(bf16)}",
+    )
+    surgery = probes.floor(times, floor.whole_traffic(len(steps.TASKS), elements, 4))
+    least = [a + b for a, b in zip(seconds(times[steps.EACH]), surgery, strict=True)]
+    facts = {"batches": steps.FEEDS[feed], "precision": precision(bf16)}
+    rows = [{**facts, "step": kind, **figures(times, kind, least)} for kind in KINDS]
+    watch.around(optimizer.conflicts.summary)()  # adds up what the steps only put aside
+    rows[KINDS.index("pcgrad")]["statistics_seconds"] = statistics.mean(watch.seconds[1:])
+    return rows, probes.bandwidths(times)
 
 
-def steps(method: str, batch: int, length: int) -> dict[str, Step]:
-    """Return the three steps on one model: they train it in turn."""
-    model, batches, base = build(batch, length)
-    wrapped = GradientSurgery(base, METHODS[method], tasks=TASKS)
+def precision(bf16: bool) -> str:
+    """Name the precision."""
+    return "bf16 autocast" if bf16 else "fp32"
+
+
+def figures(times: Times, kind: str, least: list[float]) -> dict[str, Any]:
+    """Return one kind's figures; ``least`` is the floor of a step with surgery."""
+    taken, each = seconds(times[kind]), seconds(times[steps.EACH])
     return {
-        JOINT: joint_step(model, batches, base),
-        IN_TURN: plain_step(model, batches, base),
-        method: surgery_step(model, batches, wrapped),
+        "rounds": len(taken),
+        "seconds": spread(taken)._asdict(),
+        "to_plain": ratio(taken, seconds(times[steps.PLAIN])),
+        "to_loss_by_loss": ratio(taken, each),
+        "floor_to_loss_by_loss": ratio(least, each) if kind in steps.METHODS else 1.0,
     }
 
 
-def alternate(candidates: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Time the candidates in turn; seconds by name. The first two rounds only warm up."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 2):
-        for name, step in candidates.items():
-            start = time.perf_counter()
-            step()
-            if number >= 2:
-                times[name].append(time.perf_counter() - start)
-    return times
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Return one comparison's table."""
+    lines = []
+    for row in rows:
+        ratios = (row["to_plain"], row["to_loss_by_loss"], row["floor_to_loss_by_loss"])
+        taken = milliseconds(row["seconds"].values())
+        texts = [*taken, *(f"{figure:.3f}" for figure in ratios), str(row["rounds"])]
+        lines.append([row["step"], *texts])
+    return Table(f"{rows[0]['batches'].capitalize()}, {rows[0]['precision']}", COLUMNS, lines)
 
 
-def statistics_seconds(rounds: int = 300) -> float:
-    """Return the median time of counting one step of three tasks."""
-    torch.manual_seed(0)
-    jacobian = torch.randn(3, 9, dtype=torch.float64)
-    gram, order = (jacobian @ jacobian.T)[None], torch.arange(3).expand(3, -1)
-    verdict, active = PCGrad()(gram, order, {}), torch.ones(3, dtype=torch.bool)
-    conflicts, times = ConflictStatistics(TASKS, "PCGrad()"), []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        conflicts.update(gram, verdict, ["model"], active)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def counting(rows: list[dict[str, Any]]) -> str:
+    """Say what the statistics cost."""
+    row = next(row for row in rows if "statistics_seconds" in row)
+    taken, step = row["statistics_seconds"], row["seconds"]["median"]
+    return (
+        f"{row['batches']}, {row['precision']}: counting conflicts, summary included, takes "
+        f"{digits(1e3 * taken)} ms of the host's time for a pcgrad step, "
+        f"{100 * taken / step:.2g}% of it."
+    )
 
 
-def peak_bytes(name: str, method: str, batch: int, length: int) -> int:
-    """Return the peak resident memory of a fresh process that makes three such steps."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (name, method, batch, length))
-
-
-def _peak(name: str, method: str, batch: int, length: int) -> int:
-    step = steps(method, batch, length)[name]
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # begin the peak here, after building the model
-    for _ in range(3):
-        step()
-    # Not getrusage: its peak counts what the parent held when it started this process.
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
-
-
-def table(times: dict[str, list[float]]) -> str:
-    """Return the medians, and the ratios to both plain steps, round by round."""
-    head = ("step", "median s", "p20", "p80", "to the joint one", "to the one in turn")
-    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, seconds in times.items():
-        low, _, _, high = statistics.quantiles(seconds, n=5)
-        ratios = [_ratio(seconds, times[reference]) for reference in (JOINT, IN_TURN)]
-        figures = [statistics.median(seconds), low, high, *ratios]
-        rows.append(" | ".join([f"| {name}", *(f"{figure:.3f}" for figure in figures)]) + " |")
-    return "\n".join(rows)
-
-
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_step", description=__doc__)
-    parser.add_argument("--method", choices=METHODS, default="pcgrad")
-    parser.add_argument("--batch-size", type=int, default=8, help="sentences per task")
-    parser.add_argument("--length", type=int, default=48, help="tokens per sentence")
-    parser.add_argument("--rounds", type=int, default=31)
-    options: Any = parser.parse_args(arguments)
-    size = (options.batch_size, options.length)
-
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor()}")
-    times = alternate(steps(options.method, *size), options.rounds)
-    print(table(times))
-    counting = statistics_seconds()
-    share = counting / statistics.median(times[options.method])
-    print(f"statistics: {1e6 * counting:.0f} us a step, {100 * share:.3f}% of it")
-
-    model = ThreeTasks()
-    extra = (len(TASKS) - 1) * sum(p.numel() * p.element_size() for p in model.parameters())
-    peaks = {name: peak_bytes(name, options.method, *size) for name in times}
-    for name, peak in peaks.items():
-        more = peak - peaks[JOINT]
-        print(f"peak memory, {name}: {peak / 2**20:.0f} MiB ({more / 2**20:+.0f})")
-    print(f"allowed on top of plain: (K - 1) x 4N = {extra / 2**20:.0f} MiB")
-
-
-if __name__ == "__main__":
-    main()
+def run(setting: Setting) -> Result:
+    """Measure the theme."""
+    result = Result(
+        "step",
+        "a step with surgery takes at least the step loss by loss plus surgery's bytes; "
+        + floor.FORMULA[setting.device.type],
+    )
+    result.parameters = {"tasks": len(steps.TASKS), **size_of(setting)._asdict()}
+    for feed in steps.FEEDS:
+        for bf16 in (False, True):
+            if setting.late:
+                result.notes.append(f"{steps.FEEDS[feed]}, {precision(bf16)}: out of time")
+                continue
+            rows, bandwidths = measure(setting, feed, bf16)
+            result.figures += rows
+            result.bandwidths = result.bandwidths or bandwidths
+            result.tables.append(table(rows))
+            result.notes.append(counting(rows))
+    return result

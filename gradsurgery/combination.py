@@ -9,8 +9,9 @@ from torch import Tensor
 from gradsurgery import kernels
 from gradsurgery.sparse import align, restore
 
-#: ``(gram[S, K, K] float64 on the CPU, whether all gradients are finite) -> weights[S, K]``.
-Decide = Callable[[Tensor, bool], Tensor]
+#: ``(gram[S, K, K] float64, whether all gradients are finite: a scalar bool) -> weights[S, K]``.
+#: Both lie where the fused kernels left them, or on the CPU.
+Decide = Callable[[Tensor, Tensor], Tensor]
 
 
 def combined(
@@ -18,8 +19,8 @@ def combined(
 ) -> list[Tensor | None]:
     """Return the update's gradient for each parameter.
 
-    Those of one task pass through as they are and do not enter the Gram matrix; where two or more
-    tasks have one, the weighted sum is written into the first.
+    Those of one task pass through as they are and do not enter the Gram matrix that ``decide``
+    sees; where two or more tasks have one, the weighted sum is written into the first.
 
     Args:
         grads: ``[K][P]``, strided or sparse (coalesced), on one device.
@@ -30,19 +31,25 @@ def combined(
     Raises:
         ValueError: when the gradients lie on several devices; nothing is changed then.
     """
-    columns = [[g for g in column if g is not None] for column in zip(*grads, strict=True)]
-    _refuse_mixed_devices(columns)
-    shared = [p for p, present in enumerate(columns) if len(present) > 1]
-    result = [present[0] if len(present) == 1 else None for present in columns]
-    dense, unions = _aligned(grads, shared)
-    where = [segments[p] for p in shared]
-    gram = kernels.gram(dense, where, count).cpu()
-    alone = [g for g in result if g is not None]
-    weights = decide(gram, bool(gram.isfinite().all()) and _finite(alone))
-    sums = kernels.combine_(dense, weights, where)
+    columns = list(zip(*grads, strict=True))
+    present = [[grad for grad in column if grad is not None] for column in columns]
+    _refuse_mixed_devices(present)
+    shared = [p for p, found in enumerate(present) if len(found) > 1]
+    alone = [p for p, found in enumerate(present) if len(found) == 1]
+    dense, unions = _aligned(columns, shared)
+    gram, finite = _measured(
+        dense + [_values(columns[p]) for p in alone],
+        # Those of one task are looked at all the same, for being finite: a segment of their own.
+        [segments[p] for p in shared] + [count] * len(alone),
+        count,
+    )
+    sums = kernels.combine_(
+        _rows(dense, len(grads)), decide(gram, finite), [segments[p] for p in shared]
+    )
+    result = [found[0] if len(found) == 1 else None for found in present]
     for p, values, union in zip(shared, sums, unions, strict=True):
         assert values is not None
-        result[p] = values if union is None else restore(values, union, columns[p][0])
+        result[p] = values if union is None else restore(values, union, present[p][0])
     return result
 
 
@@ -56,31 +63,48 @@ def deliver(parameter: Tensor, grad: Tensor) -> None:
         parameter.grad.add_(grad)
 
 
+Column = Sequence[Tensor | None]  # one parameter's gradients by task
+
+
+def _measured(
+    columns: Sequence[Column], segments: Sequence[int], count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the Gram matrix of the first ``count`` segments, and whether all is finite."""
+    tasks = len(columns[0]) if columns else 0
+    gram = kernels.gram(_rows(columns, tasks), segments, count + 1)
+    if not kernels.fused_on(gram.device):
+        gram = gram.cpu()  # the maths on K x K numbers is faster there, launch by launch
+    return gram[:count], gram.isfinite().all()
+
+
+def _rows(columns: Sequence[Column], tasks: int) -> list[list[Tensor | None]]:
+    """Turn ``[P][K]`` into ``[K][P]``."""
+    return [[column[k] for column in columns] for k in range(tasks)]
+
+
 def _refuse_mixed_devices(columns: Sequence[Sequence[Tensor]]) -> None:
-    devices = sorted({str(grad.device) for column in columns for grad in column})
+    devices = {grad.device for column in columns for grad in column}
     if len(devices) > 1:
         raise ValueError(
-            f"the captured gradients lie on several devices ({', '.join(devices)}): surgery needs "
-            "all of an optimizer's parameters on one"
+            "the captured gradients lie on several devices "
+            f"({', '.join(sorted(map(str, devices)))}): surgery needs all of an optimizer's "
+            "parameters on one"
         )
 
 
 def _aligned(
-    grads: kernels.Gradients, shared: Sequence[int]
+    columns: Sequence[Column], shared: Sequence[int]
 ) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
-    """Return the ``shared`` columns of ``grads[K][P]`` dense, and sparse rows they stand for."""
-    dense: list[list[Tensor | None]] = [[] for _ in grads]
-    unions = []
+    """Return the ``shared`` columns dense, and the sparse rows that they stand for."""
+    dense, unions = [], []
     for p in shared:
-        values, union = align([grad for task in grads if (grad := task[p]) is not None])
+        values, union = align([grad for grad in columns[p] if grad is not None])
         remaining = iter(values)
-        for row, task in zip(dense, grads, strict=True):
-            row.append(None if task[p] is None else next(remaining))
+        dense.append([None if grad is None else next(remaining) for grad in columns[p]])
         unions.append(union)
     return dense, unions
 
 
-def _finite(grads: Sequence[Tensor]) -> bool:
-    """Whether no element of ``grads`` is inf or NaN, read off their norms in one pass."""
-    values = [grad.values() if grad.is_sparse else grad for grad in grads]
-    return bool(kernels.gram([values], [0] * len(values), 1).isfinite().all())
+def _values(column: Column) -> list[Tensor | None]:
+    """Return the stored numbers of a column, which decide whether it is finite."""
+    return [g if g is None or not g.is_sparse else g.values() for g in column]

@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import grouping as _grouping
+from gradsurgery import kernels
 from gradsurgery.capture import Capture
 from gradsurgery.combination import combined, deliver
 from gradsurgery.join import Losses, join, named_losses
-from gradsurgery.methods import Method
+from gradsurgery.kernels.tables import send
+from gradsurgery.methods import Method, Verdict
 from gradsurgery.order import initial_rng, visiting_order
 from gradsurgery.statistics import ConflictStatistics
 
@@ -107,6 +109,7 @@ class GradientSurgery(Optimizer):
         _grouping.resolve(grouping)
         self._named = {p: name for name, p in named_parameters or ()}
         self._capture = Capture(self.tasks)
+        self._replayed: list[Tensor] = []  # orders that captured CUDA graphs read
         segments = self._segments()[1]
         self._surgery = {
             "tasks": list(self.tasks),
@@ -210,21 +213,53 @@ class GradientSurgery(Optimizer):
         """Drop what was captured and not combined; ``.grad`` stays as it is."""
         self._capture.clear()
 
-    def _weights(self, gram: Tensor, finite: bool, segments: list[str], active: Tensor) -> Tensor:
+    def redraw(self) -> None:
+        """Draw the next visiting orders for ``combine()`` calls captured in CUDA graphs.
+
+        A captured graph reads the order from where its capture put it: without this, every replay
+        visits in the same order (which with two tasks is no loss). Call it between replays, when
+        the one before is done.
+        """
+        rng = self._surgery["rng"]
+        for order in self._replayed:
+            fresh, rng = visiting_order(rng, len(self.tasks))
+            order.copy_(fresh)
+        self._surgery = {**self._surgery, "rng": rng}
+
+    def _weights(self, gram: Tensor, finite: Tensor, segments: list[str], active: Tensor) -> Tensor:
         """Let the method decide on ``gram[S, K, K]``, keep its state, and count."""
-        if not finite:
+        resident = kernels.fused_on(gram.device)
+        if not resident and not finite:
             self.conflicts.skip()
             return torch.ones(gram.shape[:-1], dtype=gram.dtype)
-        tasks, rng = len(self.tasks), self._surgery["rng"]
-        if self.method.ordered:
-            order, rng = visiting_order(rng, tasks)
-        else:
-            order = torch.arange(tasks).expand(tasks, -1)
-        verdict = self.method(gram, order, self._state(len(segments)))
-        # A new dict each step: a state_dict taken earlier keeps what it saw.
-        self._surgery = {"tasks": list(self.tasks), "rng": rng, **verdict.state}
-        self.conflicts.update(gram, verdict, segments, active)
+        order, rng = self._order(gram.device)
+        before = self._state(len(segments), gram.device)
+        verdict = self.method(gram, order, before)
+        if resident:
+            # Nobody waits to see whether all was finite: both cases are there to choose from.
+            verdict = _if_finite(finite, verdict, before)
+        self._keep(rng, before, verdict.state)
+        self.conflicts.update(gram, verdict, segments, active, finite)
         return verdict.weights
+
+    def _order(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the order of visits on the device, and the generator's next state."""
+        tasks, rng = len(self.tasks), self._surgery["rng"]
+        if not self.method.ordered:
+            return torch.arange(tasks, device=device).expand(tasks, -1), rng
+        order, rng = visiting_order(rng, tasks)
+        held, order = send(order, device)
+        if _capturing(device):
+            self._replayed.append(held)
+        return order, rng
+
+    def _keep(self, rng: Tensor, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        """Keep the method's state for the next step."""
+        if any(_capturing(value.device) for value in after.values()):
+            # A captured graph finds its state where it was when captured.
+            after = {name: before[name].copy_(value) for name, value in after.items()}
+        # A new dict each step: a state_dict taken earlier keeps what it saw.
+        self._surgery = {"tasks": list(self.tasks), "rng": rng, **after}
 
     # ------------------------------------------------------------------ the optimizer's interface
 
@@ -342,6 +377,7 @@ class GradientSurgery(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._capture = Capture(self.tasks)
+        self._replayed = []
         self._build_hooks()
 
     # ------------------------------------------------------------------ inner parts
@@ -371,13 +407,15 @@ class GradientSurgery(Optimizer):
         names = _grouping.names(self.base.param_groups, self._named)
         return _grouping.segments(names, self._grouping)
 
-    def _state(self, segments: int) -> dict[str, Tensor]:
+    def _state(self, segments: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """The method's state; segments added since it was last written start afresh."""
-        fresh = self.method.init(segments, len(self.tasks))
         state = {}
-        for name, start in fresh.items():
-            kept = self._surgery.get(name, start).to(start)
-            state[name] = torch.cat([kept, start[len(kept) :]])
+        for name, start in self.method.init(segments, len(self.tasks)).items():
+            kept = self._surgery.get(name, start)
+            kept = kept.to(device or kept.device, start.dtype)
+            if len(kept) < len(start):
+                kept = torch.cat([kept, start[len(kept) :].to(kept.device)])
+            state[name] = kept
         return state
 
     def _check_loadable(self, surgery: Mapping[str, Any] | None) -> None:
@@ -403,6 +441,19 @@ class GradientSurgery(Optimizer):
                 f"captured gradients of {', '.join(waiting)} wait: call combine() before step(), "
                 "or zero_grad() to drop them"
             )
+
+
+def _if_finite(finite: Tensor, verdict: Verdict, before: dict[str, Tensor]) -> Verdict:
+    """The verdict, or where gradients are not finite the plain sum and the state before."""
+    return Verdict(
+        torch.where(finite, verdict.weights, 1.0),
+        verdict.altered & finite,
+        {name: torch.where(finite, value, before[name]) for name, value in verdict.state.items()},
+    )
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _check_base(base: Optimizer) -> None:

@@ -1,7 +1,8 @@
 """Conflict statistics: do the tasks conflict, and what did surgery do about it?
 
-Everything is read off the Gram matrix and the verdict; nothing here changes a gradient. Sums are
-kept as tensors and turned into Python numbers only when somebody asks, once a window.
+Everything is read off the Gram matrix and the verdict; nothing here changes a gradient. Steps are
+put aside as the tensors they are, added up ``TOGETHER`` at a time on the device that holds them,
+and turned into Python numbers only when somebody asks, once a window.
 
 The words, as they are used throughout:
 
@@ -19,12 +20,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradsurgery.methods import Verdict
+
+#: Steps, and numbers of their Gram matrices, that wait at most before they are added up.
+TOGETHER = 32
+ELEMENTS = 1 << 20
 
 
 class ConflictStatistics:
@@ -52,31 +57,40 @@ class ConflictStatistics:
 
     def reset(self) -> None:
         """Begin a new window: everything back to zero."""
-        self._steps = 0
-        self._nonfinite = 0
+        self._skipped = 0
         self._sums: dict[str, Tensor] = {}
+        self._waiting: list[_Step] = []
 
     def skip(self) -> None:
         """Count a step with a non-finite gradient, which enters no other figure."""
-        self._nonfinite += 1
+        self._skipped += 1
 
     def update(
-        self, gram: Tensor, verdict: Verdict, segments: Sequence[str], active: Tensor
+        self,
+        gram: Tensor,
+        verdict: Verdict,
+        segments: Sequence[str],
+        active: Tensor,
+        finite: Tensor | None = None,
     ) -> None:
         """Add one step.
 
         Args:
             gram: ``[S, K, K]`` float64.
-            verdict: what the method decided on it.
+            verdict: what the method decided on it. Neither may be written to afterwards.
             segments: the S segments' names.
             active: ``[K]`` bool, the tasks that ran in this step.
+            finite: scalar bool on the device of ``gram``; where it is False the step is counted as
+                :meth:`skip` does. None for True.
         """
         if len(segments) != len(self.segments) or not self._sums:
+            self._add_up()
             self._resize(segments, gram.device)
-        self._steps += 1
-        self._add_pairs(gram, verdict)
-        self._add_tasks(gram, verdict, active)
-        self._add_change(gram, verdict.weights)
+        self._waiting.append(_Step(gram, verdict, active, finite))
+        capturing = gram.is_cuda and torch.cuda.is_current_stream_capturing()
+        most = min(TOGETHER, ELEMENTS // gram.numel())
+        if capturing or len(self._waiting) >= most:
+            self._add_up()
 
     def summary(self) -> dict[str, Any]:
         """Return the window in plain Python values, as :class:`~gradsurgery.ConflictLog` writes it.
@@ -87,10 +101,11 @@ class ConflictStatistics:
         """
         if not self._sums:
             self._resize(self.segments or ["model"], torch.device("cpu"))
+        self._add_up()
         sums = {name: value.cpu() for name, value in self._sums.items()}
         steps = sums["changed"].item()
         found = {
-            "window": self._steps + self._nonfinite,
+            "window": int(sums["steps"]) + self._skipped,
             "method": self.method,
             "tasks": list(self.tasks),
             "segments": len(self.segments),
@@ -105,7 +120,7 @@ class ConflictStatistics:
                 "mean": _ratio(sums["change"].item(), steps),
                 "max": sums["most"].item() if steps else None,
             },
-            "nonfinite": self._nonfinite,
+            "nonfinite": int(sums["nonfinite"]) + self._skipped,
         }
         if len(self.segments) > 1:
             found["by_segment"] = [
@@ -121,17 +136,17 @@ class ConflictStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window, so that a resumed run logs what the run that never stopped does."""
+        self._add_up()
         return {
-            "steps": self._steps,
-            "nonfinite": self._nonfinite,
+            "skipped": self._skipped,
             "segments": list(self.segments),
             "sums": {name: value.clone() for name, value in self._sums.items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the window that :meth:`state_dict` returned."""
-        self._steps = state_dict["steps"]
-        self._nonfinite = state_dict["nonfinite"]
+        self._waiting = []
+        self._skipped = state_dict["skipped"]
         self.segments = list(state_dict["segments"])
         self._sums = {name: value.clone() for name, value in state_dict["sums"].items()}
 
@@ -150,40 +165,64 @@ class ConflictStatistics:
         by_task = {n: grown(n, (tasks,), 0.0) for n in _TASKWISE}
         self._sums = {**pairwise, **by_task, **{n: grown(n, (1,), 0.0) for n in _SCALAR}}
 
-    def _add_pairs(self, gram: Tensor, verdict: Verdict) -> None:
+    def _add_up(self) -> None:
+        """Add the steps that wait to the sums, all at once."""
+        if not self._waiting:
+            return
+        steps, self._waiting = self._waiting, []
+        device = self._sums["steps"].device
+        gram = torch.stack([step.gram.to(device) for step in steps])  # [T, S, K, K]
+        finite = _finite(steps, device)
+        # What is not finite must not enter a sum, not even times zero.
+        gram = torch.where(finite[:, None, None, None], gram, 0)
+        weights = torch.stack([step.verdict.weights.to(device) for step in steps])
+        altered = torch.stack([step.verdict.altered.to(device) for step in steps])
+        active = torch.stack([step.active for step in steps]).to(device, non_blocking=True)
+        self._add("steps", torch.ones_like(finite)[:, None])
+        self._add("nonfinite", ~finite[:, None])
+        self._add("active", active & finite[:, None])
+        self._add_pairs(gram, altered)
+        self._add_tasks(gram, weights, altered)
+        self._add_change(gram, weights)
+        if "target" in steps[-1].verdict.state:
+            self._sums["target"].copy_(steps[-1].verdict.state["target"])
+
+    def _add(self, name: str, values: Tensor) -> None:
+        """Add ``values`` ([T, ...]) one after the other: the bits do not depend on T."""
+        total = self._sums[name]
+        total.copy_(torch.cat([total[None], values.to(total.dtype)]).cumsum(0)[-1])
+
+    def _add_pairs(self, gram: Tensor, altered: Tensor) -> None:
         norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
         product = norm[..., :, None] * norm[..., None, :]
         pair = (product > 0) & ~torch.eye(len(self.tasks), dtype=torch.bool, device=gram.device)
         cosine = torch.where(pair, gram / product, 0).clamp(-1, 1)
+        self._add("possible", pair)
+        self._add("conflicts", cosine < 0)
+        self._add("altered", altered)
+        self._add("cosine", cosine)
         sums = self._sums
-        sums["possible"] += pair
-        sums["conflicts"] += cosine < 0
-        sums["altered"] += verdict.altered
-        sums["cosine"] += cosine
-        sums["lowest"] = torch.where(pair, torch.minimum(sums["lowest"], cosine), sums["lowest"])
-        sums["highest"] = torch.where(pair, torch.maximum(sums["highest"], cosine), sums["highest"])
-        if "target" in verdict.state:
-            sums["target"] = verdict.state["target"]
+        low, high = (torch.where(pair, cosine, end) for end in (math.inf, -math.inf))
+        sums["lowest"].copy_(torch.minimum(sums["lowest"], low.amin(0)))
+        sums["highest"].copy_(torch.maximum(sums["highest"], high.amax(0)))
 
-    def _add_tasks(self, gram: Tensor, verdict: Verdict, active: Tensor) -> None:
-        square = gram.diagonal(dim1=-2, dim2=-1)  # [S, K]
+    def _add_tasks(self, gram: Tensor, weights: Tensor, altered: Tensor) -> None:
+        square = gram.diagonal(dim1=-2, dim2=-1)  # [T, S, K]
         present = square > 0
-        sums = self._sums
-        sums["active"] += active.to(gram.device)
-        sums["active_altered"] += verdict.altered.any(-1).any(0)
-        sums["present"] += present.any(0)
-        sums["norm"] += square.sum(0).sqrt()
-        weight = torch.where(present, verdict.weights, 0).sum(0)
-        sums["weight"] += weight / present.sum(0).clamp(min=1)
+        self._add("active_altered", altered.any(-1).any(1))
+        self._add("present", present.any(1))
+        self._add("norm", square.sum(1).sqrt())
+        weight = torch.where(present, weights, 0).sum(1)
+        self._add("weight", weight / present.sum(1).clamp(min=1))
 
     def _add_change(self, gram: Tensor, weights: Tensor) -> None:
         off = weights - 1
-        changed = torch.einsum("si,sij,sj->", off, gram, off).clamp(min=0)
-        plain = gram.sum().clamp(min=0)
-        change = torch.where(plain > 0, (changed / plain).sqrt(), 0)
-        self._sums["changed"] += plain > 0
-        self._sums["change"] += change
-        self._sums["most"] = torch.maximum(self._sums["most"], change)
+        changed = torch.einsum("tsi,tsij,tsj->t", off, gram, off).clamp(min=0)
+        plain = gram.sum((1, 2, 3)).clamp(min=0)
+        change = torch.where(plain > 0, (changed / plain).sqrt(), 0)[:, None]
+        self._add("changed", plain[:, None] > 0)
+        self._add("change", change)
+        self._sums["most"].copy_(torch.maximum(self._sums["most"], change.amax(0)))
 
     def _pairs(self, sums: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Return the ordered pairs' figures from sums of shape [K, K]."""
@@ -194,6 +233,21 @@ class ConflictStatistics:
             for j in range(len(self.tasks))
             if i != j
         ]
+
+
+class _Step(NamedTuple):
+    """One step as it came."""
+
+    gram: Tensor
+    verdict: Verdict
+    active: Tensor
+    finite: Tensor | None
+
+
+def _finite(steps: Sequence[_Step], device: torch.device) -> Tensor:
+    """Return ``[T]`` bool."""
+    yes = torch.ones((), dtype=torch.bool, device=device)
+    return torch.stack([yes if s.finite is None else s.finite.to(device) for s in steps])
 
 
 #: The sums of shape [S, K, K] and what they start from.
@@ -208,7 +262,7 @@ _PAIRWISE = {
 }
 #: The sums of shape [K], and of shape [1].
 _TASKWISE = ("active", "active_altered", "present", "norm", "weight")
-_SCALAR = ("changed", "change", "most")
+_SCALAR = ("steps", "nonfinite", "changed", "change", "most")
 
 
 def _over_segments(name: str, value: Tensor) -> Tensor:

@@ -1,9 +1,69 @@
 """The two functions that touch gradients: ``gram`` reads them once, ``combine_`` writes them once.
 
 Everything device-specific lives behind these two. :mod:`gradsurgery.kernels.eager` is the
-definition of correct; another implementation has to agree with it on the same tests.
+definition of correct and runs everywhere; on a GPU with triton, :mod:`gradsurgery.kernels.fused`
+takes its place, and agrees with it on the same tests. The environment variable
+``GRADSURGERY_KERNELS`` (``auto``, ``eager``, ``fused``) overrides the choice.
 """
 
-from gradsurgery.kernels.eager import Gradients, combine_, gram
+from __future__ import annotations
 
-__all__ = ["Gradients", "combine_", "gram"]
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gradsurgery.kernels import eager
+from gradsurgery.kernels.eager import Gradients
+
+__all__ = ["Gradients", "combine_", "fused_on", "gram"]
+
+CHOICES = ("auto", "eager", "fused")
+OLDEST_TRITON = (3, 3)
+
+
+def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
+    """Return ``[S, K, K]`` float64, see :func:`gradsurgery.kernels.eager.gram`."""
+    found: Tensor = _implementation(grads).gram(grads, segments, count)
+    return found
+
+
+def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
+    """Combine in place, see :func:`gradsurgery.kernels.eager.combine_`."""
+    found: list[Tensor | None] = _implementation(grads).combine_(grads, weights, segments)
+    return found
+
+
+def fused_on(device: torch.device) -> bool:
+    """Whether the fused kernels serve this device. Then nothing needs to wait for the host.
+
+    Raises:
+        ValueError: when ``GRADSURGERY_KERNELS`` is none of its values.
+    """
+    choice = os.environ.get("GRADSURGERY_KERNELS", "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"GRADSURGERY_KERNELS is one of {', '.join(CHOICES)}, not {choice!r}")
+    return choice == "fused" or (choice == "auto" and device.type == "cuda" and _has_triton())
+
+
+def _implementation(grads: Gradients) -> ModuleType:
+    present = next((grad for task in grads for grad in task if grad is not None), None)
+    if present is None or not fused_on(present.device):
+        return eager
+    from gradsurgery.kernels import fused
+
+    return fused
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """Whether a triton is there that knows the tuples which the programs are written with."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= OLDEST_TRITON

@@ -23,7 +23,8 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from gradsurgery.methods.base import Method, State, Verdict, Visits
+from gradsurgery import kernels
+from gradsurgery.methods.base import CANCELLED, Method, State, Verdict, Visits
 
 UpdateRule = Literal["always", "on_alter"]
 
@@ -59,6 +60,8 @@ def gradvac(
         >>> verdict.weights.tolist(), verdict.state["target"][0, 1].item()
         ([1.75, 1.75], 0.3)
     """
+    if kernels.fused_on(gram.device):
+        return _fused(gram, order, target, beta, update)
     visits, target = Visits(gram), target.clone()
     present = (visits.norms > 0).sum(-1).clamp(min=1)  # the K that are there
     bound = (CAP * gram.sum((-1, -2)).clamp(min=0).sqrt() / present)[..., None]  # 100 |s| / K
@@ -75,6 +78,24 @@ def gradvac(
         moves = acts if update == "always" else alter
         target[..., rows, partner] = torch.where(moves, (1 - beta) * wanted + beta * cosine, wanted)
     return visits.verdict({"target": target})
+
+
+def _fused(gram: Tensor, order: Tensor, target: Tensor, beta: float, update: UpdateRule) -> Verdict:
+    """The same in one launch, on the device that holds ``gram``."""
+    from gradsurgery.kernels import solve
+
+    weights, altered, fresh = solve.visits(
+        gram,
+        order,
+        target,
+        cancelled=CANCELLED,
+        cap=CAP,
+        highest=HIGHEST,
+        beta=beta,
+        always=update == "always",
+    )
+    assert fresh is not None
+    return Verdict(weights, altered, {"target": fresh})
 
 
 def _along(across: Tensor, target: Tensor, bound: Tensor) -> Tensor:

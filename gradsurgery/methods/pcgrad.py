@@ -14,7 +14,8 @@ from typing import final
 
 from torch import Tensor
 
-from gradsurgery.methods.base import Method, State, Verdict, Visits
+from gradsurgery import kernels
+from gradsurgery.methods.base import CANCELLED, Method, State, Verdict, Visits
 
 
 def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
@@ -35,6 +36,10 @@ def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
         >>> pcgrad(gram, torch.tensor([[0, 1], [0, 1]])).weights.tolist()
         [2.0, 1.5]
     """
+    if kernels.fused_on(gram.device):
+        from gradsurgery.kernels import solve
+
+        return Verdict(*solve.visits(gram, order, cancelled=CANCELLED)[:2], {})
     visits = Visits(gram)
     for partner in order.unbind(-1):
         dot, norm, other = visits.measure(partner)

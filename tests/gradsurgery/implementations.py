@@ -1,5 +1,6 @@
 """The kernel implementations that share one test body. A new one is a row of ``KERNELS``."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,24 @@ class WithoutNative:
     combine_ = staticmethod(eager.combine_)
 
 
-KERNELS = [Kernel("eager", eager), Kernel("without_native", WithoutNative)]
+def _kernels() -> list[Kernel]:
+    """Triton's interpreter takes a process of its own, which test_fused.py starts."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from gradsurgery.kernels import fused
+
+        return [Kernel("interpreted", fused, most=50_000)]
+    found = [Kernel("eager", eager), Kernel("without_native", WithoutNative)]
+    if torch.cuda.is_available():
+        from gradsurgery.kernels import fused
+
+        found += [
+            Kernel("eager_cuda", eager, "cuda", most=150_000_000),
+            Kernel("fused", fused, "cuda", most=150_000_000),
+        ]
+    return found
+
+
+KERNELS = _kernels()
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=repr)

@@ -15,7 +15,8 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
-    {"kernels", "methods", "grouping", "order", "sparse"},
+    {"kernels", "grouping", "order", "sparse"},
+    {"methods"},
     {"capture", "combination", "statistics", "join"},
     {"log", "functional", "_pictures"},
     {"optimizer", "report"},

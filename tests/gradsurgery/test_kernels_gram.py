@@ -224,7 +224,8 @@ def test_a_thousand_tiny_tensors(kernel: Kernel) -> None:
         for k in range(3)
     ]
     check(kernel, grads, [0] * 1000, 1)
-    check(kernel, grads, [p % 7 for p in range(1000)], 7)
+    some = 1000 if kernel.most > 50_000 else 100
+    check(kernel, [row[:some] for row in grads], [p % 7 for p in range(some)], 7)
 
 
 @every_kernel

@@ -10,6 +10,11 @@ from gradsurgery.kernels import eager, native
 compiled = pytest.mark.skipif(not native.available(), reason="no C compiler")
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def _expected(vectors: list[torch.Tensor]) -> torch.Tensor:
     wide = [v.double() for v in vectors]
     return torch.stack([a @ b for i, a in enumerate(wide) for b in wide[i:]])

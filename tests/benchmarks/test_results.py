@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.results import Result, Table, digits, slug, versions, write
+from benchmarks.setting import Setting
+
+TABLE = Table("Figures", ("case", "ms"), [["a", "1.5"], ["b", "2.5"]])
+
+
+def result() -> Result:
+    return Result(
+        "theme",
+        "its floor",
+        parameters={"tasks": 3},
+        bandwidths={"read": 10.5},
+        figures=[{"case": "a", "seconds": {"median": 0.0015}}],
+        tables=[TABLE],
+        notes=["noted"],
+        draw=lambda path: path.write_bytes(b"picture"),
+    )
+
+
+def test_what_is_written_can_be_read_again(tmp_path: Path) -> None:
+    setting = Setting(torch.device("cpu"), tmp_path / "new", threads=2)
+    paths = write(result(), setting, "python -m benchmarks theme")
+    found = json.loads(paths[0].read_text())
+    assert found["figures"] == result().figures
+    assert found["command"] == "python -m benchmarks theme"
+    assert found["parameters"] == {"tasks": 3}
+    assert found["bandwidths_gb_s"] == {"read": 10.5}
+    assert found["versions"]["torch"] == torch.__version__
+    assert {"hardware", "date", "threads", "floor", "notes"} <= set(found)
+
+
+def test_the_page_says_the_same_and_shows_table_picture_and_notes(tmp_path: Path) -> None:
+    paths = write(result(), Setting(torch.device("cpu"), tmp_path), "python -m benchmarks theme")
+    page = paths[1].read_text()
+    assert TABLE.markdown() in page
+    assert f"![theme]({paths[2].name})" in page
+    assert paths[2].read_bytes() == b"picture"
+    for line in ("- command: python -m benchmarks theme", "- floor: its floor", "- noted"):
+        assert line in page
+
+
+def test_files_are_named_theme_hardware_month(tmp_path: Path) -> None:
+    path = write(result(), Setting(torch.device("cpu"), tmp_path), "")[0]
+    theme, machine, month = path.stem.split("_")
+    assert (theme, len(month)) == ("theme", 6)
+    assert machine
+
+
+def test_a_table_is_markdown() -> None:
+    assert TABLE.markdown() == (
+        "## Figures\n\n| case | ms |\n| --- | --- |\n| a | 1.5 |\n| b | 2.5 |"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ("AMD EPYC 7763 64-Core Processor", "amd-epyc-4c"),
+        ("AMD EPYC", "amd-epyc-4c"),
+        ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "intel-xeon-4c"),
+        ("aarch64", "aarch64-4c"),
+    ],
+)
+def test_a_processor_has_a_short_name(cpu: str, expected: str) -> None:
+    assert slug({"cpu": cpu, "cores": 4}) == expected
+
+
+def test_a_gpu_names_the_machine() -> None:
+    machine = {"cpu": "AMD EPYC", "cores": 4, "gpu": "NVIDIA A100-SXM4-80GB"}
+    assert slug(machine) == "nvidia-a100-sxm4-80gb"
+
+
+def test_versions_leave_out_what_is_not_installed() -> None:
+    assert {"python", "torch", "gradsurgery", "transformers"} <= set(versions())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.00"), (9.999, "10.0"), (99.96, "100"), (12345.6, "12346")]
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert digits(value) == text
