@@ -43,13 +43,12 @@ def combined(
         [segments[p] for p in shared] + [count] * len(alone),
         count,
     )
-    sums = kernels.combine_(
-        _rows(dense, len(grads)), decide(gram, finite), [segments[p] for p in shared]
-    )
+    weights = decide(gram, finite)
+    sums = kernels.combine_(_rows(dense), weights, [segments[p] for p in shared])
     result = [found[0] if len(found) == 1 else None for found in present]
-    for p, values, union in zip(shared, sums, unions, strict=True):
+    for p, values in zip(shared, sums, strict=True):
         assert values is not None
-        result[p] = values if union is None else restore(values, union, present[p][0])
+        result[p] = restore(values, unions[p], present[p][0]) if p in unions else values
     return result
 
 
@@ -71,15 +70,15 @@ def _measured(
 ) -> tuple[Tensor, Tensor]:
     """Return the Gram matrix of the first ``count`` segments, and whether all is finite."""
     tasks = len(columns[0]) if columns else 0
-    gram = kernels.gram(_rows(columns, tasks), segments, count + 1)
-    if not kernels.fused_on(gram.device):
+    gram = kernels.gram(_rows(columns), segments, count + 1)
+    if not kernels.fused_on(gram.device, tasks):
         gram = gram.cpu()  # the maths on K x K numbers is faster there, launch by launch
     return gram[:count], gram.isfinite().all()
 
 
-def _rows(columns: Sequence[Column], tasks: int) -> list[list[Tensor | None]]:
+def _rows(columns: Sequence[Column]) -> list[Column]:
     """Turn ``[P][K]`` into ``[K][P]``."""
-    return [[column[k] for column in columns] for k in range(tasks)]
+    return list(zip(*columns, strict=True))
 
 
 def _refuse_mixed_devices(columns: Sequence[Sequence[Tensor]]) -> None:
@@ -94,17 +93,22 @@ def _refuse_mixed_devices(columns: Sequence[Sequence[Tensor]]) -> None:
 
 def _aligned(
     columns: Sequence[Column], shared: Sequence[int]
-) -> tuple[list[list[Tensor | None]], list[Tensor | None]]:
-    """Return the ``shared`` columns dense, and the sparse rows that they stand for."""
-    dense, unions = [], []
+) -> tuple[list[Column], dict[int, Tensor]]:
+    """Return the ``shared`` columns dense, and by parameter the sparse rows that they stand for."""
+    dense: list[Column] = []
+    unions = {}
     for p in shared:
-        values, union = align([grad for grad in columns[p] if grad is not None])
-        remaining = iter(values)
-        dense.append([None if grad is None else next(remaining) for grad in columns[p]])
-        unions.append(union)
+        column = columns[p]
+        if any(grad is not None and grad.is_sparse for grad in column):
+            values, union = align([grad for grad in column if grad is not None])
+            remaining = iter(values)
+            column = [None if grad is None else next(remaining) for grad in column]
+            if union is not None:
+                unions[p] = union
+        dense.append(column)
     return dense, unions
 
 
-def _values(column: Column) -> list[Tensor | None]:
+def _values(column: Column) -> Column:
     """Return the stored numbers of a column, which decide whether it is finite."""
     return [g if g is None or not g.is_sparse else g.values() for g in column]

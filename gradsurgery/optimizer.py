@@ -228,7 +228,7 @@ class GradientSurgery(Optimizer):
 
     def _weights(self, gram: Tensor, finite: Tensor, segments: list[str], active: Tensor) -> Tensor:
         """Let the method decide on ``gram[S, K, K]``, keep its state, and count."""
-        resident = kernels.fused_on(gram.device)
+        resident = kernels.fused_on(gram.device, len(self.tasks))
         if not resident and not finite:
             self.conflicts.skip()
             return torch.ones(gram.shape[:-1], dtype=gram.dtype)

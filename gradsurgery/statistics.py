@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradsurgery.kernels.tables import send
 from gradsurgery.methods import Verdict
 
 #: Steps, and numbers of their Gram matrices, that wait at most before they are added up.
@@ -177,7 +178,7 @@ class ConflictStatistics:
         gram = torch.where(finite[:, None, None, None], gram, 0)
         weights = torch.stack([step.verdict.weights.to(device) for step in steps])
         altered = torch.stack([step.verdict.altered.to(device) for step in steps])
-        active = torch.stack([step.active for step in steps]).to(device, non_blocking=True)
+        active = send(torch.stack([step.active for step in steps]), device)[1]
         self._add("steps", torch.ones_like(finite)[:, None])
         self._add("nonfinite", ~finite[:, None])
         self._add("active", active & finite[:, None])

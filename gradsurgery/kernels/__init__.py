@@ -22,6 +22,9 @@ from gradsurgery.kernels.eager import Gradients
 
 __all__ = ["Gradients", "combine_", "fused_on", "gram"]
 
+#: The most tasks that the fused kernels are made for. More of them are taken by the eager ones.
+MOST_TASKS = 64
+
 CHOICES = ("auto", "eager", "fused")
 OLDEST_TRITON = (3, 3)
 
@@ -38,8 +41,12 @@ def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list
     return found
 
 
-def fused_on(device: torch.device) -> bool:
-    """Whether the fused kernels serve this device. Then nothing needs to wait for the host.
+def fused_on(device: torch.device, tasks: int) -> bool:
+    """Whether the fused kernels serve. Then nothing needs to wait for the host.
+
+    Args:
+        device: of the gradients.
+        tasks: K.
 
     Raises:
         ValueError: when ``GRADSURGERY_KERNELS`` is none of its values.
@@ -47,12 +54,14 @@ def fused_on(device: torch.device) -> bool:
     choice = os.environ.get("GRADSURGERY_KERNELS", "auto")
     if choice not in CHOICES:
         raise ValueError(f"GRADSURGERY_KERNELS is one of {', '.join(CHOICES)}, not {choice!r}")
-    return choice == "fused" or (choice == "auto" and device.type == "cuda" and _has_triton())
+    if choice == "auto":
+        choice = "fused" if device.type == "cuda" and _has_triton() else "eager"
+    return choice == "fused" and tasks <= MOST_TASKS
 
 
 def _implementation(grads: Gradients) -> ModuleType:
     present = next((grad for task in grads for grad in task if grad is not None), None)
-    if present is None or not fused_on(present.device):
+    if present is None or not fused_on(present.device, len(grads)):
         return eager
     from gradsurgery.kernels import fused
 

@@ -31,6 +31,9 @@ SMALL = 1 << 13
 #: Elements per block of a combination on the CPU: what is added up stays in cache.
 MIX_BLOCK = 1 << 20
 
+#: The same for bf16 and fp16, which need as many float32 beside them.
+HALF_BLOCK = 1 << 18
+
 
 @torch.no_grad()
 def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
@@ -147,16 +150,28 @@ def _mix_(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
     walked = side_by_side(tensors)
     if walked is None:  # strides differ: elementwise operations walk those, at some cost in speed
         return _mix_block_(tensors, weights)
-    size = MIX_BLOCK if tensors[0].device.type == "cpu" else tensors[0].numel()
+    first, scratch = walked[0], None
+    size = first.numel()
+    if first.device.type == "cpu":
+        size = MIX_BLOCK
+        wide = torch.promote_types(first.dtype, torch.float32)
+        if wide != first.dtype:
+            size = min(HALF_BLOCK, first.numel())
+            scratch = torch.empty(size, dtype=wide)
     for block in zip(*(blocks(flat, size) for flat in walked), strict=True):
-        _mix_block_(block, weights)
+        _mix_block_(block, weights, scratch)
     return None
 
 
-def _mix_block_(block: Sequence[Tensor], weights: Sequence[float]) -> None:
+def _mix_block_(
+    block: Sequence[Tensor], weights: Sequence[float], scratch: Tensor | None = None
+) -> None:
     """The weighted sum of one block, accumulated in float32 or wider, rounded once."""
     first = block[0]
-    total = first.to(torch.promote_types(first.dtype, torch.float32))
+    if scratch is None:
+        total = first.to(torch.promote_types(first.dtype, torch.float32))
+    else:
+        total = scratch[: len(first)].copy_(first)
     if weights[0] != 1:
         total.mul_(weights[0])
     for other, weight in zip(block[1:], weights[1:], strict=True):

@@ -27,14 +27,11 @@ from torch import Tensor
 
 from gradsurgery.kernels import eager, programs
 from gradsurgery.kernels.eager import Gradients
-from gradsurgery.kernels.tables import Table, tables
+from gradsurgery.kernels.tables import Table, send, tables
 from gradsurgery.kernels.walk import side_by_side
 
 #: Up to this many tasks each pair of rows is multiplied by itself; beyond, matrices are.
 FEW = 8
-
-#: The most tasks; above, the eager kernels take over.
-MOST = 64
 
 TYPES = {
     torch.float32: tl.float32,
@@ -48,9 +45,7 @@ TYPES = {
 def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
     """Return ``[S, K, K]`` float64, see :func:`gradsurgery.kernels.eager.gram`."""
     tasks = len(grads)
-    if tasks > MOST:
-        return eager.gram(grads, segments, count)
-    found = tables(list(zip(*grads, strict=True)), segments, count)
+    found = tables(grads, segments, count)
     if not found:
         return eager.gram(grads, segments, count)
     device = found[0].addresses.device
@@ -67,23 +62,23 @@ def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list
     ``weights`` ([S, K]) stay on their device, which is the gradients'.
     """
     columns = list(zip(*grads, strict=True))
-    result = [next((grad for grad in column if grad is not None), None) for column in columns]
-    fits = [len(grads) <= MOST and _fits(column) for column in columns]
-    for p in (p for p, fit in enumerate(fits) if not fit):
+    stubborn = [p for p, column in enumerate(columns) if not _fits(column)]
+    for p in stubborn:
         _combine_alone_(columns[p], weights[segments[p]])
-    walkable = [p for p, fit in enumerate(fits) if fit]
-    found = tables([columns[p] for p in walkable], [segments[p] for p in walkable], len(weights))
-    for table in found:
+    if stubborn:
+        rest = [p for p in range(len(columns)) if p not in stubborn]
+        grads = [[task[p] for p in rest] for task in grads]
+        segments = [segments[p] for p in rest]
+    for table in tables(grads, segments, len(weights)):
         _add_up(table, weights.to(table.addresses.device, torch.float64).contiguous())
-    return result
+    return [next((grad for grad in column if grad is not None), None) for column in columns]
 
 
 def _fits(column: Sequence[Tensor | None]) -> bool:
     """Whether the gradients can be written where they lie."""
-    present = [grad for grad in column if grad is not None]
-    if all(grad.is_contiguous() for grad in present):
+    if all(grad is None or grad.is_contiguous() for grad in column):
         return True
-    return side_by_side(present) is not None
+    return side_by_side([grad for grad in column if grad is not None]) is not None
 
 
 def _combine_alone_(column: Sequence[Tensor | None], weights: Tensor) -> None:
@@ -117,7 +112,7 @@ def _add_gram(table: Table, result: Tensor) -> None:
         programs.reduce[(len(result), triton.cdiv(pairs, block))](
             partial,
             table.first,
-            _cells(tasks, few, result.device),
+            _cells(tasks, few, result.device)[1],
             result,
             WIDTH=width,
             PAIRS=pairs,
@@ -165,8 +160,11 @@ def _large(tasks: int) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _cells(tasks: int, few: bool, device: torch.device) -> Tensor:
-    """Return ``[3, PAIRS]`` int32: where a pair's partial stands in its row, i, and j."""
+def _cells(tasks: int, few: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ``[3, PAIRS]`` int32: where a pair's partial stands in its row, i, and j.
+
+    On the CPU, and the copy on the device.
+    """
     i, j = torch.triu_indices(tasks, tasks)
     where = torch.arange(len(i)) if few else i * tasks + j
-    return torch.stack([where, i, j]).to(torch.int32).to(device)
+    return send(torch.stack([where, i, j]).to(torch.int32), device)

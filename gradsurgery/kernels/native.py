@@ -1,9 +1,9 @@
-"""The dot products of a few float32 vectors on the CPU, compiled once with the system's C compiler.
+"""The dot products of K vectors on the CPU, in C, compiled once with the system's compiler.
 
 Torch has no operation that reads K vectors once for all their dot products: K (K + 1) / 2 calls of
-``torch.dot`` take about twice the time of the memory traffic (docs/log.md). ``native.c`` does, in
-sixty lines without dependencies. It is compiled on first use (a second), kept in the user's cache
-folder, called through ctypes, and runs on torch's own threads.
+``torch.dot`` take about twice the time of the memory traffic (docs/log.md). ``native.c`` does,
+without dependencies. It is compiled on first use (a few seconds), kept in the user's cache folder,
+called through ctypes, and runs on torch's own threads.
 
 Without a compiler, or with ``GRADSURGERY_NATIVE=0``, :func:`available` is False and the callers do
 without.
@@ -16,6 +16,8 @@ import functools
 import hashlib
 import logging
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -30,8 +32,11 @@ FLAGS = ("-O3", "-shared", "-fPIC")
 #: Threads; and PLAIN code for one processor type where there are no function clones.
 OPTIONAL = (("-fopenmp",), ("-fopenmp", "-DPLAIN"), ("-DPLAIN",))
 
-#: What ``native.c`` is compiled for.
-MOST_TASKS = 8
+#: What ``native.c`` reads.
+DTYPES = (torch.float32, torch.bfloat16)
+
+#: Vectors that are multiplied with each other at a time; its ``TILE``.
+TILE = 4
 
 #: Elements that are worth a thread: handing them over costs what some ten thousand do.
 SHARE = 1 << 18
@@ -48,18 +53,29 @@ def products(vectors: Sequence[Tensor]) -> Tensor:
     """Return ``[K (K + 1) / 2]`` float64, the dot products of the pairs i <= j, row by row.
 
     Args:
-        vectors: K <= ``MOST_TASKS`` contiguous float32 tensors ([N] each) on the CPU.
+        vectors: K contiguous tensors ([N] each) of one of ``DTYPES`` on the CPU.
+
+    Raises:
+        MemoryError: when K^2 numbers per thread find no room.
     """
     length, tasks = len(vectors[0]), len(vectors)
     parts = max(1, min(torch.get_num_threads(), length // SHARE))
-    out = torch.zeros(parts, tasks * (tasks + 1) // 2, dtype=torch.float64)
+    out = torch.empty(parts, tasks * (tasks + 1) // 2, dtype=torch.float64)
     library = _library()
     assert library is not None
-    addresses = (ctypes.c_void_p * tasks)(*(vector.data_ptr() for vector in vectors))
-    library.products(
-        tasks, addresses, ctypes.c_int64(length), parts, ctypes.c_void_p(out.data_ptr())
+    addresses = [vector.data_ptr() for vector in vectors]
+    addresses += addresses[-1:] * (-tasks % TILE)
+    failed = library.products(
+        tasks,
+        (ctypes.c_void_p * len(addresses))(*addresses),
+        vectors[0].dtype == torch.bfloat16,
+        ctypes.c_int64(length),
+        parts,
+        ctypes.c_void_p(out.data_ptr()),
     )
-    return out.sum(0)
+    if failed:
+        raise MemoryError(f"no room for the dot products of {tasks} gradients")
+    return out.sum(0) if parts > 1 else out[0]
 
 
 @functools.cache
@@ -71,7 +87,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         _lend_threads()
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # also: no home folder
         _log.info("compiling %s failed, torch.dot is used instead: %s", SOURCE.name, error)
         return None
 
@@ -80,7 +96,7 @@ def _compiled(compiler: str) -> Path:
     """Return the shared library, compiled if it is not in the cache folder yet."""
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *FLAGS]).encode()).hexdigest()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradsurgery"
-    target = root / f"native-{os.uname().machine}-{key[:16]}.so"
+    target = root / f"native-{platform.machine()}-{key[:16]}.so"
     if not target.exists():
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as folder:
@@ -92,7 +108,7 @@ def _compiled(compiler: str) -> Path:
 
 def _compile(compiler: str, target: Path) -> None:
     """Compile with all that helps, or else without what this compiler does not know."""
-    command = [compiler, *FLAGS, str(SOURCE), "-o", str(target)]
+    command = [*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(target)]
     for extras in OPTIONAL:
         try:
             subprocess.run([*command, *extras], check=True, capture_output=True, timeout=120)

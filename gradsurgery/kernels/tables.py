@@ -23,8 +23,8 @@ CHUNK = 1 << 14
 #: Vector loads need addresses that are multiples of this many bytes.
 ALIGNMENT = 16
 
-#: Tables that are kept, those not used for longest go.
-KEPT = 96
+#: Tables that are kept of each kind; those not used for longest go.
+KEPT = 64
 
 
 class Table(NamedTuple):
@@ -48,20 +48,56 @@ class Table(NamedTuple):
 
 
 def tables(
-    columns: Sequence[Sequence[Tensor | None]], segments: Sequence[int], count: int
+    grads: Sequence[Sequence[Tensor | None]], segments: Sequence[int], count: int
 ) -> list[Table]:
     """Return the tables of all parameters, one per dtype and alignment.
 
     Args:
-        columns: ``[P][K]``, each parameter's gradients by task, of one shape and dtype.
+        grads: ``[K][P]``; those of one parameter have one shape and dtype.
         segments: the segment of each parameter.
         count: the number of segments S.
 
     Raises:
         ValueError: when the gradients lie on several devices.
     """
+    present = [grad for task in grads for grad in task if grad is not None]
+    key = (_identity(grads), tuple(segments), count)
+    # Tensors that are walked as they are, which is nearly all: nothing to look at one by one.
+    plain = all(g.is_contiguous() and not g.is_complex() for g in present)
+    if plain and key in _known:
+        _known.move_to_end(key)
+        return _known[key]
+    devices = {grad.device for grad in present}
+    if len(devices) > 1:
+        raise ValueError(f"gradients on several devices: {', '.join(sorted(map(str, devices)))}")
+    found = _built(list(zip(*grads, strict=True)), segments, count, *devices) if devices else []
+    if plain:
+        _known[key] = found
+        if len(_known) > KEPT:
+            _known.popitem(last=False)
+    return found
+
+
+def _identity(grads: Sequence[Sequence[Tensor | None]]) -> tuple[object, ...]:
+    """Return what tells gradients from all others, as far as their tables go."""
+    flat = [grad for task in grads for grad in task]
+    return (
+        len(grads),
+        *[0 if grad is None else grad.data_ptr() for grad in flat],
+        *[0 if grad is None else grad.numel() for grad in flat],
+        *[None if grad is None else grad.dtype for grad in flat],
+        next((grad.device for grad in flat if grad is not None), None),
+    )
+
+
+def _built(
+    columns: Sequence[Sequence[Tensor | None]],
+    segments: Sequence[int],
+    count: int,
+    device: torch.device,
+) -> list[Table]:
+    """Return the tables of ``columns`` ([P][K]), from what is kept or sent now."""
     found: dict[tuple[torch.dtype, bool], _Parts] = {}
-    devices: set[torch.device] = set()
     for column, segment in zip(columns, segments, strict=True):
         present = [grad for grad in column if grad is not None]
         if not present or not present[0].numel():
@@ -69,16 +105,13 @@ def tables(
         flat, copies = _flat(present)
         starts = iter([grad.data_ptr() for grad in flat])
         where = [0 if grad is None else next(starts) for grad in column]
-        devices.update(grad.device for grad in present)
         key = (flat[0].dtype, not any(address % ALIGNMENT for address in where))
         parts = found.setdefault(key, _Parts([], [], [], []))
         parts.sizes.append(flat[0].numel())
         parts.homes.append(segment)
         parts.addresses.extend(where)
         parts.kept.extend(copies)
-    if len(devices) > 1:
-        raise ValueError(f"gradients on several devices: {', '.join(sorted(map(str, devices)))}")
-    return [Table(*key, *_sent(parts, count, *devices), parts.kept) for key, parts in found.items()]
+    return [Table(*key, *_sent(parts, count, device), parts.kept) for key, parts in found.items()]
 
 
 class _Parts(NamedTuple):
@@ -128,6 +161,7 @@ def _first(sizes: Sequence[int], homes: Sequence[int], count: int) -> Tensor:
     return per_segment.cumsum(0)
 
 
+_known: OrderedDict[Any, list[Table]] = OrderedDict()
 _cache: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
 _captured: list[tuple[Tensor, Tensor]] = []
 

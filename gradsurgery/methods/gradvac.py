@@ -60,7 +60,7 @@ def gradvac(
         >>> verdict.weights.tolist(), verdict.state["target"][0, 1].item()
         ([1.75, 1.75], 0.3)
     """
-    if kernels.fused_on(gram.device):
+    if kernels.fused_on(gram.device, gram.shape[-1]):
         return _fused(gram, order, target, beta, update)
     visits, target = Visits(gram), target.clone()
     present = (visits.norms > 0).sum(-1).clamp(min=1)  # the K that are there

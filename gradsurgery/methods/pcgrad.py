@@ -36,7 +36,7 @@ def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
         >>> pcgrad(gram, torch.tensor([[0, 1], [0, 1]])).weights.tolist()
         [2.0, 1.5]
     """
-    if kernels.fused_on(gram.device):
+    if kernels.fused_on(gram.device, gram.shape[-1]):
         from gradsurgery.kernels import solve
 
         return Verdict(*solve.visits(gram, order, cancelled=CANCELLED)[:2], {})

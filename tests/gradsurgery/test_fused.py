@@ -239,12 +239,33 @@ def test_tables_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @running
+def test_what_lies_at_the_same_address_is_told_apart() -> None:
+    """Other lengths, dtypes and layouts at addresses that are known."""
+    from gradsurgery.kernels import fused
+
+    a, b = (torch.randn(64, device=DEVICE) for _ in range(2))
+    views = [
+        lambda x: x,
+        lambda x: x[:48],
+        lambda x: x.copy_(torch.ones_like(x)).view(torch.bfloat16)[:64],
+        lambda x: x.view(8, 8)[:, :4],
+        lambda x: x,
+    ]
+    for view in views:
+        pair = [view(a), view(b)]
+        exact = float((pair[0].double() * pair[1].double()).sum())
+        found = float(fused.gram([[g] for g in pair], [0], 1)[0, 0, 1])
+        assert found == pytest.approx(exact, rel=1e-5, abs=1e-5)
+
+
+@running
 def test_the_cache_of_tables_is_bounded() -> None:
     from gradsurgery.kernels import fused, tables
 
     for size in range(1, tables.KEPT + 10):
         fused.gram([[torch.ones(size, device=DEVICE)], [torch.ones(size, device=DEVICE)]], [0], 1)
     assert len(tables._cache) <= tables.KEPT
+    assert len(tables._known) <= tables.KEPT
 
 
 @running
@@ -259,7 +280,7 @@ def test_several_devices_are_refused() -> None:
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADSURGERY_KERNELS", "fast")
     with pytest.raises(ValueError, match="GRADSURGERY_KERNELS is one of auto, eager, fused"):
-        kernels.fused_on(torch.device("cpu"))
+        kernels.fused_on(torch.device("cpu"), 2)
 
 
 # ------------------------------------------------------------------ on a GPU only

@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery import ConflictLog, GradientSurgery, GradVac, Method, PCGrad, Sum
+from gradsurgery import (
+    ConflictLog,
+    ConflictStatistics,
+    GradientSurgery,
+    GradVac,
+    Method,
+    PCGrad,
+    Sum,
+    Verdict,
+)
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
 
 KEYS = {
@@ -166,3 +175,46 @@ def test_the_log_has_one_json_object_a_window(tmp_path: Path) -> None:
     assert all(set(line) == KEYS for line in lines)
     assert lines[0]["schema"] == 1
     assert lines[0]["method"] == "PCGrad(seed=0)"
+
+
+def test_adding_up_late_or_at_once_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps wait to be added up together; when they are must not show."""
+    generator = torch.Generator().manual_seed(0)
+    steps = [
+        [tuple(row) for row in torch.randn(2, 2, generator=generator).tolist()] for _ in range(40)
+    ]
+    found = []
+    for together in (1, 7, 1000):
+        monkeypatch.setattr("gradsurgery.statistics.TOGETHER", together)
+        found.append(run(GradVac(beta=0.1), *steps).conflicts.summary())
+    assert found[0] == found[1] == found[2]
+    assert found[0]["window"] == 40
+
+
+def test_what_waits_is_bounded_by_its_size() -> None:
+    conflicts = ConflictStatistics(("a", "b"), "PCGrad()")
+    segments = [str(s) for s in range(100_000)]
+    gram = torch.eye(2, dtype=torch.float64).expand(100_000, 2, 2).contiguous()
+    verdict = PCGrad()(gram, torch.tensor([[0, 1], [0, 1]]), {})
+    for _ in range(5):
+        conflicts.update(gram, verdict, segments, torch.tensor([True, True]))
+        assert len(conflicts._waiting) <= 2
+    assert conflicts.summary()["window"] == 5
+
+
+def test_a_step_found_nonfinite_on_the_device_is_only_counted() -> None:
+    """Without a GPU: the flag that the host did not look at."""
+    conflicts = ConflictStatistics(("a", "b"), "GradVac()")
+    order, active = torch.tensor([[0, 1], [0, 1]]), torch.tensor([True, True])
+    method = GradVac(beta=0.5)
+    state = method.init(1, 2)
+    good = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]], dtype=torch.float64)
+    bad = torch.tensor([[[math.inf, math.nan], [math.nan, 1.0]]], dtype=torch.float64)
+    verdict = method(good, order, state)
+    ones = torch.ones(1, 2, dtype=torch.float64)
+    broken = Verdict(ones, torch.zeros(1, 2, 2, dtype=torch.bool), verdict.state)
+    conflicts.update(good, verdict, ["model"], active, torch.tensor(True))
+    alone = conflicts.summary()
+    conflicts.update(bad, broken, ["model"], active, torch.tensor(False))
+    summary = conflicts.summary()
+    assert summary == {**alone, "window": 2, "nonfinite": 1}
