@@ -33,10 +33,14 @@ def combined(
     """
     columns = list(zip(*grads, strict=True))
     present = [[grad for grad in column if grad is not None] for column in columns]
-    _refuse_mixed_devices(present)
+    everything = [grad for found in present for grad in found]
+    _refuse_mixed_devices(everything)
     shared = [p for p, found in enumerate(present) if len(found) > 1]
     alone = [p for p, found in enumerate(present) if len(found) == 1]
-    dense, unions = _aligned(columns, shared)
+    dense: list[Column] = [columns[p] for p in shared]
+    unions: dict[int, Tensor] = {}
+    if True in [grad.is_sparse for grad in everything]:
+        dense, unions = _aligned(columns, shared)
     gram, finite = _measured(
         dense + [_values(columns[p]) for p in alone],
         # Those of one task are looked at all the same, for being finite: a segment of their own.
@@ -81,8 +85,8 @@ def _rows(columns: Sequence[Column]) -> list[Column]:
     return list(zip(*columns, strict=True))
 
 
-def _refuse_mixed_devices(columns: Sequence[Sequence[Tensor]]) -> None:
-    devices = {grad.device for column in columns for grad in column}
+def _refuse_mixed_devices(grads: Sequence[Tensor]) -> None:
+    devices = {grad.device for grad in grads}
     if len(devices) > 1:
         raise ValueError(
             "the captured gradients lie on several devices "

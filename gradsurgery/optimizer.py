@@ -30,6 +30,9 @@ from gradsurgery.methods import Method, Verdict
 from gradsurgery.order import initial_rng, visiting_order
 from gradsurgery.statistics import ConflictStatistics
 
+#: The parameters' names, and what grouping makes of them.
+_Segmented = tuple[list[str | None], tuple[list[int], list[str]]]
+
 #: Where the wrapper's own state lives in ``param_groups[0]``.
 KEY = "surgery"
 
@@ -110,6 +113,7 @@ class GradientSurgery(Optimizer):
         self._named = {p: name for name, p in named_parameters or ()}
         self._capture = Capture(self.tasks)
         self._replayed: list[Tensor] = []  # orders that captured CUDA graphs read
+        self._segmented: _Segmented = ([], ([], []))
         segments = self._segments()[1]
         self._surgery = {
             "tasks": list(self.tasks),
@@ -378,6 +382,7 @@ class GradientSurgery(Optimizer):
         self.__dict__.update(state)
         self._capture = Capture(self.tasks)
         self._replayed = []
+        self._segmented = ([], ([], []))
         self._build_hooks()
 
     # ------------------------------------------------------------------ inner parts
@@ -405,7 +410,9 @@ class GradientSurgery(Optimizer):
     def _segments(self) -> tuple[list[int], list[str]]:
         """Each parameter's segment, and the segments' names."""
         names = _grouping.names(self.base.param_groups, self._named)
-        return _grouping.segments(names, self._grouping)
+        if names != self._segmented[0]:
+            self._segmented = names, _grouping.segments(names, self._grouping)
+        return self._segmented[1]
 
     def _state(self, segments: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """The method's state; segments added since it was last written start afresh."""

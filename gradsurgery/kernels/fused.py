@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gradsurgery.kernels import eager, programs
 from gradsurgery.kernels.eager import Gradients
-from gradsurgery.kernels.tables import Table, send, tables
+from gradsurgery.kernels.tables import Table, send, tables, walked_as_they_are
 from gradsurgery.kernels.walk import side_by_side
 
 #: Up to this many tasks each pair of rows is multiplied by itself; beyond, matrices are.
@@ -62,7 +62,9 @@ def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list
     ``weights`` ([S, K]) stay on their device, which is the gradients'.
     """
     columns = list(zip(*grads, strict=True))
-    stubborn = [p for p, column in enumerate(columns) if not _fits(column)]
+    stubborn: list[int] = []
+    if not walked_as_they_are([grad for task in grads for grad in task if grad is not None]):
+        stubborn = [p for p, column in enumerate(columns) if not _fits(column)]
     for p in stubborn:
         _combine_alone_(columns[p], weights[segments[p]])
     if stubborn:
@@ -76,8 +78,6 @@ def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list
 
 def _fits(column: Sequence[Tensor | None]) -> bool:
     """Whether the gradients can be written where they lie."""
-    if all(grad is None or grad.is_contiguous() for grad in column):
-        return True
     return side_by_side([grad for grad in column if grad is not None]) is not None
 
 

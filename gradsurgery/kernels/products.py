@@ -2,9 +2,9 @@
 
 On the CPU float32, bf16 and fp16 go to :mod:`gradsurgery.kernels.native`, where that could be
 compiled. Otherwise up to ``FEW`` vectors are multiplied pair by pair with ``torch.dot``, 64K
-elements at a time; more are laid side by side in a panel that is multiplied with its transpose, 4K elements
-at a time. float32 adds up along those lengths, so those two are right to 1e-7 on usual data, and to
-2e-5 on the worst, equal elements.
+elements at a time; more are laid side by side in a panel that is multiplied with its transpose, 4K
+elements at a time. float32 adds up along those lengths, so those two are right to 1e-7 on usual
+data, and to 2e-5 on the worst, equal elements.
 
 Sizes were measured on two cores (docs/log.md). Fresh memory costs the CPU several times what a warm
 copy does, hence one scratch for all blocks.

@@ -60,10 +60,10 @@ def tables(
     Raises:
         ValueError: when the gradients lie on several devices.
     """
+    # All of this runs at every step, on K P tensors: plain lists, and nothing twice.
     present = [grad for task in grads for grad in task if grad is not None]
-    key = (_identity(grads), tuple(segments), count)
-    # Tensors that are walked as they are, which is nearly all: nothing to look at one by one.
-    plain = all(g.is_contiguous() and not g.is_complex() for g in present)
+    key = (_identity(grads, present), tuple(segments), count)
+    plain = walked_as_they_are(present)
     if plain and key in _known:
         _known.move_to_end(key)
         return _known[key]
@@ -78,15 +78,24 @@ def tables(
     return found
 
 
-def _identity(grads: Sequence[Sequence[Tensor | None]]) -> tuple[object, ...]:
+def walked_as_they_are(tensors: Sequence[Tensor]) -> bool:
+    """Whether the memory of all of them can be walked from its start, as it nearly always can."""
+    return False not in [tensor.is_contiguous() for tensor in tensors] and not any(
+        dtype.is_complex for dtype in {tensor.dtype for tensor in tensors}
+    )
+
+
+def _identity(
+    grads: Sequence[Sequence[Tensor | None]], present: Sequence[Tensor]
+) -> tuple[object, ...]:
     """Return what tells gradients from all others, as far as their tables go."""
-    flat = [grad for task in grads for grad in task]
     return (
+        present[0].device if present else None,
         len(grads),
-        *[0 if grad is None else grad.data_ptr() for grad in flat],
-        *[0 if grad is None else grad.numel() for grad in flat],
-        *[None if grad is None else grad.dtype for grad in flat],
-        next((grad.device for grad in flat if grad is not None), None),
+        tuple([grad is None for task in grads for grad in task]),
+        tuple([grad.data_ptr() for grad in present]),
+        tuple([grad.numel() for grad in present]),
+        tuple([grad.dtype for grad in present]),
     )
 
 
@@ -125,7 +134,7 @@ class _Parts(NamedTuple):
 
 def _flat(present: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Return tensors whose memory can be walked in one order, and those that are copies."""
-    if all(grad.is_contiguous() and not grad.is_complex() for grad in present):
+    if walked_as_they_are(present):
         return present, []
     flat = walked(present)
     return flat, flat
