@@ -18,11 +18,15 @@ from benchmarks.results import Result, Table, milliseconds
 from benchmarks.setting import Setting
 from benchmarks.vetting import Verdict
 
-#: How many times faster ours has to be on the CPU: 110M elements, K = 3.
+#: How many times faster ours has to be on the CPU: 110M elements, K = 3. The 25 are against loops
+#: over flattened gradients as they are published, with masks or with copies at every step; our own
+#: loop without either is the leanest there can be, and held to the same figure.
 TARGETS = {
     "torchjd, as it comes": 4.0,
     "torchjd, gramian path": 2.0,
     "LibMTL PCGrad": 15.0,
+    "pytorch-optimizer PCGrad": 25.0,
+    "flatten and loop, with masks": 25.0,
     "flatten and loop": 25.0,
 }
 
