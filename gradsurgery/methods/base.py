@@ -1,6 +1,6 @@
 """What a method is: pure arithmetic on the K x K Gram matrix of the task gradients.
 
-A method never sees a parameter, a device or a random number generator. It is given
+A method never sees a parameter or a random number generator. It is given, on one device or other,
 
 * ``gram[S, K, K]``: the dot products of the K original gradients, once per segment;
 * ``order[K, K]``: row i is the order in which task i visits the tasks (itself is skipped);
@@ -59,7 +59,11 @@ class Method(ABC):
 
     @abstractmethod
     def __call__(self, gram: Tensor, order: Tensor, state: State) -> Verdict:
-        """Decide the weights for ``gram`` ([..., K, K] float64) and ``order`` ([K, K] int64)."""
+        """Decide the weights for ``gram`` ([..., K, K] float64) and ``order`` ([K, K] int64).
+
+        On a GPU with the fused kernels all tensors are on it; reading their values would make
+        every step wait.
+        """
 
 
 class Visits:
