@@ -54,13 +54,15 @@ class ConflictStatistics:
         self.tasks = tuple(tasks)
         self.method = method
         self.segments: list[str] = []
+        self._sums: dict[str, Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
         """Begin a new window: everything back to zero."""
         self._skipped = 0
-        self._sums: dict[str, Tensor] = {}
         self._waiting: list[_Step] = []
+        for name, value in self._sums.items():
+            value.fill_(_PAIRWISE.get(name, 0.0))  # in place: a captured CUDA graph adds to it
 
     def skip(self) -> None:
         """Count a step with a non-finite gradient, which enters no other figure."""
@@ -87,6 +89,8 @@ class ConflictStatistics:
         if len(segments) != len(self.segments) or not self._sums:
             self._add_up()
             self._resize(segments, gram.device)
+        if self._sums["steps"].device != gram.device:  # made by a summary, or loaded
+            self._sums = {name: value.to(gram.device) for name, value in self._sums.items()}
         self._waiting.append(_Step(gram, verdict, active, finite))
         capturing = gram.is_cuda and torch.cuda.is_current_stream_capturing()
         most = min(TOGETHER, ELEMENTS // gram.numel())

@@ -351,6 +351,7 @@ def test_combine_in_a_cuda_graph(method: Method) -> None:
         optimizer, plain = optimizer_, optimizer
         for p, grad in zip(parameters, ours, strict=True):
             torch.testing.assert_close(grad, p.grad)
+    assert optimizer.conflicts.summary()["window"] == 3
 
 
 @on_cuda

@@ -191,6 +191,27 @@ def test_adding_up_late_or_at_once_gives_the_same_bits(monkeypatch: pytest.Monke
     assert found[0]["window"] == 40
 
 
+def test_a_reset_keeps_the_sums_where_they_are() -> None:
+    """A captured CUDA graph adds to this memory at every replay."""
+    optimizer = run(GradVac(), [(1, 0), (-1, 1)])
+    conflicts = optimizer.conflicts
+    conflicts.summary()
+    before = {name: value.data_ptr() for name, value in conflicts._sums.items()}
+    conflicts.reset()
+    assert {name: value.data_ptr() for name, value in conflicts._sums.items()} == before
+    fresh = run(GradVac()).conflicts.summary()
+    assert conflicts.summary() == fresh
+
+
+def test_sums_follow_the_gradients_to_their_device() -> None:
+    conflicts = ConflictStatistics(("a", "b"), "PCGrad()")
+    conflicts.summary()  # makes them on the CPU
+    gram = torch.eye(2, dtype=torch.float64)[None]
+    verdict = PCGrad()(gram, torch.tensor([[0, 1], [0, 1]]), {})
+    conflicts.update(gram.to("meta"), verdict, ["model"], torch.tensor([True, True]))
+    assert {value.device.type for value in conflicts._sums.values()} == {"meta"}
+
+
 def test_what_waits_is_bounded_by_its_size() -> None:
     conflicts = ConflictStatistics(("a", "b"), "PCGrad()")
     segments = [str(s) for s in range(100_000)]
