@@ -142,10 +142,11 @@ class ConflictStatistics:
     def state_dict(self) -> dict[str, Any]:
         """Return the window, so that a resumed run logs what the run that never stopped does."""
         self._add_up()
+        begun = bool(self._sums) and bool(self._sums["steps"] > 0)
         return {
             "skipped": self._skipped,
             "segments": list(self.segments),
-            "sums": {name: value.clone() for name, value in self._sums.items()},
+            "sums": {name: value.clone() for name, value in self._sums.items()} if begun else {},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -18,6 +20,12 @@ from bert_mtl_demo.sample import load_sample
 from bert_mtl_demo.session import continue_run, start_run
 from bert_mtl_demo.tasks import resolve
 from bert_mtl_demo.trainer import Trainer
+
+# Imported late by others, and its import draws from Python's generator: the first run of a process
+# would differ from the second.
+with contextlib.suppress(ImportError):
+    importlib.import_module("rich.style")
+
 
 LOGS = ("metrics.jsonl", "conflicts.jsonl")
 
