@@ -20,6 +20,16 @@ HIGH = tl.constexpr(SAFE[1])
 
 
 @triton.jit
+def _chunk(chunks):
+    """This program's chunk: its number, parameter, start, length and segment."""
+    chunk = tl.program_id(0)
+    row = chunks + 4 * chunk
+    start = tl.multiple_of(tl.load(row + 1), 16)
+    length = tl.load(row + 2).to(tl.int32)
+    return chunk.to(tl.int64), tl.load(row), start, length, tl.load(row + 3)
+
+
+@triton.jit
 def _rows(
     addresses, p, start, length, P, K: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr
 ):
@@ -105,14 +115,11 @@ def pairs(
     BLOCK: tl.constexpr,
 ):
     """Few tasks: ``partial[c, pair]`` for the pairs i <= j."""
-    chunk = tl.program_id(0)
-    p = tl.load(chunks + 4 * chunk)
-    start = tl.multiple_of(tl.load(chunks + 4 * chunk + 1), 16)
-    length = tl.load(chunks + 4 * chunk + 2).to(tl.int32)
+    chunk, p, start, length, _ = _chunk(chunks)
     pointers, lengths = _rows(addresses, p, start, length, P, K, DTYPE, ALIGNED)
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     PAIRS: tl.constexpr = K * (K + 1) // 2
-    out = partial + chunk.to(tl.int64) * PAIRS
+    out = partial + chunk * PAIRS
     totals, tops = _chunk_products(pointers, lengths, length, K, ACC, BLOCK)
     for n in tl.static_range(PAIRS):
         tl.store(out + n, totals[n])
@@ -124,7 +131,7 @@ def pairs(
             fine = ((square > LOW) & (square < HIGH)) | (tops[k] == 0)
             doubtful = doubtful | (not fine)
         if doubtful:
-            exact, _ = _chunk_products(pointers, lengths, length, K, tl.float64, 128)
+            exact, _tops = _chunk_products(pointers, lengths, length, K, tl.float64, 128)
             for n in tl.static_range(PAIRS):
                 tl.store(out + n, exact[n])
 
@@ -162,6 +169,15 @@ def _exact_panel(
 
 
 @triton.jit
+def _add_tile(total, top, pointers, lengths, at, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+    """Add one block's products of all pairs, and keep the largest elements."""
+    offsets = at + tl.arange(0, BLOCK)[None, :]
+    tile = tl.load(pointers + offsets, mask=offsets < lengths, other=0.0).to(tl.float32)
+    products = tl.dot(tile, tl.trans(tile), input_precision=PRECISION)
+    return total + products.to(tl.float64), tl.maximum(top, tl.abs(tile))
+
+
+@triton.jit
 def panel(
     addresses,
     chunks,
@@ -174,10 +190,7 @@ def panel(
     BLOCK: tl.constexpr,
 ):
     """Many tasks: ``partial[c, i, j]`` for all i, j, on the matrix units."""
-    chunk = tl.program_id(0)
-    p = tl.load(chunks + 4 * chunk)
-    start = tl.multiple_of(tl.load(chunks + 4 * chunk + 1), 16)
-    length = tl.load(chunks + 4 * chunk + 2).to(tl.int32)
+    chunk, p, start, length, _ = _chunk(chunks)
     rows = tl.arange(0, ROWS)
     known = tl.load(addresses + rows * P + p, mask=rows < K, other=0)
     if ALIGNED:
@@ -194,22 +207,16 @@ def panel(
         even = length // 16 * 16
         whole = tl.multiple_of(tl.where(known != 0, even, 0), 16)[:, None]
         for at in range(0, even, BLOCK):
-            offsets = at + tl.arange(0, BLOCK)[None, :]
-            tile = tl.load(pointers + offsets, mask=offsets < whole, other=0.0).to(tl.float32)
-            top = tl.maximum(top, tl.abs(tile))
-            total += tl.dot(tile, tl.trans(tile), input_precision=PRECISION).to(tl.float64)
+            total, top = _add_tile(total, top, pointers, whole, at, PRECISION, BLOCK)
         if even < length:
-            offsets = even + tl.arange(0, BLOCK)[None, :]
             some = tl.where(known != 0, length, 0)[:, None]
-            tile = tl.load(pointers + offsets, mask=offsets < some, other=0.0).to(tl.float32)
-            top = tl.maximum(top, tl.abs(tile))
-            total += tl.dot(tile, tl.trans(tile), input_precision=PRECISION).to(tl.float64)
+            total, top = _add_tile(total, top, pointers, some, even, PRECISION, BLOCK)
     same = rows[:, None] == rows[None, :]
     square = tl.sum(tl.where(same, total, 0.0), axis=1)
     fine = ((square > LOW) & (square < HIGH)) | (tl.max(top, axis=1) == 0)
     if (DTYPE == tl.float64) | (tl.min(fine.to(tl.int32), axis=0) == 0):
         total = _exact_panel(addresses, p, start, length, rows, known, P, K, DTYPE, ROWS, BLOCK)
-    cells = partial + chunk.to(tl.int64) * K * K + rows[:, None] * K + rows[None, :]
+    cells = partial + chunk * K * K + rows[:, None] * K + rows[None, :]
     tl.store(cells, total, mask=(rows[:, None] < K) & (rows[None, :] < K))
 
 
@@ -298,11 +305,8 @@ def combine(
     BLOCK: tl.constexpr,
 ):
     """The weighted sum of a chunk, in place, accumulated in float32 or float64, rounded once."""
-    chunk = tl.program_id(0)
-    p = tl.load(chunks + 4 * chunk)
-    start = tl.multiple_of(tl.load(chunks + 4 * chunk + 1), 16)
-    length = tl.load(chunks + 4 * chunk + 2).to(tl.int32)
-    mine = weights + tl.load(chunks + 4 * chunk + 3) * K
+    _, p, start, length, segment = _chunk(chunks)
+    mine = weights + segment * K
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     even = length // 16 * 16
     for at in range(0, even, BLOCK):

@@ -72,9 +72,7 @@ def tables(
         raise ValueError(f"gradients on several devices: {', '.join(sorted(map(str, devices)))}")
     found = _built(list(zip(*grads, strict=True)), segments, count, *devices) if devices else []
     if plain:
-        _known[key] = found
-        if len(_known) > KEPT:
-            _known.popitem(last=False)
+        _keep(_known, key, found)
     return found
 
 
@@ -175,13 +173,18 @@ _cache: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
 _captured: list[tuple[Tensor, Tensor]] = []
 
 
+def _keep(cache: OrderedDict[Any, Any], key: object, value: object) -> None:
+    """Add an entry; the one not used for longest goes."""
+    cache[key] = value
+    if len(cache) > KEPT:
+        cache.popitem(last=False)
+
+
 def _kept(device: torch.device, key: tuple[Any, ...], build: Callable[[], Tensor]) -> Tensor:
     """Return the table for ``key`` on the device, built and copied there if it is not kept."""
     entry = (device, *key)
     if entry not in _cache:
-        _cache[entry] = send(build(), device)
-        if len(_cache) > KEPT:
-            _cache.popitem(last=False)
+        _keep(_cache, entry, send(build(), device))
     _cache.move_to_end(entry)
     return _cache[entry][1]
 
