@@ -44,7 +44,7 @@ def train_parser() -> argparse.ArgumentParser:
 def _add_flag(parser: argparse.ArgumentParser, entry: Any) -> None:
     flag = "--" + entry.name.replace("_", "-")
     default = default_of(entry)
-    shown = ",".join(default) if isinstance(default, tuple) else default
+    shown = (",".join(default) or None) if isinstance(default, tuple) else default
     says = f"{entry.metadata['says']} (default {str(shown).lower()})".replace("%", "%%")
     if entry.metadata["kind"] is switch:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=says)

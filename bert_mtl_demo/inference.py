@@ -23,7 +23,8 @@ class Answers:
     """What a model says about N examples of one task.
 
     `values` are predicted classes or scores [N]; `probabilities` [N, C] are there for tasks of
-    classes only.
+    classes only. One logit stands for two classes; the second one is predicted where its
+    probability is above one half.
     """
 
     task: Task
@@ -71,5 +72,13 @@ def score_all(
 def _answers(task: Task, raw: torch.Tensor) -> Answers:
     if task.classes is None:
         return Answers(task, raw.double().numpy(), None)
-    probabilities = torch.softmax(raw.double(), dim=-1).numpy()
+    probabilities = _probabilities(raw.double()).numpy()
     return Answers(task, probabilities.argmax(-1).astype(np.float64), probabilities)
+
+
+def _probabilities(raw: torch.Tensor) -> torch.Tensor:
+    """[N, C] of logits [N, C], or [N, 2] of the one logit [N] that two classes may have."""
+    if raw.ndim > 1:
+        return torch.softmax(raw, dim=-1)
+    # Each from its own sigmoid: 1 - p would lose a small probability of class 0 to rounding.
+    return torch.stack([torch.sigmoid(-raw), torch.sigmoid(raw)], dim=-1)

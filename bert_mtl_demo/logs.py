@@ -43,7 +43,7 @@ class RunLog:
         with self.run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in flatten(row).items():
-            if name not in ("step", "epoch", "seconds"):
+            if name not in ("step", "epoch", "seconds", "data_seconds"):
                 self.board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
     def write_conflicts(self, conflicts: ConflictStatistics, step: int, epoch: int) -> None:

@@ -1,8 +1,16 @@
-"""What moves the weights: AdamW inside `GradientSurgery`, and a rate that rises and falls."""
+"""What moves the weights: AdamW inside `GradientSurgery`, and a rate that rises and falls.
+
+With `layer_decay` each layer's rate is a share of the rate of the layer above it (Howard & Ruder
+2018, section 3.2, where the share is 1 / 2.6): what lies deeper is more general and should change
+less. In an encoder of L layers, heads and all else above the layers learn at the full rate, the top
+layer at layer_decay times that, the bottom one at layer_decay^L, the embeddings at
+layer_decay^(L + 1).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -31,19 +39,24 @@ def build_optimizer(config: Config, model: nn.Module) -> GradientSurgery:
     It is a `torch.optim.Optimizer` like any other: the scheduler and the gradient scaler take it as
     they would AdamW.
     """
+    groups = decay_groups(model, config.weight_decay, config.lr, config.layer_decay)
     return GradientSurgery(
-        torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.lr, fused=True),
+        torch.optim.AdamW(groups, lr=config.lr, fused=True),
         METHODS[config.method](config),
-        tasks=config.tasks,
+        tasks=config.trained,
         grouping=config.grouping,
     )
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two parameter groups: matrices with weight decay, vectors without.
+def decay_groups(
+    model: nn.Module, weight_decay: float, lr: float | None = None, layer_decay: float = 1.0
+) -> list[dict[str, object]]:
+    """Two parameter groups for each depth: matrices with weight decay, vectors without.
 
-    Vectors are biases and LayerNorm, whose scale means something. Parameters travel with their
-    names, from which `grouping="layer"` knows where a layer begins.
+    Vectors are biases and LayerNorm, whose scale means something, and single numbers that are
+    learned, like a log-variance. Parameters travel with their names, from which `grouping="layer"`
+    knows where a layer begins. Without layer decay all depths are one and the groups name no rate
+    of their own; with it, depths come from the top down, so group 0 has the full rate.
 
     >>> [len(group["params"]) for group in decay_groups(nn.Linear(2, 2), 0.01)]
     [1, 1]
@@ -51,14 +64,63 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ConfigError("nothing to train: the encoder is frozen and no head has parameters")
+    if layer_decay == 1.0:
+        return _by_shape(named, weight_decay)
+    assert lr is not None, "layer_decay is a share of lr"
+    # Counted in all parameters: a layer that does not train still lies between two that do.
+    layers = number_of_layers(name for name, _ in model.named_parameters())
+    depths = [distance(name, layers) for name, _ in named]
+    return [
+        {**group, "lr": lr * layer_decay**depth}
+        for depth in sorted(set(depths))
+        for group in _by_shape(
+            [entry for entry, found in zip(named, depths, strict=True) if found == depth],
+            weight_decay,
+        )
+    ]
+
+
+def _by_shape(
+    named: list[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[dict[str, object]]:
     matrices = [(name, p) for name, p in named if p.ndim > 1]
     vectors = [(name, p) for name, p in named if p.ndim <= 1]
     groups = ((matrices, weight_decay), (vectors, 0.0))
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
+LAYER = re.compile(r"\bencoder\.layer\.(\d+)\.")  # transformers' name of a layer of BERT
+EMBEDDINGS = re.compile(r"\bembeddings\.")
+
+
+def number_of_layers(names: Iterable[str]) -> int:
+    """How many layers the encoder has whose parameters bear these names.
+
+    >>> number_of_layers(["encoder.encoder.layer.5.output.dense.bias", "heads.sst.weight"])
+    6
+    """
+    return max((int(found[1]) + 1 for name in names if (found := LAYER.search(name))), default=0)
+
+
+def distance(name: str, layers: int) -> int:
+    """How far below the heads a parameter lies: 0 outside the layers, 1 in the top layer.
+
+    A layer's adapters lie in their layer. What adapters share among layers, the pooler and all that
+    is learned after the encoder lie outside.
+
+    >>> names = ("layer.11.attention.self.query.weight", "layer.0.output.dense.bias")
+    >>> [distance("encoder.encoder." + name, 12) for name in names]
+    [1, 12]
+    >>> distance("encoder.embeddings.LayerNorm.bias", 12), distance("heads.sst.weight", 12)
+    (13, 0)
+    """
+    if found := LAYER.search(name):
+        return layers - int(found[1])
+    return layers + 1 if EMBEDDINGS.search(name) else 0
+
+
 def build_scheduler(config: Config, optimizer: GradientSurgery, steps: int) -> LambdaLR:
-    """The learning rate as a share of its peak, as a function of the steps taken."""
+    """Each group's learning rate as a share of its peak, as a function of the steps taken."""
     return LambdaLR(optimizer, lr_curve(config.schedule, int(config.warmup * steps), steps))
 
 

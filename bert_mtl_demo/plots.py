@@ -6,6 +6,7 @@ without pyplot: no global state, no window, no memory that stays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,19 @@ def losses(rows: Sequence[Row], path: Path) -> Path:
     """Training loss of each task, one panel each: their units differ."""
     train = [row for row in rows if row["kind"] == "train"]
     tasks = list(dict.fromkeys(task for row in train for task in row["loss"]))
-    figure, panels = _panels(len(tasks))
+    figure, panels = new_panels(len(tasks))
     for axes, task in zip(panels, tasks, strict=True):
         points = [(row["step"], row["loss"][task]) for row in train if task in row["loss"]]
         axes.plot(*zip(*points, strict=True), marker=".", color="tab:blue")
         top = 1.1 * max(loss for _, loss in points)
         axes.set(title=task, xlabel="step", ylabel="loss", ylim=(0, top or 1))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def scores(rows: Sequence[Row], path: Path) -> Path:
     """Dev scores by epoch, with both overall scores."""
     dev = [row for row in rows if row["kind"] == "dev"]
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = new_panels(1)
     steps = [row["step"] for row in dev]
     for task in dev[0]["scores"]:
         axes.plot(steps, [row["scores"][task] for row in dev], marker="o", label=task)
@@ -41,7 +42,7 @@ def scores(rows: Sequence[Row], path: Path) -> Path:
         axes.plot(steps, [row[overall] for row in dev], style, color="black", label=overall)
     axes.set(title="dev", xlabel="step", ylabel="score")
     axes.legend()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def conflicts_by_epoch(totals: Sequence[Row], path: Path) -> Path:
@@ -53,7 +54,7 @@ def conflicts_by_epoch(totals: Sequence[Row], path: Path) -> Path:
     """
     pairs = list(dict.fromkeys((row["i"], row["j"]) for row in totals))
     epochs = sorted({row["epoch"] for row in totals})
-    figure, panels = _panels(2)
+    figure, panels = new_panels(2)
     places, width = np.arange(len(pairs)), 0.8 / len(epochs)
     for axes, what in zip(panels, ("conflicts", "altered"), strict=True):
         for n, epoch in enumerate(epochs):
@@ -68,41 +69,65 @@ def conflicts_by_epoch(totals: Sequence[Row], path: Path) -> Path:
         axes.set(title=what, ylabel="% of steps", ylim=(0, 100))
     panels[0].axhline(50, color="grey", linewidth=0.8, linestyle=":")  # what coin flips would give
     panels[1].legend()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def confusion(table: ArrayLike, names: Sequence[str], title: str, path: Path) -> Path:
     """A confusion matrix: colour by row share, counts written in."""
+    figure = Figure(figsize=(1.5 + 0.9 * len(names), 1.2 + 0.8 * len(names)), layout="constrained")
+    draw_confusion(figure.subplots(), table, names, title)
+    return save(figure, path)
+
+
+def draw_confusion(axes: Any, table: ArrayLike, names: Sequence[str], title: str) -> None:
+    """A confusion matrix on given axes."""
     counts = np.asarray(table)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(1.5 + 0.9 * len(names), 1.2 + 0.8 * len(names)), layout="constrained")
-    axes = figure.subplots()
+    axes.grid(False)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
-        axes.text(j, i, str(count), ha="center", color="white" if share[i, j] > 0.5 else "black")
+        color = "white" if share[i, j] > 0.5 else "black"
+        axes.text(j, i, str(count), ha="center", va="center", color=color)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    return _save(figure, path)
 
 
 def similarity(truth: ArrayLike, found: ArrayLike, title: str, path: Path) -> Path:
     """Predicted against true similarity, with the line on which they would agree."""
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = new_panels(1)
+    draw_similarity(axes, truth, found, title)
+    return save(figure, path)
+
+
+def draw_similarity(axes: Any, truth: ArrayLike, found: ArrayLike, title: str) -> None:
+    """Predicted against true similarity on given axes."""
     axes.plot([0, 5], [0, 5], color="grey", linewidth=0.8)
     axes.scatter(np.asarray(truth), np.asarray(found), s=10, alpha=0.5)
     axes.set(title=title, xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=(-0.1, 5.1))
-    return _save(figure, path)
 
 
-def _panels(count: int) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(4.2 * max(count, 1), 3.4), layout="constrained")
-    found = list(figure.subplots(1, max(count, 1), squeeze=False)[0])[:count]
-    for axes in found:
+def new_panels(
+    count: int, columns: int | None = None, size: tuple[float, float] = (4.2, 3.4)
+) -> tuple[Figure, list[Any]]:
+    """A figure of so many panels, all in one row or in rows of `columns`.
+
+    >>> figure, panels = new_panels(3, columns=2)
+    >>> len(panels), figure.get_size_inches().tolist()
+    (3, [8.4, 6.8])
+    """
+    columns = max(columns or count, 1)
+    rows = max(math.ceil(count / columns), 1)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    every = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in every[:count]:
         axes.grid(alpha=0.3)
-    return figure, found
+    for axes in every[count:]:
+        axes.set_axis_off()
+    return figure, every[:count]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write the PNG."""
     figure.savefig(path, dpi=110)
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import FrameType
@@ -134,3 +135,21 @@ class Interrupts:
         self.signal = number
         for each, handler in self._previous.items():
             signal.signal(each, handler)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes this process had in use at most: torch's own on a GPU, all of the process on a CPU.
+
+    0 where the system does not say, which is Windows without a GPU.
+
+    >>> peak_memory(torch.device("cpu")) > 2**20
+    True
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # Linux counts in KiB

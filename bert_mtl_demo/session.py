@@ -22,6 +22,8 @@ from bert_mtl_demo.encoder import Source, blank_encoder, load_encoder, load_toke
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.logs import RunLog
 from bert_mtl_demo.model import new_model
+from bert_mtl_demo.pooling import needs_pooler
+from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.runtime import Interrupts, Precision, choose_device, seed_all
 from bert_mtl_demo.tasks import resolve
 from bert_mtl_demo.tokens import EncodedSet, encode
@@ -60,9 +62,10 @@ def start_run(config: Config) -> Outcome:
     run = RunDirectory(output_of(config))
     run.refuse_if_used()
     _announce(config, run)
-    splits, skipped = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    splits, skipped = load_splits(config)
+    source = pretrained(config, source, choose_device(config.device), skipped=skipped)
     tokenizer = load_tokenizer(source)
-    encoder = load_encoder(source, pooler=config.pooling == "pooler")
+    encoder = load_encoder(source, pooler=needs_pooler(config))
     config = portable(config)
     run.create(config, encoder, tokenizer)
     _note_data(run, splits, skipped)
@@ -81,9 +84,9 @@ def continue_run(directory: str | Path, settings: Mapping[str, Any]) -> Outcome:
     choose_device(config.device)
     state = load_state(run.last)
     _announce(config, run)
-    splits, _ = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    splits, _ = load_splits(config)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
-    encoder = blank_encoder(run.encoder, pooler=config.pooling == "pooler")
+    encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
     return _train(config, run, encoder, _encode(config, splits, tokenizer), state)
 
 
@@ -105,6 +108,13 @@ def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
             f"{before}. Leave it out to go on with this run, or start a new one without --resume."
         )
     return replace(wanted, output=saved.output)
+
+
+def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
+    """What a run trains on and is scored on, within its limits, and the rows that were skipped."""
+    splits, skipped = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    limits = config.train_limit, config.dev_limit
+    return {name: found.limited(*limits) for name, found in splits.items()}, skipped
 
 
 def portable(config: Config) -> Config:
@@ -132,7 +142,8 @@ def _announce(config: Config, run: RunDirectory) -> None:
 
 
 def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequence[Skipped]) -> None:
-    """Say, and keep for the report, how much data there is and what was left out of it."""
+    """Say, and keep for the report, how much data is used and which rows could not be."""
+    skipped = list(dict.fromkeys(skipped))  # a stage may have read the tasks' own files again
     for row in skipped[:3]:
         print(f"skipped {row}")
     if skipped:
@@ -143,13 +154,15 @@ def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequenc
 
 
 def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
-    def encoded(part: str) -> dict[str, EncodedSet]:
+    def encoded(part: str, names: Sequence[str]) -> dict[str, EncodedSet]:
         return {
-            task.name: encode(getattr(splits[task.name], part), task, tokenizer, config.max_length)
-            for task in resolve(config.tasks)
+            task.name: encode(
+                getattr(splits[task.name], part), task, tokenizer, config.max_length, config.pairs
+            )
+            for task in resolve(names)
         }
 
-    return encoded("train"), encoded("dev")
+    return encoded("train", config.trained), encoded("dev", config.tasks)
 
 
 def _train(

@@ -132,6 +132,35 @@ def names(value: Any) -> tuple[str, ...]:
     return found
 
 
+def any_names(value: Any) -> tuple[str, ...]:
+    """Names as in `names`, or none at all (`none` in a flag, an empty list in a file).
+
+    >>> any_names("none"), any_names("nli,simcse")
+    ((), ('nli', 'simcse'))
+    """
+    empty = value is None or value == "none" or (isinstance(value, list | tuple) and not value)
+    return () if empty else names(value)
+
+
+def joined(*parts: str) -> Kind:
+    """Some of the given names with plus signs between them, each at most once.
+
+    >>> joined("mean", "cnn")("mean+cnn")
+    'mean+cnn'
+    """
+
+    def parse(value: Any) -> str:
+        found = str(value).split("+")
+        for name in found:
+            if name not in parts:
+                raise ValueError(unknown("name", name, parts))
+        if len(set(found)) != len(found):
+            raise ValueError("must not name anything twice")
+        return str(value)
+
+    return parse
+
+
 def default_of(entry: Any) -> Any:
     """The default of a dataclass field (every setting has one)."""
     assert entry.default is not MISSING

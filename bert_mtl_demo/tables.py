@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .examples import DataError, Examples, Gate, Skipped, Splits
+from .examples import DataError, Examples, Skipped, Splits
+from .gate import Gate
 from .tasks import Task
 
 
@@ -30,6 +31,7 @@ LAYOUTS: dict[str, Layout] = {
     "sst": Layout("ids-sst-{split}.csv", ("sentence",), "sentiment"),
     "para": Layout("quora-{split}.csv", ("sentence1", "sentence2"), "is_duplicate"),
     "sts": Layout("sts-{split}.csv", ("sentence1", "sentence2"), "similarity"),
+    "cfimdb": Layout("ids-cfimdb-{split}.csv", ("sentence",), "sentiment"),
 }
 
 # No sentence runs over more lines; it also bounds the search behind a quote that is never closed.
@@ -40,13 +42,7 @@ def load_directory(
     directory: Path, tasks: Sequence[Task], *, refuse: bool
 ) -> tuple[dict[str, Splits], list[Skipped]]:
     """Read the train and dev tables of `tasks`, in that order; see `bert_mtl_demo.data.load`."""
-    if not directory.is_dir():
-        found = "is a file" if directory.exists() else "does not exist"
-        raise DataError(
-            f"The data directory {str(directory)!r} {found}. Give a directory that holds "
-            f"{LAYOUTS[tasks[0].name].file.format(split='train')} and its like, "
-            'or the word "sample" or "hub".'
-        )
+    refuse_no_directory(directory, LAYOUTS[tasks[0].name].file.format(split="train"))
     splits: dict[str, Splits] = {}
     skipped: list[Skipped] = []
     for task in tasks:
@@ -57,6 +53,16 @@ def load_directory(
         splits[task.name] = Splits(halves[0][0], halves[1][0])
         skipped += halves[0][1] + halves[1][1]
     return splits, skipped
+
+
+def refuse_no_directory(directory: Path, file: str) -> None:
+    """Raise DataError unless there is such a directory, which should hold `file`."""
+    if not directory.is_dir():
+        found = "is a file" if directory.exists() else "does not exist"
+        raise DataError(
+            f"The data directory {str(directory)!r} {found}. Give a directory that holds "
+            f'{file} and its like, or the word "sample" or "hub".'
+        )
 
 
 def read_table(path: Path, task: Task, *, refuse: bool = False) -> tuple[Examples, list[Skipped]]:
@@ -73,28 +79,52 @@ def read_table(path: Path, task: Task, *, refuse: bool = False) -> tuple[Example
     ...     read_table(path, TASKS["sst"])[0].first
     ['Quietly "great".']
     """
-    lines = _physical_lines(path)
-    layout = LAYOUTS[task.name]
-    header = _header(path, lines, (*layout.texts, layout.label))
-    texts, label = [header.index(name) for name in layout.texts], header.index(layout.label)
     gate = Gate(task, path.name, refuse)
-    for number, row in _records(lines, len(header)):
+    for number, row in table_rows(path, LAYOUTS[task.name]):
         if isinstance(row, str):
             gate.reject(number, row)
-        elif len(row) != len(header):
-            gate.reject(number, f"{len(row)} fields where the header has {len(header)}")
         else:
-            gate.offer(number, tuple(row[column] for column in texts), row[label])
+            gate.offer(number, *row)
     return gate.close(), gate.skipped
 
 
-def _physical_lines(path: Path) -> list[bytes]:
-    """The lines of a file without their ends; blank lines after the last row do not count."""
+def table_rows(
+    path: Path, layout: Layout, remedy: str = "leave its task out"
+) -> Iterator[tuple[int, tuple[tuple[str, ...], str] | str]]:
+    """Yield (line number, (texts, label)) for each row of a table, as it is written, and
+    (line number, reason) for one that cannot be read.
+
+    Raises:
+        DataError: when the file is missing (`remedy` says what else to do), empty or lacks a
+            column.
+    """
+    lines = physical_lines(path, remedy)
+    header = _header(path, lines, (*layout.texts, layout.label))
+    texts, label = [header.index(name) for name in layout.texts], header.index(layout.label)
+    for number, row in _records(lines, len(header)):
+        if isinstance(row, str):
+            yield number, row
+        elif len(row) != len(header):
+            yield number, f"{len(row)} fields where the header has {len(header)}"
+        else:
+            yield number, (tuple(row[column] for column in texts), row[label])
+
+
+def physical_lines(
+    path: Path,
+    remedy: str = "leave its task out",
+    needs: str = "a header line and one line per example",
+) -> list[bytes]:
+    """The lines of a file without their ends; blank lines after the last row do not count.
+
+    Raises:
+        DataError: when the file is missing, unreadable or empty.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path.name} is missing in {str(path.parent)!r}. Put it there, or leave its task out."
+            f"{path.name} is missing in {str(path.parent)!r}. Put it there, or {remedy}."
         ) from None
     except OSError as error:
         raise DataError(
@@ -105,7 +135,7 @@ def _physical_lines(path: Path) -> list[bytes]:
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise DataError(f"{path.name} is empty. It needs a header line and one line per example.")
+        raise DataError(f"{path.name} is empty. It needs {needs}.")
     return lines
 
 
@@ -142,10 +172,10 @@ def _records(
         try:
             row = next(csv.reader(span, delimiter="\t", strict=True))
             if span.lines > 1 and any("\t" in text for text in row):
-                raise _UnreadableError(
+                raise UnreadableError(
                     _OPEN_QUOTE
                 )  # closed by some later row's quote, with that row's tabs inside
-        except _UnreadableError as error:
+        except UnreadableError as error:
             yield position + 1, str(error)
             position += 1
         except csv.Error as error:
@@ -162,8 +192,24 @@ def _records(
 _OPEN_QUOTE = "a quote is opened and not closed"
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """Why no row begins on this line."""
+
+
+def decoded(line: bytes) -> str:
+    """A physical line as text, or UnreadableError for one that is none.
+
+    >>> decoded(b"A quiet joy.")
+    'A quiet joy.'
+    """
+    if b"\0" in line:
+        raise UnreadableError("a NUL byte (not a text file, or saved as UTF-16)")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableError(
+            f"byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8"
+        ) from None
 
 
 class _Span:
@@ -189,14 +235,7 @@ class _Span:
             or self.lines >= MAX_SPAN
             or self._all[at].count(b"\t") >= self._width - 1
         ):
-            raise _UnreadableError(_OPEN_QUOTE)
+            raise UnreadableError(_OPEN_QUOTE)
         self.lines += 1
         line = self._all[at]
-        if b"\0" in line:
-            raise _UnreadableError("a NUL byte (not a text file, or saved as UTF-16)")
-        try:
-            return line.decode("utf-8") + "\n"
-        except UnicodeDecodeError as error:
-            raise _UnreadableError(
-                f"byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8"
-            ) from None
+        return decoded(line) + "\n"

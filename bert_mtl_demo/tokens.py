@@ -1,8 +1,9 @@
 """Text to tensors: every sentence tokenised once, every batch padded to its own longest one.
 
 Vocabulary: an *encoded set* holds the token ids of all examples of one task; a *batch* holds B of
-them as tensors. Both sentences of a pair travel in one tensor of 2B rows, first all u, then all v:
-one call of the encoder instead of two.
+them as tensors. A pair can be read in two ways. *Siamese*: both sentences travel in one tensor of
+2B rows, first all u, then all v, which is one call of the encoder instead of two. *Cross*: the pair
+is one row, "[CLS] u [SEP] v [SEP]", so that the words of u and v see each other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +23,15 @@ from bert_mtl_demo.tasks import Task
 
 
 @dataclass(frozen=True)
+class Cross:
+    """B pairs as one row each, "[CLS] u [SEP] v [SEP]"."""
+
+    ids: Tensor  # [B, T] int64
+    mask: Tensor  # [B, T] int64, 1 where there is a token
+    types: Tensor  # [B, T] int64, 0 up to the first [SEP], 1 up to the second, 0 in the padding
+
+
+@dataclass(frozen=True)
 class Batch:
     """B examples of one task, ready for the encoder.
 
@@ -27,9 +39,10 @@ class Batch:
     2
     """
 
-    ids: Tensor  # [B or 2B, T] int64, u rows before v rows
-    mask: Tensor  # [B or 2B, T] int64, 1 where there is a token
+    ids: Tensor | None  # [B or 2B, T] int64, u rows before v rows; None if pairs are crossed only
+    mask: Tensor | None  # [B or 2B, T] int64, 1 where there is a token
     labels: Tensor  # [B] int64 classes or float32 scores
+    cross: Cross | None = None
 
     @property
     def size(self) -> int:
@@ -37,9 +50,39 @@ class Batch:
         return len(self.labels)
 
 
+class Rows:
+    """Token ids of many sentences end to end, from which a padded batch is one gather.
+
+    >>> Rows([[5, 6], [7]]).pad(torch.tensor([1, 0]), pad=0)[0].tolist()
+    [[7, 0], [5, 6]]
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        self.lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)  # [N]
+        self.flat = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+        self.starts = self.lengths.cumsum(0) - self.lengths  # [N]
+
+    def pad(self, indices: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+        """The rows at `indices` as one rectangle [R, T] int64, and the mask of what is real."""
+        lengths = self.lengths[indices, None]  # [R, 1]
+        place = torch.arange(int(lengths.max()))  # [T]
+        real = place < lengths  # [R, T]
+        # Place 0 is read for the padding and not used: an index past the end would be an error.
+        ids = self.flat[(self.starts[indices, None] + place) * real]
+        return ids.masked_fill_(~real, pad), real.to(torch.int64)
+
+
 @dataclass(frozen=True)
 class EncodedSet:
     """The token ids and labels of all examples of one task.
+
+    Args:
+        task: whose examples they are.
+        first, second: token ids with [CLS] and [SEP]; `second` is None for single sentences.
+        labels: one per example.
+        pad: the id that fills a row up.
+        pairs: `"siamese"`, `"cross"` or `"ensemble"` (both); says nothing to single sentences.
+        max_length: most tokens in a row of a pair; None cuts nothing.
 
     >>> from bert_mtl_demo.tasks import TASKS
     >>> few = EncodedSet(TASKS["sst"], [[101, 7, 102], [101, 102]], None, [4, 0], pad=0)
@@ -52,15 +95,24 @@ class EncodedSet:
     second: list[list[int]] | None
     labels: list[Any]
     pad: int
+    pairs: str = "siamese"
+    max_length: int | None = None
 
     def __len__(self) -> int:
         return len(self.first)
 
     def lengths(self) -> list[int]:
-        """Tokens of each example; of a pair, those of its longer sentence: it sets the padding."""
+        """Tokens of the longest row an example is read in: it sets the padding.
+
+        That is the sentence; of a siamese pair its longer sentence; of a crossed pair the joint
+        row, also when the sentences are read on their own besides.
+        """
         if self.second is None:
             return [len(row) for row in self.first]
-        return [max(len(u), len(v)) for u, v in zip(self.first, self.second, strict=True)]
+        pairs = zip(self.first, self.second, strict=True)
+        if self.pairs == "siamese":
+            return [max(len(u), len(v)) for u, v in pairs]
+        return [sum(kept_of_pair(len(u), len(v), self.max_length)) - 1 for u, v in pairs]
 
     def fingerprint(self) -> str:
         """A hash of all ids and labels: a resumed run must see the very same data."""
@@ -69,20 +121,83 @@ class EncodedSet:
 
     def collate(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """The examples at `indices` as one batch, padded to the longest of them."""
-        rows = [self.first[i] for i in indices]
-        if self.second is not None:
-            rows += [self.second[i] for i in indices]
-        ids, mask = pad_rows(rows, self.pad)
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        labels = self._labels[chosen].to(device)
+        if self.second is None:
+            ids, mask = self._sentences.pad(chosen, self.pad)
+            return Batch(ids.to(device), mask.to(device), labels)
+        cross = None if self.pairs == "siamese" else self._crossed(chosen, device)
+        if self.pairs == "cross":
+            return Batch(None, None, labels, cross)
+        both = torch.cat([chosen, chosen + len(self)])
+        ids, mask = self._sentences.pad(both, self.pad)
+        return Batch(ids.to(device), mask.to(device), labels, cross)
+
+    def _crossed(self, chosen: Tensor, device: torch.device | str) -> Cross:
+        rows, borders = self._pairs
+        ids, mask = rows.pad(chosen, self.pad)
+        types = mask * (torch.arange(ids.shape[1]) >= borders[chosen, None])
+        return Cross(ids.to(device), mask.to(device), types.to(device))
+
+    # What every batch is cut from, made at the first one. `functools` writes it past the freeze.
+    @cached_property
+    def _sentences(self) -> Rows:
+        return Rows(self.first + (self.second or []))
+
+    @cached_property
+    def _pairs(self) -> tuple[Rows, Tensor]:
+        assert self.second is not None
+        found = [
+            cross_row(u, v, self.max_length) for u, v in zip(self.first, self.second, strict=True)
+        ]
+        return Rows([row for row, _ in found]), torch.tensor([border for _, border in found])
+
+    @cached_property
+    def _labels(self) -> Tensor:
         kind = torch.float32 if self.task.classes is None else torch.int64
-        labels = torch.tensor([self.labels[i] for i in indices], dtype=kind)
-        return Batch(ids.to(device), mask.to(device), labels.to(device))
+        return torch.tensor(self.labels, dtype=kind)
 
 
-def encode(examples: Examples, task: Task, tokenizer: Any, max_length: int) -> EncodedSet:
+def kept_of_pair(u: int, v: int, limit: int | None) -> tuple[int, int]:
+    """How many tokens two sentences keep, so that their joint row has at most `limit`.
+
+    Args:
+        u, v: tokens of each, [CLS] and [SEP] counted in both; the joint row has one [CLS] less.
+        limit: most tokens of the joint row.
+
+    Longest first: the longer one is cut until it is as long as the other, then both are, and an odd
+    token is the first one's.
+
+    >>> kept_of_pair(9, 4, limit=10), kept_of_pair(9, 8, limit=10), kept_of_pair(3, 4, limit=None)
+    ((7, 4), (6, 5), (3, 4))
+    """
+    room = u + v if limit is None else limit + 1
+    if u + v <= room:
+        return u, v
+    keep = min(u, max(room - v, room - room // 2))
+    return keep, room - keep
+
+
+def cross_row(
+    u: Sequence[int], v: Sequence[int], limit: int | None = None
+) -> tuple[list[int], int]:
+    """ "[CLS] u [SEP] v [SEP]" from "[CLS] u [SEP]" and "[CLS] v [SEP]", and where v begins.
+
+    >>> cross_row([101, 7, 8, 102], [101, 9, 102])
+    ([101, 7, 8, 102, 9, 102], 4)
+    """
+    of_u, of_v = kept_of_pair(len(u), len(v), limit)
+    return [*u[: of_u - 1], u[-1], *v[1 : of_v - 1], v[-1]], of_u
+
+
+def encode(
+    examples: Examples, task: Task, tokenizer: Any, max_length: int, pairs: str = "siamese"
+) -> EncodedSet:
     """Tokenise a whole set, once."""
     first = tokenise(tokenizer, examples.first, max_length)
     second = None if examples.second is None else tokenise(tokenizer, examples.second, max_length)
-    return EncodedSet(task, first, second, list(examples.labels), tokenizer.pad_token_id)
+    labels = list(examples.labels)
+    return EncodedSet(task, first, second, labels, tokenizer.pad_token_id, pairs, max_length)
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -99,10 +214,4 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     >>> pad_rows([[5, 6], [7]], pad=0)[0].tolist()
     [[5, 6], [7, 0]]
     """
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        mask[i, : len(row)] = 1
-    return ids, mask
+    return Rows(rows).pad(torch.arange(len(rows)), pad)

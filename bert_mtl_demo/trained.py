@@ -14,6 +14,7 @@ from bert_mtl_demo.encoder import Source, blank_encoder, load_tokenizer
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.inference import Answers, answer
 from bert_mtl_demo.model import MultitaskModel, new_model
+from bert_mtl_demo.pooling import needs_pooler
 from bert_mtl_demo.runtime import Precision, choose_device
 from bert_mtl_demo.tokens import encode
 
@@ -30,7 +31,8 @@ class Trained:
 
     def answer(self, examples: Examples) -> Answers:
         """The model's answers, in the order of the examples."""
-        encoded = encode(examples, examples.task, self.tokenizer, self.config.max_length)
+        length, pairs = self.config.max_length, self.config.pairs
+        encoded = encode(examples, examples.task, self.tokenizer, length, pairs)
         return answer(self.model, encoded, self.precision)
 
     def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:
@@ -54,7 +56,7 @@ def load_trained(directory: str | Path, device: str | None = None) -> Trained:
     place = choose_device(device or "auto")
     weights = load_weights(run.best)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
-    model = new_model(config, blank_encoder(run.encoder, pooler=config.pooling == "pooler"))
+    model = new_model(config, blank_encoder(run.encoder, pooler=needs_pooler(config)))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

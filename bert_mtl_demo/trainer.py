@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_mtl_demo.batching import Batches
+from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.checkpoint import RunDirectory, save_state, save_weights
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import DivergedError
@@ -25,9 +25,15 @@ from bert_mtl_demo.logs import RunLog
 from bert_mtl_demo.model import MultitaskModel
 from bert_mtl_demo.optimization import build_optimizer, build_scheduler
 from bert_mtl_demo.progress import Progress, Window, score_line
-from bert_mtl_demo.runtime import Interrupts, Precision, random_state, set_random_state
+from bert_mtl_demo.runtime import (
+    Interrupts,
+    Precision,
+    peak_memory,
+    random_state,
+    set_random_state,
+)
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
-from bert_mtl_demo.tokens import EncodedSet
+from bert_mtl_demo.tokens import Batch, EncodedSet
 
 
 class Trainer:
@@ -56,14 +62,9 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.train_sets, self.dev_sets = config, model, train, dev
         self.run, self.log, self.precision, self.say = run, log, precision, say
-        self.batches = Batches(
-            {name: examples.lengths() for name, examples in train.items()},
-            scheme=config.batching,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
-        self.steps_per_epoch = config.steps_per_epoch or self._default_epoch()
-        self.horizon = config.epochs * self.steps_per_epoch  # what the schedule is stretched over
+        self.batches = build_batches(config, train)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.horizon = self.batches.horizon  # what the schedule is stretched over
         self.goal = min(self.horizon, config.max_steps or self.horizon)
         self.optimizer = build_optimizer(config, model)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
@@ -76,11 +77,6 @@ class Trainer:
             for name, examples in sets.items()
         }
 
-    def _default_epoch(self) -> int:
-        whole = self.batches.steps_per_pass()
-        # Two epochs of a third fit into two minutes on two CPU cores, and show a second evaluation.
-        return -(-whole // 3) if self.config.data == "sample" else whole
-
     @property
     def epoch(self) -> int:
         """The epoch, from 1, that the last step taken belongs to."""
@@ -89,8 +85,9 @@ class Trainer:
     def fit(self, stop: Interrupts, tick: Callable[[], None] = lambda: None) -> bool:
         """Train until done or told to stop; True when done."""
         self.model.train()
-        self._clock = time.perf_counter()
+        self._restart_clock()
         if self.progress.step == 0:
+            self._log_size()
             self.save()  # from now on there is something to resume from
         while True:
             if self._evaluation_is_due():
@@ -119,17 +116,30 @@ class Trainer:
 
     def _backward(self) -> str | None:
         """Capture every task's gradient; the problem, if a loss is not finite."""
-        for task, indices in self.batches.at(self.progress.step).items():
-            batch = self.train_sets[task].collate(indices, self.precision.device)
+        step = self.progress.step
+        batches = self._next_batches(step)
+        sizes = {task: batch.size for task, batch in batches.items()}
+        for task, batch in batches.items():
             with self.precision.autocast():
-                loss = self.model.loss(task, batch)
+                loss = self.model.loss(task, batch, self.batches.epoch(step))
             value = loss.item()
             if not math.isfinite(value):
                 return f"loss of task {task} is {value}"
             with self.optimizer.task(task):
-                self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                weighted = self.model.weighting(task, loss, sizes)
+                self.precision.scaler.scale(weighted).backward()
             self.window.add_loss(task, value)
         return None
+
+    def _next_batches(self, step: int) -> dict[str, Batch]:
+        """The batch of each task that takes part, on the device; the clock runs meanwhile."""
+        begun = time.perf_counter()
+        batches = {
+            task: self.train_sets[task].collate(indices, self.precision.device)
+            for task, indices in self.batches.at(step).items()
+        }
+        self._data_seconds += time.perf_counter() - begun
+        return batches
 
     def _update(self) -> str | None:
         """Combine, clip and step; the problem, if the gradient is not finite."""
@@ -184,20 +194,29 @@ class Trainer:
         return full or step % self.steps_per_epoch == 0 or step == self.goal
 
     def _write_window(self) -> None:
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
+        seconds, data_seconds = time.perf_counter() - self._clock, self._data_seconds
+        self._restart_clock()
         self.log.write(
             {
                 "kind": "train",
                 "step": self.progress.step,
                 "epoch": self.epoch,
                 **self.window.summary(),
+                **self._learned_weights(),
                 "seconds": seconds,
                 "steps_per_second": self.window.steps / seconds,
+                "data_seconds": data_seconds,
             }
         )
         self.log.write_conflicts(self.optimizer.conflicts, self.progress.step, self.epoch)
         self.window = Window()
+
+    def _learned_weights(self) -> dict[str, dict[str, float]]:
+        """The log-variances of uncertainty weighting; nothing with any other."""
+        found = getattr(self.model.weighting, "log_variance", None)
+        if found is None:
+            return {}
+        return {"log_variance": {task: found[task].item() for task in self.config.tasks}}
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -231,12 +250,24 @@ class Trainer:
         if best:
             self.progress.best_mean, self.progress.best_epoch = mean, self.epoch
             save_weights(self.run.best, self.model.state_dict(), row)
-        self.log.write({**row, "seconds": time.perf_counter() - begun})
-        self._clock = time.perf_counter()
+        spent = {
+            "seconds": time.perf_counter() - begun,
+            "peak_memory": peak_memory(self.precision.device),
+        }
+        self.log.write({**row, **spent})
+        self._restart_clock()
         self.say(
             f"epoch {self.epoch}: "
             f"{score_line(scores, mean, leaderboard)}{'  (best)' if best else ''}"
         )
+
+    def _restart_clock(self) -> None:
+        """Begin to time a window; what was spent before an interruption is not in it."""
+        self._clock, self._data_seconds = time.perf_counter(), 0.0
+
+    def _log_size(self) -> None:
+        size = sum(parameter.numel() for parameter in self.trained)
+        self.log.write({"kind": "model", "step": 0, "trained_parameters": size})
 
     def save(self) -> None:
         """Write the state to resume from."""

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gradsurgery import kernels
-from gradsurgery.methods import gradvac, pcgrad
+from gradsurgery.methods.gradvac import gradvac
+from gradsurgery.methods.pcgrad import pcgrad
 
 __all__ = ["combine", "gradvac", "gram", "pcgrad"]
 

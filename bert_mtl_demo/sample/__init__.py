@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ..examples import Examples, Splits
 from ..tasks import Task
-from . import paraphrase, sentiment, similarity
+from . import paraphrase, polarity, sentiment, similarity
 from .common import Drawer, draw_split
 
 SEED = 20_240_611
@@ -27,6 +27,7 @@ DRAWERS: dict[str, Drawer] = {
     "para": Drawer(paraphrase.draw, groups=2, group_of=int),
     # Five bins of width one; 5.0 belongs to the last. Balanced bins make balanced labels.
     "sts": Drawer(similarity.draw, groups=5, group_of=lambda label: min(int(label), 4)),
+    "cfimdb": Drawer(polarity.draw, groups=2, group_of=int),
 }
 
 

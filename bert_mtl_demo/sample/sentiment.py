@@ -172,14 +172,14 @@ def draw(random: Random, dev: bool) -> Row:
 
     A share of `DISAGREEMENT` is graded one step higher or lower.
     """
-    text, strength = _review(random, dev)
+    text, strength = review(random, dev)
     if random.random() < DISAGREEMENT:
         strength += random.choice((-1, 1))
     return sentence(text), None, float(min(max(2 + strength, 0), 4))
 
 
-def _review(random: Random, dev: bool) -> tuple[str, int]:
-    """A sentence and its strength, -2..2."""
+def review(random: Random, dev: bool) -> tuple[str, int]:
+    """A sentence, without its capital, and its strength, -2..2."""
     kind = random.random()
     words = {"topic": random.choice(TOPICS), "setting": random.choice(SETTINGS)}
     if kind < 0.12:

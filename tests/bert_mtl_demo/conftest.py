@@ -30,7 +30,8 @@ SHAPE = {
     "max_position_embeddings": 64,
 }
 
-CLOCK = ("seconds", "steps_per_second")  # what may differ between two equal runs
+# what may differ between two equal runs
+CLOCK = ("seconds", "steps_per_second", "data_seconds", "peak_memory")
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from bert_mtl_demo import evaluate, predict
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.evaluate import worst
-from bert_mtl_demo.inference import Answers
+from bert_mtl_demo.inference import Answers, answer
+from bert_mtl_demo.runtime import Precision
 from bert_mtl_demo.tasks import TASKS
+from bert_mtl_demo.tokens import EncodedSet
 
 COMMANDS = [lambda run: evaluate.main([run]), lambda run: predict.main([run, "--task", "sst", "a"])]
 
@@ -63,6 +67,46 @@ def test_the_worst_mistakes_are_the_surest_wrong_answers():
     assert [mistake.texts for mistake in found] == [("a", "x"), ("b", "y")]  # the right one is none
     assert (found[0].true, found[0].found) == ("different", "paraphrase")
     assert found[0].error == pytest.approx(-np.log(0.1))
+
+
+@pytest.fixture
+def answers_to():
+    """What `answer` makes of given outputs of a model; a token says which one is meant."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self, raw):
+            super().__init__()
+            self.raw = raw
+
+        def forward(self, task, batch):
+            return self.raw[batch.ids[:, 0]]
+
+    def make(task, raw):
+        rows = [[i] * (len(raw) - i) for i in range(len(raw))]  # the longest first
+        lone = dataclasses.replace(TASKS[task], pair=False)
+        examples = EncodedSet(lone, rows, None, [0] * len(raw), pad=0)
+        return answer(Fixed(raw), examples, Precision("off", torch.device("cpu")))
+
+    return make
+
+
+def test_one_logit_is_two_probabilities(answers_to):
+    logits = torch.tensor([-50.0, -0.1, 0.0, 0.1, 40.0])
+    found = answers_to("para", logits)
+    assert found.values.tolist() == [0, 0, 0, 1, 1]
+    assert found.probabilities.sum(1) == pytest.approx(np.ones(5))
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    assert found.probabilities[:, 1] == pytest.approx(p, rel=1e-9)
+    assert 0 < found.probabilities[4, 0] < 1e-17  # and not 1 - 1
+    assert found.score([0, 0, 0, 1, 0]) == pytest.approx(0.8)
+
+
+def test_one_logit_and_two_agree(answers_to):
+    torch.manual_seed(0)
+    logits = torch.randn(7, 2)
+    two, one = answers_to("para", logits), answers_to("para", logits[:, 1] - logits[:, 0])
+    assert one.probabilities == pytest.approx(two.probabilities, abs=1e-6)
+    assert (one.values == two.values).all()
 
 
 @pytest.mark.parametrize("texts", [["the film is good"], ["the film is good", "the dog is bad ."]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bert_mtl_demo.batching import CHUNK, SCHEMES, Batches, Stream, bucketed
+from bert_mtl_demo.batching import CHUNK, Batches, Stream, bucketed
 
 SIZES = [1, 2, 7, 8, 9, 200]
 
@@ -83,11 +83,48 @@ def test_an_empty_set_is_refused():
         Stream([], 8, seed=0)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_task_gets_its_turn(scheme):
+@pytest.mark.parametrize(("scheme", "times"), [("zipped", 6), ("round_robin", 2)])
+def test_every_task_gets_its_turn(scheme, times):
     names = ["sst", "para", "sts"]
-    turns = [SCHEMES[scheme](names, step) for step in range(6)]
-    assert [name for turn in turns for name in turn] == names * (6 if scheme == "zipped" else 2)
+    batches = Batches({name: lengths(30) for name in names}, scheme=scheme, batch_size=8, seed=0)
+    assert [name for step in range(6) for name in batches.at(step)] == names * times
+
+
+@pytest.mark.parametrize("counts", [[3] * 40, [8] * 20, [1, 20, 2, 60, 7]])
+def test_taking_counts_goes_through_the_same_examples(counts):
+    """`take` cuts the row of examples that `next` gives elsewhere, and changes nothing else."""
+    one, other = (Stream(lengths(50), 8, seed=0) for _ in range(2))
+    taken = [one.take(count) for count in counts]
+    assert [len(part) for part in taken] == counts
+    row = [index for _ in range(40) for index in other.next()]
+    assert [index for part in taken for index in part] == row[: sum(counts)]
+
+
+def test_a_restarted_stream_begins_a_pass_unless_it_just_did():
+    stream = Stream(lengths(50), 8, seed=0)
+    first = stream.plan
+    stream.restart()
+    assert stream.plan is first
+    stream.take(5)
+    stream.restart()
+    assert (stream.passes, stream.position, stream.rest) == (2, 0, [])
+    assert sorted(stream.take(50)) == list(range(50))
+
+
+@pytest.mark.parametrize("size", [*SIZES, 1000])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_bucketing_is_what_its_sentence_says(size, batch_size):
+    """Against a second reading of it: chunk by chunk, with Python's sort."""
+    rows = lengths(size)
+    generator = torch.Generator().manual_seed(5)
+    found = bucketed(rows, batch_size, torch.Generator().manual_seed(5))
+    order = torch.randperm(size, generator=generator).tolist()
+    batches = []
+    for start in range(0, size, CHUNK * batch_size):
+        chunk = sorted(order[start : start + CHUNK * batch_size], key=rows.__getitem__)
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    assert found == [batches[i] for i in shuffled]
 
 
 @pytest.mark.parametrize(("scheme", "steps"), [("zipped", 25), ("round_robin", 75)])

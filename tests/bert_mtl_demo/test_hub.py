@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bert_mtl_demo.data import DataError, load
+from bert_mtl_demo.data import DataError, load, load_inference, load_positives, load_texts
 from bert_mtl_demo.hub import DATASETS
 from bert_mtl_demo.tasks import TASKS, resolve
 
@@ -154,5 +154,65 @@ def test_a_data_set_of_another_shape_is_refused(
         assert part in str(caught.value)
 
 
-def test_every_task_has_a_data_set() -> None:
-    assert set(DATASETS) == set(TASKS)
+def test_every_task_but_one_has_a_data_set() -> None:
+    assert set(TASKS) - set(DATASETS) == {"cfimdb"}
+
+
+def test_a_task_without_a_data_set_is_refused_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_dataset(*path: str) -> None:
+        raise AssertionError(f"fetched {path}")
+
+    install(monkeypatch, load_dataset)
+    with pytest.raises(DataError, match="Task 'cfimdb' has no data set on the hub") as caught:
+        load("hub", resolve(["sst", "cfimdb"]))
+    for part in ("ids-cfimdb-train.csv", "ids-cfimdb-dev.csv", '"sample"', "leave the task out"):
+        assert part in str(caught.value)
+
+
+def test_texts_are_the_unsupervised_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*path: str) -> dict[str, Table]:
+        assert path == ("stanfordnlp/imdb",)
+        texts = ["A long one.", " ", *["Another."] * 20]
+        return {"train": Table(text=["no"]), "unsupervised": Table(text=texts, label=[-1] * 22)}
+
+    install(monkeypatch, load_dataset)
+    texts, skipped = load_texts("hub")
+    assert texts.first == ["A long one.", *["Another."] * 20]
+    assert [str(row) for row in skipped] == [
+        "stanfordnlp/imdb[unsupervised]:2: the sentence is empty"
+    ]
+    with pytest.raises(DataError, match=r"unsupervised\]:2"):
+        load_texts("hub", refuse=True)
+
+
+def test_inference_pairs_are_those_that_are_not_neutral(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*path: str) -> dict[str, Table]:
+        assert path == ("sentence-transformers/all-nli", "pair-class")
+        labels = [0, 1, 2, -1, *[2] * 20]
+        rows = [str(row) for row in range(len(labels))]
+        return {"train": Table(premise=rows, hypothesis=rows, label=labels)}
+
+    install(monkeypatch, load_dataset)
+    pairs, skipped = load_inference("hub")
+    assert pairs.first[:3] == ["0", "2", "4"]
+    assert pairs.labels == [1, 0, *[0] * 20]
+    assert [row.line for row in skipped] == [4]
+    assert "'-1' is none of contradiction, entailment, neutral" in skipped[0].reason
+
+
+def test_the_hub_has_no_extra_positives() -> None:
+    assert len(load_positives("hub")[0]) == 0
+
+
+@pytest.mark.parametrize("loader", [load_texts, load_inference])
+def test_an_unreachable_hub_is_one_clear_error_for_stages_too(
+    monkeypatch: pytest.MonkeyPatch, loader: Callable[[str], object]
+) -> None:
+    def load_dataset(*path: str) -> None:
+        raise ConnectionError("no route")
+
+    install(monkeypatch, load_dataset)
+    with pytest.raises(DataError, match="ConnectionError: no route"):
+        loader("hub")

@@ -1,77 +1,25 @@
-"""Model parts against formulas written out by hand."""
+"""The model as a whole: what reaches what, and what does not."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from bert_mtl_demo.config import Config
-from bert_mtl_demo.heads import Classify, ClassifyPair, Concat, Cosine
-from bert_mtl_demo.losses import LOSSES
+from bert_mtl_demo.config import STS_LOSSES, Config
+from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.model import new_model
 from bert_mtl_demo.optimization import build_optimizer, decay_groups, lr_curve
-from bert_mtl_demo.pooling import POOLINGS
+from bert_mtl_demo.pooling import POOLINGS, needs_pooler
 from bert_mtl_demo.tasks import TASKS
-from bert_mtl_demo.tokens import Batch, EncodedSet, pad_rows
+from bert_mtl_demo.tokens import Cross, EncodedSet
 
-U = torch.tensor([[1.0, 2.0, 2.0], [0.0, 3.0, 4.0]])
-V = torch.tensor([[2.0, 1.0, 2.0], [0.0, -3.0, -4.0]])
-
-
-def test_cosine_head():
-    # cos = (2 + 2 + 4) / (3 * 3) = 8/9; the second pair points apart, and relu makes that 0
-    assert Cosine()(U, V).tolist() == pytest.approx([5 * 8 / 9, 0.0])
-
-
-def test_concat_head():
-    head = Concat(3, dropout=0.0)
-    with torch.no_grad():
-        head.linear.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.5]]))
-        head.linear.bias.fill_(-1.0)
-    expected = [5 / (1 + math.exp(-(1 + 0.5 * 2 - 1))), 5 / (1 + math.exp(-(0 + 0.5 * -4 - 1)))]
-    assert head(U, V).tolist() == pytest.approx(expected)
-
-
-def test_classifiers_are_linear_in_their_input():
-    one, two = Classify(3, 5, 0.0), ClassifyPair(3, 2, 0.0)
-    for head, given in ((one, U), (two, torch.cat([U, V], dim=1))):
-        weight, bias = head.linear.weight.detach(), head.linear.bias.detach()
-        expected = [
-            [sum(w * x for w, x in zip(row, g, strict=True)) for row in weight] for g in given
-        ]
-        found = (head(U) if head is one else head(U, V)) - bias
-        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
-
-
-def test_dropout_acts_in_training_only():
-    head = Classify(64, 5, dropout=0.5)
-    given = torch.ones(2, 64)
-    head.train()
-    assert not torch.equal(head(given), head(given))
-    head.eval()
-    assert torch.equal(head(given), head(given))
-
-
-def test_losses():
-    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    by_hand = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
-    assert LOSSES["cross_entropy"](logits, torch.tensor([0, 0])).item() == pytest.approx(by_hand)
-    assert LOSSES["mse"](torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])).item() == 2.5
-
-
-def test_losses_are_float32_under_bf16():
-    scores = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
-    assert LOSSES["mse"](scores, torch.tensor([1.0, 2.5])).dtype == torch.float32
-
-
-def test_poolings():
-    hidden = torch.tensor([[[1.0], [2.0], [6.0]], [[4.0], [8.0], [99.0]]])  # [2, 3, 1]
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    pooled = torch.tensor([[7.0], [8.0]])
-    found = {name: pool(hidden, mask, pooled).tolist() for name, pool in POOLINGS.items()}
-    assert found == {"mean": [[3.0], [6.0]], "cls": [[1.0], [4.0]], "pooler": [[7.0], [8.0]]}
+ROWS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 11, 12, 3], [2, 8, 5, 10, 6, 3]]
+EVERYTHING = "mean+cls+pooler+cnn+bilstm"
 
 
 @pytest.fixture
@@ -80,24 +28,40 @@ def model_of(tiny_encoder):
 
     def make(**changes):
         config = Config(encoder=tiny_encoder, **changes)
-        encoder = load_encoder(locate(tiny_encoder), pooler=config.pooling == "pooler")
+        encoder = load_encoder(locate(tiny_encoder), pooler=needs_pooler(config))
         return new_model(config, encoder).eval()
 
     return make
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("task", TASKS)
-def test_padding_does_not_change_the_answer(model_of, pooling, task):
-    model = model_of(pooling=pooling)
-    rows = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 11, 12, 3], [2, 8, 5, 10, 6, 3]]
-    short_ids, short_mask = pad_rows(rows, 0)
-    long_ids, long_mask = pad_rows([*rows, [2] * 30], 0)
-    labels = torch.zeros(2)
-    with torch.no_grad():
-        short = model(task, Batch(short_ids, short_mask, labels))
-        long = model(task, Batch(long_ids[:4], long_mask[:4], labels))
-    torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-4)
+def set_of(task, pairs="siamese"):
+    """Two examples of a task."""
+    second = ROWS[2:] if TASKS[task].pair else None
+    return EncodedSet(TASKS[task], ROWS[:2], second, [0, 1], pad=0, pairs=pairs)
+
+
+def padded(batch, room=20):
+    """The same batch with more padding."""
+    wide = {
+        name: None if rows is None else F.pad(rows, (0, room))
+        for name, rows in (("ids", batch.ids), ("mask", batch.mask))
+    }
+    if batch.cross is not None:
+        rows = (batch.cross.ids, batch.cross.mask, batch.cross.types)
+        wide["cross"] = Cross(*(F.pad(part, (0, room)) for part in rows))
+    return dataclasses.replace(batch, **wide)
+
+
+@pytest.mark.parametrize("pooling", [*POOLINGS, EVERYTHING])
+@pytest.mark.parametrize("pairs", ["siamese", "cross", "ensemble"])
+@pytest.mark.parametrize("adapter", ["none", "pals"])
+def test_padding_does_not_change_the_answer(model_of, pooling, pairs, adapter):
+    model = model_of(pooling=pooling, pairs=pairs, adapter=adapter, hidden_layers=1).double()
+    for task in ("sst", "para", "sts"):
+        batch = set_of(task, pairs).collate([0, 1])
+        with torch.no_grad():
+            short, long = model(task, batch), model(task, padded(batch))
+        torch.testing.assert_close(short, long, atol=1e-6, rtol=1e-6)
 
 
 def test_batch_mates_do_not_change_the_answer(model_of):
@@ -124,6 +88,112 @@ def test_u_and_v_are_not_mixed_up(model_of):
         )
 
 
+def test_a_cross_head_reads_the_joint_row(model_of):
+    model = model_of(pairs="cross")
+    batch = set_of("sts", "cross").collate([0])
+    row = [*ROWS[0], *ROWS[2][1:]]
+    with torch.no_grad():
+        hidden = model.encoder(
+            input_ids=torch.tensor([row]),
+            attention_mask=torch.ones(1, len(row), dtype=torch.int64),
+            token_type_ids=torch.tensor([[0] * len(ROWS[0]) + [1] * (len(ROWS[2]) - 1)]),
+        ).last_hidden_state
+        head = model.heads["sts"].linear
+        expected = hidden[:, 0] @ head.weight[0] + head.bias
+        torch.testing.assert_close(model("sts", batch), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_cross_head_takes_the_pooler_if_the_sentences_do(model_of):
+    model = model_of(pairs="cross", pooling="mean+pooler")
+    batch = set_of("para", "cross").collate([0, 1])
+    rows = batch.cross
+    with torch.no_grad():
+        pooled = model.encoder(
+            input_ids=rows.ids, attention_mask=rows.mask, token_type_ids=rows.types
+        ).pooler_output
+        assert torch.equal(model.crossed(batch), pooled)
+
+
+def test_an_ensemble_is_the_sum_of_its_halves(model_of):
+    model = model_of(pairs="ensemble", pooling="mean+cnn", para_head="difference")
+    batch = set_of("para", "ensemble").collate([0, 1])
+    with torch.no_grad():
+        u, v = model.sentences(batch).chunk(2)
+        head = model.heads["para"]
+        expected = head.siamese(u, v) + head.cross(model.crossed(batch))
+        torch.testing.assert_close(model("para", batch), expected)
+        cosine = torch.cosine_similarity(u, v)
+        linear = model.heads["sts"].cross(model.crossed(batch))
+        torch.testing.assert_close(model("sts", batch), cosine + linear)
+
+
+def test_pairs_need_two_types_of_token(model_of):
+    encoder = model_of().encoder
+    encoder.config.type_vocab_size = 1
+    new_model(Config(), encoder)
+    with pytest.raises(ConfigError, match="--pairs siamese"):
+        new_model(Config(pairs="cross"), encoder)
+
+
+@pytest.mark.parametrize("pairs", ["siamese", "cross", "ensemble"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "mse"])
+def test_every_trained_parameter_gets_a_gradient(model_of, pairs, loss):
+    shape = {"pooling": "mean+cnn+bilstm", "sts_head": "linear", "hidden_layers": 1}
+    changes = {"para_loss": loss, "weighting": "uncertainty", "adapter": "low_rank"}
+    model = model_of(pairs=pairs, dropout=0.0, **shape, **changes).train()
+    sizes = {"sst": 2, "para": 2, "sts": 2}
+    for task in sizes:
+        batch = set_of(task, pairs).collate([0, 1])
+        loss = model.weighting(task, model.loss(task, batch), sizes)
+        assert loss.shape == ()
+        loss.backward()
+    # Keys' biases shift all of a softmax alike; ReLUs may be shut on two examples.
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("loss", STS_LOSSES)
+def test_every_loss_of_similarity_trains(model_of, loss):
+    model = model_of(sts_loss=loss, temperature=0.2, encoder_dropout=0.0).train()
+    first, second = ROWS[:3], [ROWS[3], ROWS[0], ROWS[2]]
+    pairs = EncodedSet(TASKS["sts"], first, second, [0.5, 4.9, 5.0], pad=0)
+    found = model.loss("sts", pairs.collate([0, 1, 2]), epoch=2)
+    found.backward()
+    assert found.shape == ()
+    assert any(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("pairs", ["siamese", "ensemble"])
+def test_mixed_precision_trains(model_of, pairs):
+    model = model_of(pairs=pairs, pooling="mean+cnn+bilstm", adapter="pals", dropout=0.0)
+    for task in ("sst", "para", "sts"):
+        batch = set_of(task, pairs).collate([0, 1])
+        exact = model.loss(task, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model.loss(task, batch)
+        assert rough.dtype == torch.float32
+        torch.testing.assert_close(rough, exact, atol=0.05, rtol=0.05)
+        rough.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.pool.parameters())
+
+
+def test_the_epoch_reaches_the_loss(model_of):
+    model = model_of(sts_loss="mnrl_label")
+    pairs = EncodedSet(TASKS["sts"], ROWS[:2], ROWS[2:], [4.6, 1.0], pad=0).collate([0, 1])
+    losses = [model.loss("sts", pairs, epoch).item() for epoch in (1, 5, 6)]
+    assert losses[0] == losses[1] > 0
+    assert losses[2] == 0
+
+
+def test_the_temperature_reaches_the_loss(model_of):
+    pairs = EncodedSet(TASKS["sts"], ROWS[:2], ROWS[2:], [4.6, 1.0], pad=0).collate([0, 1])
+    losses = [
+        model_of(sts_loss="simcse", temperature=value).loss("sts", pairs) for value in (0.05, 1e6)
+    ]
+    assert losses[1].item() == pytest.approx(math.log(2), abs=1e-4)  # all alike when it is hot
+    assert losses[0].item() != pytest.approx(math.log(2), abs=1e-4)
+
+
 def test_a_frozen_encoder_gives_fixed_features_also_in_training(model_of):
     model = model_of(freeze_encoder=True, sts_head="concat").train()
     batch = EncodedSet(TASKS["sst"], [[2, 5, 3]], None, [0], pad=0).collate([0])
@@ -132,12 +202,83 @@ def test_a_frozen_encoder_gives_fixed_features_also_in_training(model_of):
     assert not torch.equal(model("sst", batch), model("sst", batch))  # the head has its dropout
 
 
+@pytest.mark.parametrize("kind", ["pals", "low_rank"])
+def test_adapters_train_inside_a_frozen_encoder(model_of, kind):
+    from bert_mtl_demo.adapters import adapter_parameters
+
+    model = model_of(freeze_encoder=True, adapter=kind).train()
+    added = set(adapter_parameters(model.encoder))
+    assert added == {p for p in model.encoder.parameters() if p.requires_grad}
+    model.loss("sst", set_of("sst").collate([0, 1])).backward()
+    assert any(p.grad is not None and p.grad.any() for p in added)
+    assert all(p.grad is None for p in model.encoder.parameters() if p not in added)
+    training = [name for name, part in model.encoder.named_modules() if part.training]
+    assert training
+    assert all("adapters" in name for name in training)
+    assert not any(part.training for part in model.eval().modules())
+
+
+def test_a_network_over_a_frozen_encoder_trains(model_of):
+    model = model_of(freeze_encoder=True, pooling="cnn+bilstm").train()
+    model.loss("sts", set_of("sts").collate([0, 1])).backward()
+    assert all(p.grad is not None for p in model.pool.parameters())
+    assert all(p.grad is None for p in model.encoder.parameters())
+
+
+def test_tasks_have_adapters_of_their_own(model_of):
+    model = model_of(adapter="pals", pooling="mean")
+    batch = set_of("sts").collate([0, 1])
+    with torch.no_grad():
+        before = {task: model(task, batch) for task in ("para", "sts")}
+        for name, parameter in model.encoder.named_parameters():
+            if "adapters.para." in name:
+                parameter.add_(1.0)
+        assert torch.equal(model("sts", batch), before["sts"])
+        assert not torch.equal(model("para", batch), before["para"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_dropout_of_the_encoder(model_of, share):
+    model = model_of(encoder_dropout=share, dropout=0.0, adapter="pals").train()
+    batch = set_of("sst").collate([0, 1])
+    with torch.no_grad():
+        assert torch.equal(model("sst", batch), model("sst", batch)) == (share == 0.0)
+    inside = [part.p for part in model.encoder.modules() if isinstance(part, nn.Dropout)]
+    assert set(inside) == {share}
+
+
+def test_dropout_reaches_attention(model_of, monkeypatch):
+    """It is no module's output, so only what the kernel is told counts."""
+    model = model_of(encoder_dropout=0.25).train()
+    told = []
+    kernel = F.scaled_dot_product_attention
+
+    def spy(*args, dropout_p=0.0, **kwargs):
+        told.append(dropout_p)
+        return kernel(*args, dropout_p=dropout_p, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    model("sst", set_of("sst").collate([0, 1]))
+    assert told == [0.25] * model.encoder.config.num_hidden_layers
+
+
 def test_heads_depend_on_the_seed_alone(model_of):
     torch.rand(3)
     one = model_of(seed=5)
     torch.rand(7)
     other = model_of(seed=5)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_heads_do_not_depend_on_adapters(model_of):
+    plain, adapted = model_of(), model_of(adapter="pals")
+    for name, weights in plain.state_dict().items():
+        assert torch.equal(weights, adapted.state_dict()[name])
+
+
+def test_names_of_the_default_model(model_of):
+    names = {name.rsplit(".", 2)[0] for name in model_of().state_dict() if "encoder." not in name}
+    assert names == {"heads.sst", "heads.para"}
 
 
 def test_weight_decay_spares_biases_and_norms(model_of):

@@ -17,8 +17,8 @@ def spoil(monkeypatch, when, how) -> None:
     """Spoil the loss of para in those of its batches, counted from 1, for which `when` holds."""
     count = iter(range(1, 1000))
 
-    def loss(self, task, batch):
-        value = PLAIN(self, task, batch)
+    def loss(self, task, batch, epoch=1):
+        value = PLAIN(self, task, batch, epoch)
         return how(self, value) if task == "para" and when(next(count)) else value
 
     monkeypatch.setattr(MultitaskModel, "loss", loss)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bert_mtl_demo.checkpoint import load_state
+from bert_mtl_demo.config import BATCHINGS
 from bert_mtl_demo.errors import DemoError
 from bert_mtl_demo.sample import load_sample
 from bert_mtl_demo.session import continue_run, start_run
@@ -83,6 +84,28 @@ def test_interrupted_and_resumed_is_bitwise_uninterrupted(
 
     torch.manual_seed(99)  # whatever the new process has done before
     assert continue_run(halves.path, {}).done
+    assert_same_run(whole.path, halves.path, rows_of)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"batching": name} for name in BATCHINGS if name != "zipped"),
+        {"sts_loss": "mnrl_one"},
+        {"sts_loss": "mnrl_one", "batching": "uniform_partial", "weighting": "uncertainty"},
+        {"batching": "method_1", "weighting": "inverse_share"},
+    ],
+    ids=lambda changes: " ".join(changes.values()),
+)
+def test_every_scheme_resumes_in_the_middle_of_an_epoch(settings, rows_of, monkeypatch, changes):
+    changes = {**changes, "steps_per_epoch": 3, "log_every": 2}
+    whole = start_run(settings("whole", **changes))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, lambda: signal.raise_signal(signal.SIGINT))
+        halves = start_run(settings("halves", **changes))
+    assert not halves.done
+    torch.manual_seed(99)
+    continue_run(halves.path, {})
     assert_same_run(whole.path, halves.path, rows_of)
 
 

@@ -90,7 +90,7 @@ def test_sentences_look_like_sentences(sample: dict[str, Splits], name: str) -> 
 def kept_for_dev(name: str) -> set[str]:
     """In lower case, pieces of text that only a combination kept for dev can produce."""
     pieces = set()
-    if name == "sst":
+    if name in ("sst", "cfimdb"):
         for a, aspect in enumerate(sentiment.ASPECTS):
             for level, adjectives in sentiment.ADJECTIVES.items():
                 for n, adjective in enumerate(adjectives):
@@ -192,6 +192,12 @@ def test_words_alone_help_and_do_not_settle(
     classes = TASKS[name].classes
     assert classes is not None
     assert chance + 0.1 < bag_of_words_accuracy(sample[name], classes) < ceiling
+
+
+def test_words_tell_more_of_a_long_review_than_of_a_sentence_and_not_all(
+    sample: dict[str, Splits],
+) -> None:
+    assert 0.6 < bag_of_words_accuracy(sample["cfimdb"], 2) < 0.9
 
 
 def test_shared_words_do_not_settle_the_paraphrases(sample: dict[str, Splits]) -> None:

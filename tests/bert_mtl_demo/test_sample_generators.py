@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from bert_mtl_demo.sample import paraphrase, sentiment, similarity
-from bert_mtl_demo.sample.common import unseen
+from bert_mtl_demo.sample import paraphrase, polarity, sentiment, similarity
+from bert_mtl_demo.sample.common import sentence, unseen
 from bert_mtl_demo.sample.questions import FAMILIES
 from bert_mtl_demo.sample.scenes import ACTIONS, SUBJECTS, THINGS
 
@@ -64,6 +64,28 @@ def test_the_main_clause_is_the_one_the_sentence_stands_on(monkeypatch: pytest.M
             checked[word] += 1
     assert min(checked.values()) > 50
     assert len(checked) == 2
+
+
+def test_a_review_leans_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, int]] = []
+
+    def review(drawn: random.Random, dev: bool) -> tuple[str, int]:
+        said.append(sentiment.review(drawn, dev))
+        return said[-1]
+
+    monkeypatch.setattr(polarity, "review", review)
+    drawn = random.Random(5)
+    sizes = set()
+    for _ in range(200):
+        said.clear()
+        text, _, label = polarity.draw(drawn, True)
+        # What was drawn and not used may stand in another sentence by chance, so count the used.
+        used = [strength for part, strength in said if sentence(part) in text]
+        signs = [(strength > 0) - (strength < 0) for strength in used]
+        assert set(signs) <= {0, 1 if label else -1}
+        assert signs.count(0) <= 1
+        sizes.add(len(signs) - signs.count(0))
+    assert sizes >= {2, 3}
 
 
 def test_a_scene_in_words() -> None:

@@ -15,11 +15,13 @@ HEAD = {
     "sst": b"\tid\tsentence\tsentiment\n",
     "para": b"\tid\tsentence1\tsentence2\tis_duplicate\n",
     "sts": b"\tid\tsentence1\tsentence2\tsimilarity\n",
+    "cfimdb": b"\tid\tsentence\tsentiment\n",
 }
 GOOD = {
     "sst": b"0\tabc\tA slow but moving walk through fog.\t3\n",
     "para": b"0\tabc\tWhere do owls sleep?\tDo owls sleep in trees?\t0.0\n",
     "sts": b"0\tabc\tA cat naps.\tA cat is napping.\t4.8\n",
+    "cfimdb": b"0\tabc\tIt begins well . It ends better .\t1\n",
 }
 
 
@@ -90,6 +92,7 @@ BAD = {
     "class and a half": ("sst", b"1\tx\ta\t1.5\n", "1.5 is not a whole number, and task 'sst' has"),
     "sentence empty": ("sst", b"1\tx\t\t1\n", "the sentence is empty"),
     "first blank": ("sts", b"1\tx\t  \tb\t1\n", "the first sentence is empty"),
+    "a third polarity": ("cfimdb", b"1\tx\ta\t2\n", "the label 2 is outside 0..1"),
     "second empty": ("sts", b'1\tx\ta\t""\t1\n', "the second sentence is empty"),
     "two things": ("para", b"1\tx\ta\t\t\n", "the second sentence is empty, the label is empty"),
     "a field short": ("para", b"1\tx\ta\t1.0\n", "4 fields where the header has 5"),

@@ -9,8 +9,11 @@ import torch
 
 from bert_mtl_demo import train
 from bert_mtl_demo.config import METHODS
+from bert_mtl_demo.data import load
+from bert_mtl_demo.evaluate import evaluate
 from bert_mtl_demo.report import write_report
-from bert_mtl_demo.session import start_run
+from bert_mtl_demo.session import continue_run, load_splits, start_run
+from bert_mtl_demo.tasks import resolve
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,6 +183,41 @@ def test_skipped_rows_are_told_and_reported(settings, tmp_path, capsys):
     write_report(path)
     assert "skipped 1 rows" in capsys.readouterr().out
     assert "ids-sst-train.csv:5" in (path / "report.md").read_text("utf-8")
+
+
+def test_limits_cut_what_is_used_and_the_report_shows_it(settings):
+    config = settings(train_limit=20, dev_limit=10, epochs=1, steps_per_epoch=2)
+    path = start_run(config).path
+    sizes = json.loads((path / "data.json").read_text())["sizes"]
+    assert sizes == {name: {"train": 20, "dev": 10} for name in ("sst", "para", "sts")}
+    # A resumed run compares the data: it has to cut them in the same way.
+    assert continue_run(path, {"max_steps": 3, "epochs": 2}).done
+
+    evaluate(path, top=3)
+    tasks = json.loads((path / "evaluation.json").read_text())["tasks"]
+    assert {name: part["examples"] for name, part in tasks.items()} == dict.fromkeys(tasks, 10)
+    dev = load(config.data, resolve(["sts"]))[0]["sts"].dev.take(range(24)).limited(10)
+    assert tasks["sts"]["truth"] == dev.labels
+    assert len(tasks["sts"]["found"]) == 10
+    for mistake in tasks["sts"]["mistakes"]:
+        row = mistake["row"]
+        assert mistake["texts"] == list(dev.texts()[row])
+        off = abs(tasks["sts"]["found"][row] - tasks["sts"]["truth"][row])
+        assert mistake["error"] == pytest.approx(off)
+    assert "truth" not in tasks["sst"]
+
+
+def test_the_seed_does_not_choose_the_limited_examples(settings):
+    kept = [
+        load_splits(settings(seed=seed, train_limit=9, dev_limit=9))[0]["sst"] for seed in (0, 1)
+    ]
+    assert kept[0] == kept[1]
+    assert len(kept[0].train) == len(kept[0].dev) == 9
+
+
+def test_cfimdb_trains_alone(settings):
+    outcome = start_run(settings(tasks=["cfimdb"], method="sum", epochs=1, steps_per_epoch=2))
+    assert "| best |" in write_report(outcome.path)
 
 
 def test_the_command_with_the_packaged_encoder(tmp_path, small_data, monkeypatch, capsys):

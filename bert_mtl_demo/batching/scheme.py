@@ -1,0 +1,89 @@
+"""Whose turn it is: a scheme says which tasks share a step, and how long an epoch is.
+
+Vocabulary, for K tasks of N_i examples and a batch size B: a *pass* of a task is its ceil(N_i / B)
+batches; `steps_per_pass` is what the scheme calls one way through the data; an *epoch* is that many
+steps unless a number was asked for; the *horizon* is all epochs together. A *turn* names the tasks
+of one step.
+
+Schemes that draw get the generator with every step: they hold no state of their own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+# The tasks of a step, in order, each with its number of examples; None: the next batch of its pass.
+Turn = dict[str, int | None]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a scheme is laid out in.
+
+    >>> Frame({"sst": 9, "sts": 4}, batch_size=4).passes()
+    {'sst': 3, 'sts': 1}
+    """
+
+    sizes: Mapping[str, int]  # task -> examples, in the order of the tasks
+    batch_size: int
+    partial_batch: int = 4
+    epochs: int = 1
+    steps_per_epoch: int | None = None  # None: as the scheme has it
+    epochs_per_pass: int = 1  # then an epoch may still be a fraction of a pass
+
+    def passes(self) -> dict[str, int]:
+        """Batches in one pass of each task."""
+        return {task: up(size, self.batch_size) for task, size in self.sizes.items()}
+
+
+class Scheme(ABC):
+    """One rule, laid out in a frame.
+
+    >>> from bert_mtl_demo.batching.together import Zipped
+    >>> Zipped(Frame({"sst": 9, "sts": 4}, batch_size=4, epochs=2)).horizon
+    6
+    """
+
+    fresh_epochs = False  # whether every epoch starts every set anew, in a new order
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.tasks = list(frame.sizes)
+        whole = self.steps_per_pass()
+        self.steps_per_epoch = frame.steps_per_epoch or up(whole, frame.epochs_per_pass)
+        self.horizon = frame.epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 1, of the step that follows `step` steps."""
+        return step // self.steps_per_epoch + 1
+
+    def batch_sizes(self) -> dict[str, int]:
+        """Examples in a batch of each task."""
+        return dict.fromkeys(self.frame.sizes, self.frame.batch_size)
+
+    def fewest(self) -> dict[str, int]:
+        """Examples of each task in a step in which it takes part, at least, but for short batches
+        at the end of a pass.
+        """
+        return self.batch_sizes()
+
+    @abstractmethod
+    def steps_per_pass(self) -> int:
+        """Steps in one way through the data."""
+
+    @abstractmethod
+    def turn(self, step: int, generator: torch.Generator) -> Turn:
+        """Who takes part in the step that follows `step` steps."""
+
+
+def up(amount: int, size: int) -> int:
+    """How many of that size hold the amount: division, rounded up.
+
+    >>> up(9, 4), up(8, 4)
+    (3, 2)
+    """
+    return -(-amount // size)

@@ -1,0 +1,1 @@
+"""The five reports' tables, trained again row by row, and the question behind them."""

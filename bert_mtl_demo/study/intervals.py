@@ -1,0 +1,173 @@
+"""How sure a score is: Student's t over seeds, and differences paired by seed.
+
+With n seeds the interval is mean +- t(n - 1) s / sqrt(n), s the sample's standard deviation. Two
+rows are compared by the differences between runs of equal seeds (equal initial heads and batches
+where the settings allow it), which is a one-sample t interval again. A difference whose interval
+contains 0 is called inside the noise.
+
+Intervals are not corrected for how many there are: each answers its own question, and of twenty
+true zeros one is expected outside. What would survive a correction is said beside them, by Holm's
+step-down procedure (Holm 1979) over all comparisons of one score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from bert_mtl_demo.progress import short
+
+MISSING = "–"  # noqa: RUF001 - an en dash, where there is no number
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval; without bounds when one value cannot tell.
+
+    >>> str(Interval(0.5138, 0.506, 0.5216, 3)), str(Interval(0.5138, None, None, 1))
+    ('.514 ± .008', '.514')
+    >>> Interval(0.01, -0.002, 0.022, 3).signed()
+    '+.010 ± .012'
+    """
+
+    mean: float  # NaN without values
+    low: float | None
+    high: float | None
+    n: int  # values it stands on
+
+    @property
+    def half(self) -> float | None:
+        """Half the width, or None without bounds."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def __str__(self) -> str:
+        return MISSING if self.n == 0 else short(self.mean) + self._margin()
+
+    def signed(self) -> str:
+        """The text of a difference: always with its sign."""
+        if self.n == 0:
+            return MISSING
+        text = short(abs(self.mean))
+        sign = "" if float(text) == 0 else "-" if self.mean < 0 else "+"
+        return sign + text + self._margin()
+
+    def _margin(self) -> str:
+        return "" if self.half is None else f" ± {short(self.half)}"
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean and Student-t interval of the finite values; `n` says how many there were.
+
+    Args:
+        values: one per seed; NaN stands for a score that does not exist, and is left out.
+        level: of confidence, above 0 and below 1.
+
+    >>> interval([0.5, 0.5, 0.56])  # doctest: +ELLIPSIS
+    Interval(mean=0.52, low=0.43394..., high=0.60605..., n=3)
+    >>> interval([0.5])
+    Interval(mean=0.5, low=None, high=None, n=1)
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}: a confidence level is above 0 and below 1, as 0.95 is")
+    found = [float(value) for value in values if math.isfinite(value)]
+    n = len(found)
+    if n == 0:
+        return Interval(math.nan, None, None, 0)
+    mean = math.fsum(found) / n
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(found, mean)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row against another, in one score.
+
+    >>> compare({0: 0.51, 1: 0.53, 2: 0.52}, {0: 0.50, 1: 0.53, 2: 0.53}).describe()
+    'inside the noise'
+    """
+
+    difference: Interval
+    p: float | None  # two-sided, of "the true difference is 0"; None without an interval
+    identical: bool  # in every seed, to the last bit
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval excludes 0."""
+        low, high = self.difference.low, self.difference.high
+        return low is not None and high is not None and not low <= 0 <= high
+
+    def describe(self) -> str:
+        """What may be said about it.
+
+        Equal rows are named: with and without surgery they mean that surgery never acted.
+        """
+        if self.difference.n == 0:
+            return "no common seed"
+        if self.identical:
+            return "identical"
+        if self.difference.n == 1:
+            return "one seed: cannot tell"
+        return "differs" if self.differs else "inside the noise"
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Interval:
+    """The interval of a - b over the seeds that both have.
+
+    Args:
+        a, b: seed -> score.
+        level: of confidence.
+
+    >>> str(paired({0: 0.5, 1: 0.7}, {1: 0.6, 2: 0.9}))
+    '.100'
+    """
+    return interval(_differences(a, b), level)
+
+
+def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Comparison:
+    """a against b, paired by seed.
+
+    >>> compare({0: 0.5, 1: 0.7}, {0: 0.5, 1: 0.7}).describe()
+    'identical'
+    """
+    differences = _differences(a, b)
+    found = interval(differences, level)
+    identical = bool(differences) and not any(differences)
+    if found.n < 2:
+        return Comparison(found, None, identical)
+    error = _standard_error(differences, found.mean)
+    if error == 0:
+        return Comparison(found, 1.0 if identical else 0.0, identical)
+    p = 2 * float(stats.t.sf(abs(found.mean) / error, found.n - 1))
+    return Comparison(found, p, identical)
+
+
+def holm(ps: Sequence[float | None], level: float = 0.95) -> list[bool]:
+    """Which hypotheses fall when all of them are tested at once (Holm 1979); None never does.
+
+    The k-th smallest of m is held against (1 - level) / (m - k + 1), up to the first that stands.
+
+    >>> holm([0.04, 0.01, 0.03, None])
+    [False, True, False, False]
+    """
+    order = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    fallen = [False] * len(ps)
+    for rank, (p, place) in enumerate(order):
+        if p > (1 - level) / (len(order) - rank):
+            break
+        fallen[place] = True
+    return fallen
+
+
+def _differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
+    differences = [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
+    return [value for value in differences if math.isfinite(value)]
+
+
+def _standard_error(values: Sequence[float], mean: float) -> float:
+    n = len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)

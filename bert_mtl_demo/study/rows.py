@@ -1,0 +1,87 @@
+"""A row of a published table: the scores it printed, and the settings that train it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCORES = ("sst", "para", "sts", "mean", "leaderboard")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Args:
+        report: the report's short name.
+        name: the row's, unique within its report.
+        table: where it stands in the report.
+        published: score name -> value on dev, for the columns that the report fills.
+        settings: fields of `Config` that differ from the defaults, at the published budget.
+        note: where the report's text leaves something open, and what was taken instead.
+        separate: train every task by itself; the row shows their scores side by side.
+
+    >>> row = Row("pals_gradvac", "Naive", "Table 1", {"sst": 0.498}, {"batch_size": 8})
+    >>> row.slug
+    'naive'
+    """
+
+    report: str
+    name: str
+    table: str
+    published: Mapping[str, float]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    separate: bool = False
+
+    def __post_init__(self) -> None:
+        for score in self.published:
+            if score not in SCORES:
+                raise ValueError(f"{self.name!r} publishes {score!r}; it is one of {SCORES}")
+
+    @property
+    def slug(self) -> str:
+        """The name as a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of one report.
+
+    Args:
+        name: its short name.
+        title: the paper's title.
+        rows: in the order of its tables.
+        baseline: the row that the others are compared with.
+        test_scores: what it published on test sets, whose labels nobody else has.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    baseline: str
+    test_scores: tuple[tuple[str, Mapping[str, float]], ...] = ()
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def scores(
+    sst: float | None = None,
+    para: float | None = None,
+    sts: float | None = None,
+    *,
+    mean: float | None = None,
+    leaderboard: float | None = None,
+) -> dict[str, float]:
+    """The columns that are filled.
+
+    >>> scores(0.516, sts=0.361, mean=0.553)
+    {'sst': 0.516, 'sts': 0.361, 'mean': 0.553}
+    """
+    given = {"sst": sst, "para": para, "sts": sts, "mean": mean, "leaderboard": leaderboard}
+    return {name: value for name, value in given.items() if value is not None}
