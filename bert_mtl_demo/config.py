@@ -37,6 +37,8 @@ ALTERNATING = ("round_robin", "proportional", "sqrt", "annealed", "sequential")
 BATCHINGS = ("zipped", "method_1", "method_2", "method_3", "uniform_partial", *ALTERNATING)
 # Losses on the head's scores; all others need the two sentence vectors.
 SCORE_LOSSES = ("mse", "huber")
+# Losses on the two sentence vectors alone, which leave the head as it is.
+VECTOR_LOSSES = ("cosine_embedding", "simcse", "triplet")
 STS_LOSSES = (
     *SCORE_LOSSES,
     "cosine_embedding",
@@ -262,6 +264,12 @@ class Config:
                 "own, so sts would have nothing to train. Use --sts-head concat, or leave sts out "
                 "of --tasks."
             )
+        if self._vectors_are_fixed() and self._sts_head_never_trains():
+            raise ConfigError(
+                f"freeze_encoder = true with sts_loss = {self.sts_loss}: this loss trains sentence "
+                "vectors, and those of a frozen encoder are fixed. Use --sts-loss mse, or leave "
+                "sts out of --tasks."
+            )
         if self.sts_loss not in SCORE_LOSSES and self.pairs != "siamese":
             raise ConfigError(
                 f"sts_loss = {self.sts_loss} with pairs = {self.pairs}: this loss compares the "
@@ -285,9 +293,11 @@ class Config:
             )
 
     def _sts_has_nothing_to_train(self) -> bool:
-        bare = self.freeze_encoder and self.adapter == "none" and self.pairs == "siamese"
-        trained = {"cnn", "bilstm"} & set(self.poolings)
-        return bare and not trained and self.sts_head == "cosine" and "sts" in self.trained
+        bare = self._vectors_are_fixed() and self.pairs == "siamese"
+        return bare and self.sts_head == "cosine" and "sts" in self.trained
+
+    def _vectors_are_fixed(self) -> bool:
+        return self.freeze_encoder and self.adapter == "none" and not self._shares_a_pooling()
 
     def warnings(self) -> list[str]:
         """What is allowed but probably not what was meant, one sentence each.
@@ -313,6 +323,12 @@ class Config:
                 "sentence vectors, so the head stays as it was drawn and the scores say nothing. "
                 "Use --sts-head cosine."
             )
+        if self._ranks_second_sentences_alone():
+            found.append(
+                f"sts_loss {self.sts_loss!r} with sts_head 'linear': what a linear layer gives for "
+                "the first sentence is the same for every candidate and cancels, so second "
+                "sentences are ranked by themselves. Use --sts-head cosine, or --hidden-layers 1."
+            )
         if self.method != "sum" and len(self.trained) == 1:
             found.append(
                 f"method {self.method!r} with one task: there is no second gradient to conflict "
@@ -321,8 +337,12 @@ class Config:
         return found
 
     def _sts_head_never_trains(self) -> bool:
-        on_vectors = self.sts_loss in ("cosine_embedding", "simcse", "triplet")
+        on_vectors = self.sts_loss in VECTOR_LOSSES
         return on_vectors and self.sts_head != "cosine" and "sts" in self.trained
+
+    def _ranks_second_sentences_alone(self) -> bool:
+        ranked = self.sts_loss in ("mnrl_label", "mnrl_cosine") and "sts" in self.trained
+        return ranked and self.sts_head == "linear" and not self.hidden_layers
 
     def _shares_a_pooling(self) -> bool:
         return bool({"cnn", "bilstm"} & set(self.poolings))

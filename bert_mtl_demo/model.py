@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,6 +60,7 @@ class MultitaskModel(nn.Module):
             set_dropout(encoder, config.encoder_dropout)
         # Last, so that one seed gives the same heads with adapters and without.
         self.adapters = self._attach()
+        self._hold(config.untrained)
 
     def _attach(self) -> list[nn.Module]:
         """The modules that adapters add to the encoder; a list, since they are registered there."""
@@ -69,6 +71,12 @@ class MultitaskModel(nn.Module):
         own = set(self.encoder.modules())
         attach(self.encoder, self.config.tasks, self.config.adapter, self.config.adapter_size)
         return [module for module in self.encoder.modules() if module not in own]
+
+    def _hold(self, tasks: Sequence[str]) -> None:
+        """What belongs to tasks that are only scored stays as it was drawn, and is not counted."""
+        for name, parameter in self.named_parameters():
+            if not set(name.split(".")).isdisjoint(tasks):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> MultitaskModel:
         """As in torch, except that the weights of a frozen encoder stay in evaluation mode."""

@@ -102,9 +102,12 @@ def similarity(truth: ArrayLike, found: ArrayLike, title: str, path: Path) -> Pa
 
 def draw_similarity(axes: Any, truth: ArrayLike, found: ArrayLike, title: str) -> None:
     """Predicted against true similarity on given axes."""
+    found = np.asarray(found)
     axes.plot([0, 5], [0, 5], color="grey", linewidth=0.8)
-    axes.scatter(np.asarray(truth), np.asarray(found), s=10, alpha=0.5)
-    axes.set(title=title, xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=(-0.1, 5.1))
+    axes.scatter(np.asarray(truth), found, s=10, alpha=0.5)
+    # Heads without bounds answer outside of 0..5, and those answers count as well.
+    reach = min(0.0, found.min(initial=0.0)) - 0.1, max(5.0, found.max(initial=5.0)) + 0.1
+    axes.set(title=title, xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=reach)
 
 
 def new_panels(

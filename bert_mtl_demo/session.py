@@ -15,13 +15,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.checkpoint import RunDirectory, load_state
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Skipped, Splits, load
 from bert_mtl_demo.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.logs import RunLog
-from bert_mtl_demo.model import new_model
+from bert_mtl_demo.model import MultitaskModel, new_model
 from bert_mtl_demo.pooling import needs_pooler
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.runtime import Interrupts, Precision, choose_device, seed_all
@@ -31,7 +32,12 @@ from bert_mtl_demo.trainer import Trainer
 
 # What a resumed run may change: how far to go, how to keep books, where the same data now lie. The
 # data are compared.
-EXTENDABLE = ("epochs", "max_steps", "checkpoint_every", "max_nonfinite", "data", "device")
+EXTENDABLE = (
+    *("epochs", "max_steps", "checkpoint_every", "max_nonfinite"),
+    *("data", "device", "cache"),
+)
+# Which task a step has depends on how many epochs there are, so they cannot become more.
+PLANNED = ("sequential", "annealed")
 
 Encoded = tuple[dict[str, EncodedSet], dict[str, EncodedSet]]  # train, dev: task -> its set
 
@@ -67,9 +73,12 @@ def start_run(config: Config) -> Outcome:
     tokenizer = load_tokenizer(source)
     encoder = load_encoder(source, pooler=needs_pooler(config))
     config = portable(config)
+    sets = _encode(config, splits, tokenizer)
+    model = _build(config, encoder)
+    build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
     run.create(config, encoder, tokenizer)
     _note_data(run, splits, skipped)
-    return _train(config, run, encoder, _encode(config, splits, tokenizer), None)
+    return _train(config, run, model, sets, None)
 
 
 def continue_run(directory: str | Path, settings: Mapping[str, Any]) -> Outcome:
@@ -87,7 +96,8 @@ def continue_run(directory: str | Path, settings: Mapping[str, Any]) -> Outcome:
     splits, _ = load_splits(config)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
-    return _train(config, run, encoder, _encode(config, splits, tokenizer), state)
+    sets = _encode(config, splits, tokenizer)
+    return _train(config, run, _build(config, encoder), sets, state)
 
 
 def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
@@ -106,6 +116,12 @@ def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
         raise CheckpointError(
             f"--resume {path}: {name} = {after} was given, but this run was started with {name} = "
             f"{before}. Leave it out to go on with this run, or start a new one without --resume."
+        )
+    if wanted.epochs != saved.epochs and saved.batching in PLANNED:
+        raise CheckpointError(
+            f"--resume {path}: epochs = {wanted.epochs} was given, but batching = {saved.batching} "
+            f"was laid out over {saved.epochs} epochs. Leave it out to go on with this run, or "
+            "start a new one without --resume."
         )
     return replace(wanted, output=saved.output)
 
@@ -165,13 +181,21 @@ def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Enc
     return encoded("train", config.trained), encoded("dev", config.tasks)
 
 
+def _build(config: Config, encoder: Any) -> MultitaskModel:
+    """The model on its device; from here on nothing else may draw, dropout comes next."""
+    seed_all(config.seed)
+    return new_model(config, encoder).to(choose_device(config.device))
+
+
 def _train(
-    config: Config, run: RunDirectory, encoder: Any, sets: Encoded, state: dict[str, Any] | None
+    config: Config,
+    run: RunDirectory,
+    model: MultitaskModel,
+    sets: Encoded,
+    state: dict[str, Any] | None,
 ) -> Outcome:
     """Build the trainer, put it where the state says, and let it go."""
-    seed_all(config.seed)
     device = choose_device(config.device)
-    model = new_model(config, encoder).to(device)
     done_before = state["progress"]["step"] if state else 0
     log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
     trainer = Trainer(config, model, *sets, run, log, Precision(config.amp, device), say=tqdm.write)

@@ -216,7 +216,7 @@ class Trainer:
         found = getattr(self.model.weighting, "log_variance", None)
         if found is None:
             return {}
-        return {"log_variance": {task: found[task].item() for task in self.config.tasks}}
+        return {"log_variance": {task: found[task].item() for task in self.config.trained}}
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step

@@ -54,17 +54,20 @@ def triplet(seen: Evidence) -> Tensor:
 def negative_sampling(seen: Evidence) -> Tensor:
     """-[t log sigmoid(s) + (1 - t) log sigmoid(-s)] - log sigmoid(-s'), averaged; t = label / 5.
 
-    s is the head's score of the pair, s' that of u with the next pair's v. The pals_gradvac report
-    names the loss and gives no formula; this is that of Mikolov et al. (2013), eq. 4, with one
-    negative, and a pair that counts as a positive to the degree of its label.
+    s is the head's answer to the pair before it is brought to the scale of the labels (a score of
+    0 to 5 is no logit: none is below one half), s' that to u with the next pair's v. The
+    pals_gradvac report names the loss and gives no formula; this is that of Mikolov et al. (2013),
+    eq. 4, with one negative, and a pair that counts as a positive to the degree of its label.
 
-    >>> alone = Evidence(torch.zeros(1), torch.tensor([5.0]), torch.ones(1, 2), torch.ones(1, 2))
+    >>> from bert_mtl_demo.heads import Cosine
+    >>> u, v = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> alone = Evidence(torch.zeros(1), torch.tensor([5.0]), u, v, Cosine())
     >>> round(negative_sampling(alone).item(), 4)  # no neighbour, no negative: log 2
     0.6931
     """
     u, v = seen.pair()
     degree = seen.labels.float() / TOP
-    loss = F.binary_cross_entropy_with_logits(seen.answer.float(), degree)
+    loss = F.binary_cross_entropy_with_logits(seen.raw(u, v), degree)
     if len(u) > 1:
-        loss = loss - F.logsigmoid(-seen.scores(u, v.roll(-1, 0))).mean()
+        loss = loss - F.logsigmoid(-seen.raw(u, v.roll(-1, 0))).mean()
     return loss

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class Evidence:
         """The head's scores of any pairs, [...] float32 of vectors [..., H]."""
         assert self.head is not None, "this loss needs a head, which the model gives"
         return self.head(u, v).float()
+
+    def raw(self, u: Tensor, v: Tensor) -> Tensor:
+        """The head's answers to any pairs before they are scaled, [...] float32."""
+        assert isinstance(self.head, nn.Module), "as above"
+        found: Tensor = self.head.raw(u, v)  # type: ignore[operator]
+        return found.float()
 
     def all_scores(self) -> Tensor:
         """The head's scores of every first sentence with every second one, [B, B] float32."""

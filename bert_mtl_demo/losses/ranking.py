@@ -52,6 +52,9 @@ def mnrl_label(seen: Evidence) -> Tensor:
     report calls S both "our predicted similarity scores" and their Pearson correlation with the
     labels; a correlation has no value for one pair, so S is the head's score. From epoch 14 on the
     threshold is above 5 and no pair is positive; the report trains for 10.
+
+    Under a linear head, which is the report's, S_ij = a u_i + b v_j, and a u_i cancels in the
+    softmax: the loss ranks second sentences by themselves and is the same whatever u is.
     """
     positive = torch.diag(seen.labels >= 4.4 + 0.05 * (seen.epoch - 1))
     return ranked(seen.all_scores(), positive) if positive.any() else seen.nothing()

@@ -87,5 +87,7 @@ def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     >>> round(contrast(far, far, temperature=1.0).item(), 4)  # -log(e / (e + 1))
     0.3133
     """
-    cosines = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T  # [B, B]
+    # Not as a product of matrices, which autocast would take in half precision: over a small
+    # temperature its rounding is a sixth of a unit.
+    cosines = torch.cosine_similarity(first[:, None], second[None], dim=-1)  # [B, B]
     return F.cross_entropy(cosines / temperature, torch.arange(len(first), device=first.device))

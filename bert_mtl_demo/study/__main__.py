@@ -34,10 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_args(words)
     arguments.command = "python -m bert_mtl_demo.study " + shlex.join(words)
-    # A page is read elsewhere: where the data lay on this machine says nothing there.
-    shown = ["DIR" if word == arguments.data != "sample" else word for word in words]
-    arguments.shown = "python -m bert_mtl_demo.study " + shlex.join(shown)
+    arguments.shown = "python -m bert_mtl_demo.study " + shlex.join(portable(words))
     return guard(lambda: _main(arguments))
+
+
+def portable(words: Sequence[str]) -> list[str]:
+    """The command as a page has it, which is read where this machine's folders say nothing.
+
+    >>> portable(["all", "--data", "/home/me/data", "--output=/tmp/here", "--seeds", "0"])
+    ['all', '--data', 'DIR', '--output=OUT', '--seeds', '0']
+    >>> portable(["all", "--data=hub", "--page-only"])  # what computed it had no such flag
+    ['all', '--data=hub']
+    """
+    found = list(words)
+    for flag, name, kept in (("--data", "DIR", ("sample", "hub")), ("--output", "OUT", ())):
+        for n, word in enumerate(words):
+            if word.startswith(flag + "=") and word.partition("=")[2] not in kept:
+                found[n] = f"{flag}={name}"
+            elif n and words[n - 1] == flag and word not in kept:
+                found[n] = name
+    return [word for word in found if word != "--page-only"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         "The same command goes on after an interruption.",
         allow_abbrev=False,
     )
-    made.add_argument("what", metavar="WHAT", help="one of " + ", ".join(WHAT))
+    made.add_argument(
+        "what", metavar="WHAT", help=f"one of {', '.join(WHAT)}; all: the five reports"
+    )
     made.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the report")
     made.add_argument("--data", default="sample", help="as in bert_mtl_demo.train")
     made.add_argument("--encoder", default="minilm", help="as in bert_mtl_demo.train")
@@ -66,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="any other settings of bert_mtl_demo.train, over the rows' own",
@@ -100,9 +119,11 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _reports(arguments: argparse.Namespace, reports: Sequence[Report]) -> int:
-    chosen = {report.name: chosen_rows(report, arguments.rows) for report in reports}
     if arguments.rows and len(reports) > 1:
         raise ConfigError("rows with the study 'all': name the report whose rows they are")
+    if arguments.probe_batches is not None:
+        raise ConfigError("probe_batches: only the study 'conflicts' has probes; leave it out")
+    chosen = {report.name: chosen_rows(report, arguments.rows) for report in reports}
     budget = _budget(arguments)
     seeds, workers = _seeds(arguments), _whole("jobs", arguments.jobs)
     _refuse_what_is_missing(budget)
@@ -113,6 +134,9 @@ def _reports(arguments: argparse.Namespace, reports: Sequence[Report]) -> int:
     place = Path(arguments.output).expanduser()
     # All of it is planned before anything runs: a setting that cannot be is refused at once.
     plans = {name: Plan(place, rows, seeds, budget) for name, rows in chosen.items()}
+    for plan in plans.values():
+        for row in plan.rows:
+            plan.results(row)  # a damaged one is named now, and not after hours of the others
     code = 0
     for report in reports:
         plan, failed = plans[report.name], {}
@@ -132,7 +156,7 @@ def _reports(arguments: argparse.Namespace, reports: Sequence[Report]) -> int:
             {row.name: plan.results(row) for row in plan.rows},
             _spent(arguments, budget, seeds),
             texts=not arguments.no_texts,
-            notes=budget.substitutions(),
+            notes=[*_only(report, plan.rows), *budget.substitutions()],
             shared=plan.shared(),
             failures={row.name: plan.failures(row, failed) for row in plan.rows},
         )
@@ -144,6 +168,8 @@ def _conflicts(arguments: argparse.Namespace) -> int:
     """The study of the conflicts themselves; its runs are no rows of a report."""
     if arguments.rows:
         raise ConfigError("rows with the study 'conflicts': it has none; leave --rows out")
+    if arguments.keep_weights:
+        raise ConfigError("keep_weights with the study 'conflicts': it keeps none; leave it out")
     budget, seeds = _budget(arguments), _seeds(arguments)
     workers = _whole("jobs", arguments.jobs)
     _refuse_what_is_missing(budget)
@@ -163,7 +189,10 @@ def _conflicts(arguments: argparse.Namespace) -> int:
         seeds=tuple(seeds),
         lr=1e-5 * budget.lr_scale,
         jobs=workers,
-        threads=max(1, (os.cpu_count() or 1) // workers),
+        # As in the runner: whoever set the number of threads is obeyed.
+        threads=None
+        if "OMP_NUM_THREADS" in os.environ
+        else max(1, (os.cpu_count() or 1) // workers),
         settings=budget.settings,
         command=arguments.shown,
         **{name: value for name, value in asked.items() if value is not None},
@@ -174,6 +203,13 @@ def _conflicts(arguments: argparse.Namespace) -> int:
         print(_stopped(arguments))
         return EXIT_INTERRUPTED
     return 0
+
+
+def _only(report: Report, rows: Sequence[Row]) -> list[str]:
+    """What a page of some rows has to say."""
+    if len(rows) == len(report.rows):
+        return []
+    return [f"Only {len(rows)} of the report's {len(report.rows)} rows were asked for."]
 
 
 def _stopped(arguments: argparse.Namespace) -> str:

@@ -19,6 +19,7 @@ def draw_conflicts_by_epoch(outcomes: Outcomes, place: Path) -> Picture | None:
     if not rows:
         return None
     pairs = _unordered(outcomes, rows)
+    epochs = sorted({pair.epoch for row in rows for pair in outcomes.pairs(row)})
     figure, panels = new_panels(2 * len(pairs), len(pairs), (4.2, 3.0))
     for n, axes in enumerate(panels):
         what, pair = ("conflicts", "altered")[n // len(pairs)], pairs[n % len(pairs)]
@@ -28,7 +29,7 @@ def draw_conflicts_by_epoch(outcomes: Outcomes, place: Path) -> Picture | None:
         axes.axhline(50, color="grey", linewidth=0.8, linestyle=":")
         title = f"{what}: {pair[0]} and {pair[1]}"
         axes.set(title=title, xlabel="epoch", ylabel="% of possible", ylim=(-3, 103))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks(epochs)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     caption = (
         "Conflicting and altered gradients by epoch and by pair of tasks, all seeds together. The "

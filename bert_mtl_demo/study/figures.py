@@ -101,7 +101,7 @@ def draw_differences(outcomes: Outcomes, place: Path) -> Picture | None:
         axes.locator_params(axis="x", nbins=4)
     caption = (
         f"Differences to {base.name!r}, paired by seed, with 95% intervals. Filled: the interval "
-        "excludes 0. Hollow: inside the noise, or a single seed."
+        "excludes 0. Hollow: inside the noise, or nothing to judge it by."
     )
     return Picture(save(figure, place / "differences.png"), caption)
 

@@ -112,6 +112,8 @@ class Comparison:
             return "identical"
         if self.difference.n == 1:
             return "one seed: cannot tell"
+        if self.difference.low is None:
+            return "equal in every seed: no spread to judge it by"
         return "differs" if self.differs else "inside the noise"
 
 
@@ -137,11 +139,13 @@ def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95)
     differences = _differences(a, b)
     found = interval(differences, level)
     identical = bool(differences) and not any(differences)
-    if found.n < 2:
-        return Comparison(found, None, identical)
+    if identical and found.n > 1:
+        return Comparison(found, 1.0, identical)
+    if len(set(differences)) < 2:
+        # Scores are multiples of one over the dev examples, so a few seeds may well give the same
+        # difference by chance: an interval of no width would be sure of what it cannot know.
+        return Comparison(Interval(found.mean, None, None, found.n), None, identical)
     error = _standard_error(differences, found.mean)
-    if error == 0:
-        return Comparison(found, 1.0 if identical else 0.0, identical)
     p = 2 * float(stats.t.sf(abs(found.mean) / error, found.n - 1))
     return Comparison(found, p, identical)
 
@@ -164,7 +168,8 @@ def holm(ps: Sequence[float | None], level: float = 0.95) -> list[bool]:
 
 
 def _differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
-    differences = [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
+    # Rounded: equal differences are equal, however the last bit of a subtraction fell.
+    differences = [round(a[seed] - b[seed], 12) for seed in sorted(set(a) & set(b))]
     return [value for value in differences if math.isfinite(value)]
 
 

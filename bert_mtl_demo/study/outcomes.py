@@ -76,6 +76,18 @@ class Outcomes:
         rows = [row for row in self.ran if self.interval(row, self.overall).n]
         return max(rows, key=lambda row: self.interval(row, self.overall).mean, default=None)
 
+    @property
+    def lead(self) -> tuple[Row, Comparison] | None:
+        """The row after the best, and the best against it."""
+        best = self.best
+        others = [row for row in self.ran if row != best and self.interval(row, self.overall).n]
+        others = [row for row in others if self.of(row) != self.of(best)] if best else []
+        if best is None or not others:
+            return None
+        second = max(others, key=lambda row: self.interval(row, self.overall).mean)
+        name = self.overall
+        return second, compare(self.values(best, name), self.values(second, name))
+
     def values(self, row: Row, score: str) -> dict[int, float]:
         """Seed -> score, without those that do not exist."""
         found = {seed: result.value(score) for seed, result in self.of(row).items()}

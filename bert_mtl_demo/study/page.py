@@ -29,7 +29,7 @@ from bert_mtl_demo.study.tables import (
 )
 
 # Where a run was, and what is on the page already: no part of what tells rows apart.
-_ELSEWHERE = ("output", "cache", "seed", "device", "checkpoint_every", "log_every")
+_ELSEWHERE = ("data", "output", "cache", "seed", "device", "checkpoint_every", "log_every")
 
 
 def write_page(
@@ -133,12 +133,17 @@ def _statement(outcomes: Outcomes) -> str:
 def _scores(outcomes: Outcomes) -> str:
     explained = (
         "Ours: mean over seeds ± half of the 95% Student-t interval, of the epoch that is best "
-        "on dev by `mean`; one seed has no interval. `mean` averages the scores as they are, "
-        "`leaderboard` takes (r + 1) / 2 of the similarity task first; rows that are not scored on "
-        "just these three tasks have neither."
+        "on dev by `mean`, and so a little too high; one seed has no interval. `mean` averages "
+        "the scores as they are, `leaderboard` takes (r + 1) / 2 of the similarity task first; "
+        "rows that are not scored on just these three tasks have neither."
     )
     best = outcomes.best
-    named = f"Best by `{outcomes.overall}`: {cell(best.name)}." if best else ""
+    named = f"Best by `{outcomes.overall}`: {cell(best.name)}" if best else ""
+    if best and (lead := outcomes.lead):
+        second, found = lead
+        named += f"; against the next, {cell(second.name)}: {found.difference.signed()}, "
+        named += found.describe()
+    named += "." if named else ""
     sharing = "\n".join(
         f"- {cell(name)}: the same settings, and so the same runs, as {cell(owner)}"
         for name, owner in outcomes.shared.items()
@@ -168,7 +173,8 @@ def _comparisons(outcomes: Outcomes) -> str:
         "of the 95% interval. Inside the noise: the interval contains 0. The intervals are not "
         "corrected for their number, so of twenty true zeros one is expected to differ; `also "
         "after Holm` marks what stands when all rows of a column are tested at once. "
-        "`identical` is what two rows look like between which nothing was changed."
+        "`identical` is what two rows look like between which nothing was changed, or both of "
+        "which give every example the same answer."
     )
 
 

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def run_all(
     bar = tqdm(
         total=float(len(waiting)), unit="run", disable=None, bar_format=_FORMAT if waiting else None
     )
-    with Interrupts() as stop, bar:
+    with Interrupts() as stop, bar, _ending(running):
         ended = 0
+        bar.initial = sum(_share(jobs[key]) for key in waiting)  # of an earlier round: no speed
         while (waiting or running) and stop.signal is None:
             while waiting and len(running) < workers:
                 key = waiting.pop(0)
@@ -77,7 +79,6 @@ def run_all(
                     say(f"{name}: {_summary(jobs[key])}")
             bar.n = ended + sum(_share(jobs[key]) for key in running)
             bar.refresh()
-        _stop(running)
     return Ended(failed, stop.exit_code)
 
 
@@ -104,19 +105,26 @@ def _start(job: Job, keep: bool, workers: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _stop(running: Mapping[str, subprocess.Popen[bytes]]) -> None:
-    """Tell what still runs to save and end, and wait until it has."""
-    for process in running.values():
-        process.send_signal(signal.SIGINT)
-    for process in running.values():
-        process.wait()
+@contextmanager
+def _ending(running: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """However it ends: tell what still runs to save and end, and wait until it has."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            process.wait()
 
 
 def _share(job: Job) -> float:
     """How much of a run is done, as far as its log tells."""
     if job.config.steps_per_epoch is None:
         return 0.0
-    rows = read_lines(job.place / "run" / "metrics.jsonl")
+    try:
+        rows = read_lines(job.place / "run" / "metrics.jsonl")
+    except ValueError:  # a line that is just being written
+        return 0.0
     done = max((row["step"] for row in rows), default=0)
     return min(1.0, float(done) / (job.config.epochs * job.config.steps_per_epoch))
 

@@ -120,8 +120,7 @@ def _ours(outcomes: Outcomes, row: Row, name: str, seeds: int) -> str:
     if not seeds:
         return "failed" if outcomes.failed.get(row.name) else "not run"
     found = outcomes.interval(row, name)
-    scored = any(name in (*result.scores, "mean") for result in outcomes.of(row).values())
-    fewer = f" ({found.n} of {seeds} seeds)" if scored and 0 < found.n < seeds else ""
+    fewer = f" ({found.n} of {seeds} seeds)" if 0 < found.n < seeds else ""
     return f"{found}{fewer}"
 
 
@@ -135,7 +134,7 @@ def _surgery(outcomes: Outcomes, row: Row) -> list[str]:
 
 
 def _counts(total: Pair | None) -> list[str]:
-    if total is None:
+    if total is None or not total.possible:
         return [MISSING] * 3
     cosine = MISSING if total.mean is None else f"{total.mean:+.4f}"
     return [*(_share(count, total.possible) for count in (total.conflicts, total.altered)), cosine]
@@ -159,7 +158,7 @@ def _judged(comparisons: Sequence[Comparison]) -> list[str]:
         if one.difference.n == 0:
             cells.append(MISSING)
         elif one.identical:
-            cells.append(IDENTICAL)
+            cells.append(IDENTICAL if one.difference.n > 1 else "identical in the one seed")
         elif one.differs:
             also = ", also after Holm" if holds else ""
             cells.append(f"**{one.difference.signed()}** differs{also}")

@@ -9,8 +9,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from bert_mtl_demo import evaluate, predict
+from bert_mtl_demo import evaluate, plots, predict
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.evaluate import worst
 from bert_mtl_demo.inference import Answers, answer
@@ -49,6 +50,14 @@ def test_evaluation_writes_confusions_scatter_and_mistakes(finished):
             assert table.trace() / table.sum() == pytest.approx(part["score"])
             assert table.shape == (TASKS[name].classes,) * 2
     assert "confusion" not in found["sts"]
+
+
+def test_a_scatter_shows_answers_beyond_the_scale():
+    axes = Figure().subplots()
+    plots.draw_similarity(axes, [0.0, 5.0], [1.0, 4.0], "within")
+    assert axes.get_ylim() == (-0.1, 5.1)
+    plots.draw_similarity(axes, [0.0, 5.0], [-1.5, 7.0], "beyond")
+    assert axes.get_ylim() == (-1.6, 7.1)
 
 
 def test_evaluation_can_be_written_elsewhere(finished, tmp_path):

@@ -41,6 +41,10 @@ REFUSED = [
     (["--gradvac-target", "2"], ["gradvac_target = 2"]),
     (["--bad-rows", "guess"], ["bad_rows = guess", "refuse"]),
     (["--freeze-encoder"], ["cosine has no parameters", "--sts-head concat"]),
+    (
+        ["--freeze-encoder", "--sts-head", "concat", "--sts-loss", "triplet"],
+        ["sts_loss = triplet", "are fixed"],
+    ),
     (["--data", ""], ["data = ", "not empty"]),
     (["--seed", "-1"], ["seed = -1"]),
     (["--device", "quantum"], ["device = quantum"]),
@@ -174,6 +178,14 @@ def test_a_config_survives_json():
 def test_idle_surgery_is_warned_about(changes, part):
     assert part in " ".join(Config(**changes).warnings())
     assert not Config(**changes, method="sum").warnings()
+
+
+@pytest.mark.parametrize("loss", ["mnrl_label", "mnrl_cosine"])
+def test_a_ranking_that_a_linear_head_cannot_learn_is_warned_about(loss):
+    linear = {"sts_loss": loss, "sts_head": "linear"}
+    assert "cancels" in " ".join(Config(**linear).warnings())
+    for other in ({"hidden_layers": 1}, {"sts_head": "concat"}, {"untrained": ("sts",)}):
+        assert not Config(**{**linear, **other}).warnings()
 
 
 def test_a_config_cannot_be_invalid():

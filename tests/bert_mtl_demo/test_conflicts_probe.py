@@ -198,9 +198,54 @@ def test_the_change_in_the_limit_is_zero_where_expectations_agree() -> None:
     agree: Any = Gaussians(means(0.5), noise=0.1, seed=0)
     conflict: Any = Gaussians(means(-0.5), noise=0.1, seed=0)
     kept = [Probed.of(probe(source, batches=16, blocks=8)).kept() for source in (agree, conflict)]
-    assert estimate.expected_change(kept[0]) == 0
+    none, half = (estimate.expected_change(each) for each in kept)
+    assert none is not None
+    assert half is not None
+    assert (none.mean, none.half) == (0, 0)
     # Unit vectors at 120 degrees: each receives half of the other, so half of the sum is added.
-    assert estimate.expected_change(kept[1]) == pytest.approx(0.5, abs=0.05)
+    assert half.mean == pytest.approx(0.5, abs=0.05)
+    assert half.low is not None
+    assert half.high is not None
+    assert 0 < half.low < 0.5 < half.high < 0.6
     limit = estimate.change(estimate.batches_of(Probed.of(probe(agree, batches=8, blocks=8))
                                                 .level(32)))  # fmt: skip
     assert limit.max() == 0
+
+
+@pytest.mark.parametrize(("i", "j"), [(0, 1), (0, 0)])
+def test_few_halves_borrow_their_interval_from_all_blocks(i: int, j: int) -> None:
+    """Unit means, noise .8 in 60 coordinates: E |g(b)|^2 = 1 + .64 * 60 * 8 / b."""
+    truth, covered, found = {}, 0, []
+    for seed in range(40):
+        source: Any = Gaussians(means(0.6), noise=0.8, seed=seed)
+        probed = Probed.of(probe(source, batches=128, blocks=16))
+        for batch in probed.levels:
+            truth[batch] = (0.6 if i != j else 1.0) / (1 + 0.64 * 60 * 8 / batch)
+        few = estimate.cosine_at(probed, 512, i, j)
+        assert few.low is not None
+        assert few.high is not None
+        covered += few.low <= truth[512] <= few.high
+        found.append(few.mean)
+    assert covered >= 33
+    assert np.mean(found) == pytest.approx(truth[512], abs=0.02)
+    # With enough halves it is their mean.
+    many = estimate.floor(probed.level(8), i) if i == j else estimate.between(probed.level(8), i, j)
+    assert estimate.cosine_at(probed, 8, i, j).mean == pytest.approx(np.mean(many))
+
+
+def test_a_part_by_itself_has_its_own_cosine() -> None:
+    source: Any = Gaussians(means(0.6), noise=0.1, seed=0)
+    probed = Probed.of(probe(source, batches=16, blocks=8))
+    low, _ = segment_columns(60)
+    part = means(0.6)[:, low].double()
+    direct = (part[0] @ part[1] / (part[0].norm() * part[1].norm())).item()
+    assert estimate.cosine_at(probed, 64, 0, 1, "low").mean == pytest.approx(direct, abs=0.05)
+
+
+def test_a_statistic_that_fails_without_a_block_has_no_bounds() -> None:
+    """Left-out NaNs would make the interval narrower than what is known."""
+    blocks = np.ones((4, 1, 4, 1))
+    blocks[2] = blocks[:, :, 2] = 5.0
+    found = estimate.jackknife(blocks, lambda kept: 1.0 if kept.max() > 1 else float("nan"))
+    assert (found.mean, found.low, found.high) == (1.0, None, None)
+    assert estimate.Expected(found).verdict == "n/a"

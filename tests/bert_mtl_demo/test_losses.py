@@ -33,14 +33,15 @@ def evidence(labels=LABELS, *, head="linear", epoch=1, temperature=0.5, seed=0, 
     )
 
 
-def plain(seen):
-    """Scores and cosines of every u with every v, as lists of float64."""
+def plain(seen, *, raw=False):
+    """Scores (or raw ones) and cosines of every u with every v, as lists of float64."""
     u, v = seen.u.detach().double(), seen.v.detach().double()
-    head = seen.head.double()
+    module = seen.head.double()
+    head = module.raw if raw else module
     size = range(len(u))
     scores = [[head(u[i : i + 1], v[j : j + 1]).item() for j in size] for i in size]
     cosines = [[(u[i] @ v[j] / (u[i].norm() * v[j].norm())).item() for j in size] for i in size]
-    head.float()
+    module.float()
     return scores, cosines
 
 
@@ -124,6 +125,17 @@ def test_mnrl_with_a_threshold_on_cosines():
     assert SIMILARITY_LOSSES["mnrl_cosine"](late).item() == 0.0
 
 
+@pytest.mark.parametrize("name", ["mnrl_label", "mnrl_cosine"])
+def test_under_a_linear_head_first_sentences_cancel(name):
+    for head, cancels in (("linear", True), ("concat", False), ("cosine", False)):
+        seen = evidence(head=head, near=(0, 2))
+        u, v = seen.pair()
+        loss = SIMILARITY_LOSSES[name](seen)
+        of_u, of_v = torch.autograd.grad(loss, [u, v])
+        assert bool(of_u.abs().max() < 1e-6) == cancels
+        assert of_v.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_simcse(temperature):
     seen = evidence([4.1, 4.0, 5.0, 0.0], temperature=temperature)
@@ -144,7 +156,7 @@ def test_triplet():
 @pytest.mark.parametrize("head", HEADS)
 def test_negative_sampling(head):
     seen = evidence(head=head)
-    scores, _ = plain(seen)
+    scores, _ = plain(seen, raw=True)
     terms = []
     for i, label in enumerate(LABELS):
         t, score, other = label / 5, scores[i][i], scores[i][(i + 1) % 5]

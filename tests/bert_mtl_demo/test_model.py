@@ -152,6 +152,15 @@ def test_every_trained_parameter_gets_a_gradient(model_of, pairs, loss):
     assert not missing
 
 
+def test_what_belongs_to_untrained_tasks_is_held(model_of):
+    changes = {"adapter": "pals", "weighting": "uncertainty", "sts_head": "linear"}
+    model = model_of(untrained=("para",), **changes)
+    held = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert held == {name for name, _ in model.named_parameters() if "para" in name.split(".")}
+    for part in ("heads.para.linear.bias", "adapters.para", "weighting.log_variance.para"):
+        assert any(part in name for name in held)
+
+
 @pytest.mark.parametrize("loss", STS_LOSSES)
 def test_every_loss_of_similarity_trains(model_of, loss):
     model = model_of(sts_loss=loss, temperature=0.2, encoder_dropout=0.0).train()

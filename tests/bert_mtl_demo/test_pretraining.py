@@ -273,6 +273,15 @@ def test_the_contrast_is_that_of_the_paper() -> None:
     assert simcse.contrast(u, u, 1e-3).item() == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_contrast_is_not_rounded_under_bf16() -> None:
+    """The temperature would blow a step of 1/128 up to a sixth of a unit."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(6, 8, generator=generator) for _ in "uv")
+    exact = simcse.contrast(u, v, 0.05).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert simcse.contrast(u, v, 0.05).item() == pytest.approx(exact, rel=1e-5)
+
+
 def test_positives_are_paraphrases_and_the_most_similar(
     stages: Callable[..., Config], tables: Path, tmp_path: Path
 ) -> None:

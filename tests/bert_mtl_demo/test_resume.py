@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from bert_mtl_demo.checkpoint import load_state
-from bert_mtl_demo.config import BATCHINGS
-from bert_mtl_demo.errors import DemoError
+from bert_mtl_demo.config import BATCHINGS, Config
+from bert_mtl_demo.errors import CheckpointError, DemoError
 from bert_mtl_demo.sample import load_sample
-from bert_mtl_demo.session import continue_run, start_run
+from bert_mtl_demo.session import continue_run, extended, start_run
 from bert_mtl_demo.tasks import resolve
 from bert_mtl_demo.trainer import Trainer
 
@@ -266,3 +266,12 @@ def test_ctrl_c_leaves_a_run_that_resumes(tiny_encoder, tmp_path):
     step = load_state(run / "last.pt")["progress"]["step"]
     assert step >= 1
     assert continue_run(run, {"max_steps": step + 1}).done
+
+
+@pytest.mark.parametrize("batching", ["sequential", "annealed"])
+def test_a_plan_over_all_epochs_cannot_get_more_of_them(batching, tmp_path):
+    saved = Config(batching=batching, method="sum", epochs=2)
+    assert extended(saved, {"epochs": 2, "cache": "elsewhere"}, tmp_path).epochs == 2
+    with pytest.raises(CheckpointError, match="laid out over 2 epochs"):
+        extended(saved, {"epochs": 3}, tmp_path)
+    assert extended(Config(epochs=2), {"epochs": 3}, tmp_path).epochs == 3

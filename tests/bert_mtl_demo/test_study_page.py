@@ -141,7 +141,9 @@ def test_every_number_stands_on_the_page(tmp_path: Path) -> None:
         assert said in text.split("## Scores")[0]  # the budget comes first
     assert "The text leaves noisy open." in text
     assert "417" in text
-    assert "Best by `mean`: vaccine." in text
+    assert (
+        "Best by `mean`: vaccine; against the next, noisy: +.017 ± .042, inside the noise." in text
+    )
 
 
 def test_noise_is_called_noise(tmp_path: Path) -> None:
@@ -195,7 +197,32 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     text = write(tmp_path, study(results=results))
     assert row_of(text, "naive", "Scores")[3] == ".500"
     assert row_of(text, "vaccine", "Against")[1] == "+.050 one seed: cannot tell"
+    assert row_of(text, "vaccine", "Against")[2] == "identical in the one seed"
     assert row_of(text, "naive", "Cost")[2] == "61.5 s"
+
+
+def test_a_lead_inside_the_noise_is_called_that(tmp_path: Path) -> None:
+    results = {name: study().results[name] for name in ("naive", "noisy")}
+    text = write(tmp_path, study(results=results))
+    assert "Best by `mean`: noisy; against the next, naive: .000 ± .047, inside the noise." in text
+    alone = study(results={"naive": study().results["naive"]})
+    assert "Best by `mean`: naive.\n" in write(tmp_path, alone)
+
+
+def test_where_the_data_lay_is_not_on_the_page(tmp_path: Path) -> None:
+    settings = {"epochs": 2, "method": "gradvac", "data": "/home/somebody/data"}
+    found = Result.from_dict(result(0, 0.5, settings=settings))
+    text = write(tmp_path, study(results={"naive": {0: found}}))
+    assert "- here: `epochs = 2`\n" in text
+    assert "somebody" not in text
+
+
+def test_tasks_that_never_met_have_no_counts(tmp_path: Path) -> None:
+    pair = {"epoch": 1, "possible": 0, "conflicts": 0, "altered": 0, "mean": None}
+    conflicts = {"steps": 9, "pairs": [{**pair, "i": "sst", "j": "para"}], "change": None}
+    found = Result.from_dict(result(0, 0.5, conflicts=conflicts))
+    text = write(tmp_path, study(results={"naive": {0: found}}))
+    assert row_of(text, "naive", "Scores")[-4:] == ["–"] * 4  # noqa: RUF001
 
 
 def test_no_result_at_all(tmp_path: Path) -> None:

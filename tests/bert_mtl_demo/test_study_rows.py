@@ -148,6 +148,15 @@ def test_a_row_is_a_valid_config_that_does_what_its_name_says(row: Row):
     ) or (row.name == "method 3, sst / para / sts alone")
 
 
+def test_experiments_on_task_counts_give_every_run_as_many_batches():
+    """The report's 189 batches of the smallest set, also where that set has no part."""
+    for row in REPORTS["bert_mastery"].rows:
+        if row.table in ("Table 3", "Table 4"):
+            config = Config.from_mapping(dict(row.settings))
+            assert config.batching == "method_3"
+            assert config.steps_per_epoch == 189 or config.tasks == ("sst", "para", "sts")
+
+
 # --- budgets and plans
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.study import one
+from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.study import one, runner
 from bert_mtl_demo.study.__main__ import main
 from bert_mtl_demo.study.budget import Budget
 from bert_mtl_demo.study.plan import Job, Plan
@@ -175,6 +176,60 @@ def test_a_signal_stops_the_study_and_the_same_command_finishes_it(command, tmp_
     assert not list(place.rglob("result.json"))
 
 
+def test_whatever_stops_the_study_stops_its_runs(tmp_path: Path, monkeypatch):
+    """A run that ends well but leaves no result is an error here, and the other must not go on."""
+    jobs = {name: Job(Config(), tmp_path / name) for name in ("short", "long")}
+    started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(job: Job, keep: bool, workers: int) -> subprocess.Popen[bytes]:
+        wait = "import time; time.sleep(60)" if job.place.name == "long" else ""
+        process = subprocess.Popen([sys.executable, "-S", "-c", wait], stderr=subprocess.DEVNULL)
+        return started.setdefault(job.place.name, process)
+
+    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(runner, "POLL", 0.05)
+    with pytest.raises(CheckpointError, match=r"result\.json"):
+        runner.run_all(jobs, workers=2)
+    assert started["long"].poll() is not None
+
+
+def test_progress_survives_a_line_that_is_just_being_written(tmp_path: Path):
+    job = Job(Config(epochs=2, steps_per_epoch=5), tmp_path)
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"step": 5}\n', encoding="utf-8")
+    assert runner._share(job) == 0.5
+    log.write_text('{"step": 5}\n{"st', encoding="utf-8")
+    assert runner._share(job) == 0
+
+
+def test_a_damaged_result_is_named_before_anything_runs(command, tmp_path: Path, capfd):
+    words = command("optimusbert", "--rows", "multitask finetune", "--seeds", "0", "1")
+    # In the folder that the second seed would have.
+    made: list[Job] = []
+
+    def note(jobs: dict[str, Job], **_: object) -> runner.Ended:
+        made.extend(jobs.values())
+        return runner.Ended({}, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run_all", note)
+        assert main(words) == 0
+        made[1].place.mkdir(parents=True)
+        made[1].result.write_text("{", encoding="utf-8")
+        made.clear()
+        assert main(words) == 2
+    assert not made
+    assert "delete it and run the row again" in capfd.readouterr().err
+
+
+def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
+    assert main(command("optimusbert", "--rows", "multitask finetune", "--page-only")) == 0
+    page = (tmp_path / "study" / "optimusbert.md").read_text(encoding="utf-8")
+    assert "Only 1 of the report's 9 rows were asked for." in page.split("## Scores")[0]
+    assert str(tmp_path / "study") not in page
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -184,7 +239,10 @@ def test_a_signal_stops_the_study_and_the_same_command_finishes_it(command, tmp_
         (["pals_gradvac", "--seeds", "x"], "seeds = x"),
         (["pals_gradvac", "--set", "amp"], "must be NAME=VALUE"),
         (["pals_gradvac", "--set", "ampp=off"], "did you mean 'amp'"),
-        (["all", "--rows", "Naive multitask"], "unknown row"),
+        (["all", "--rows", "Naive multitask"], "name the report whose rows they are"),
+        (["pals_gradvac", "--probe-batches", "8"], "only the study 'conflicts'"),
+        (["conflicts", "--keep-weights"], "leave it out"),
+        (["conflicts", "--page-only"], "without --page-only"),
         (["pals_gradvac", "--lr-scale", "0"], "lr_scale = 0"),
         (["pals_gradvac", "--data", "no-such-directory"], "no-such-directory"),
         (["pals_gradvac", "--encoder", "no-such-encoder"], "no-such-encoder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from bert_mtl_demo import train
 from bert_mtl_demo.config import METHODS
 from bert_mtl_demo.data import load
+from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.evaluate import evaluate
 from bert_mtl_demo.report import write_report
 from bert_mtl_demo.session import continue_run, load_splits, start_run
@@ -128,6 +130,18 @@ def test_every_setting_trains(settings, changes):
 def test_every_shape_of_run_has_its_report(settings, changes):
     outcome = start_run(settings(epochs=1, steps_per_epoch=3, **changes))
     assert "leaderboard" in write_report(outcome.path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"adapter": "pals", "adapter_size": 5}, {"sts_loss": "mnrl_one", "batch_size": 1}],
+    ids=str,
+)
+def test_what_is_refused_late_leaves_no_directory(settings, changes):
+    config = settings(**changes)
+    with pytest.raises(ConfigError, match=r"adapter_size|mnrl_one"):
+        start_run(config)
+    assert not Path(config.output).exists()
 
 
 def test_a_frozen_encoder_does_not_move(settings, tiny_encoder):

@@ -71,6 +71,8 @@ def test_learned_weights_are_logged(settings):
     assert all(list(each) == ["sst", "para", "sts"] for each in found)
     assert found[0] != found[-1]
     assert "log_variance" not in rows(start_run(settings("none", epochs=1)), "train")[0]
+    alone = settings("alone", weighting="uncertainty", untrained=("para", "sts"), epochs=1)
+    assert all(list(row["log_variance"]) == ["sst"] for row in rows(start_run(alone), "train"))
 
 
 @pytest.mark.parametrize("batching", ["zipped", "sqrt"])

@@ -15,7 +15,7 @@ where all products are between independent batches (a U-statistic over all pairs
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from bert_mtl_demo.study.conflicts.counter import Array, upper_levels
 from bert_mtl_demo.study.conflicts.probe import unpacked
 from bert_mtl_demo.study.intervals import Interval, interval
 from gradsurgery import functional
+
+FEW = 8  # pairs of halves; with fewer, intervals come from the kept blocks
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Expected:
 
 def length(blocks: Array, i: int) -> Interval:
     """|mu_i|^2 with its interval, up to a factor."""
-    return jackknife(blocks, lambda products: float(products[i, i]))
+    return jackknife(blocks, lambda kept: float(expected_products(kept)[i, i]))
 
 
 def expected(blocks: Array, i: int, j: int) -> Expected:
@@ -141,29 +143,52 @@ def expected(blocks: Array, i: int, j: int) -> Expected:
     if any((length(blocks, k).low or 0.0) <= 0 for k in (i, j)):
         return Expected(None)
 
-    def cosine(products: Array) -> float:
-        square = products[i, i] * products[j, j]
-        return float(products[i, j] / math.sqrt(square)) if square > 0 else math.nan
-
-    return Expected(jackknife(blocks, cosine))
+    return Expected(jackknife(blocks, lambda kept: _cosine(kept, i, j, math.inf)))
 
 
-def jackknife(blocks: Array, statistic: Any) -> Interval:
-    """The interval of a function of the expected products, leaving out one block at a time.
+def cosine_at(probed: Probed, batch: int, i: int, j: int, segment: str | None = None) -> Interval:
+    """The cosine of tasks i and j at an effective batch size; with i = j, the noise floor.
+
+    Of few pairs of halves (`FEW`) no mean has an interval of any use, so there it comes from the
+    products of all kept blocks, jackknifed.
+    """
+    grams = probed.level(batch, segment)
+    if len(grams) >= FEW:
+        return interval(floor(grams, i) if i == j else between(grams, i, j))
+    blocks = probed.kept(segment)
+    size = max(probed.levels) * 2 / len(blocks)  # examples in a block
+    return jackknife(blocks, lambda kept: _cosine(kept, i, j, batch / size))
+
+
+def _cosine(blocks: Array, i: int, j: int, merged: float) -> float:
+    """The cosine of batches of `merged` blocks each: E <g_i, g_j> / root of E |g_i|^2 E |g_j|^2.
+
+    With i = j the two are different batches of the same task.
+    """
+    products = expected_products(blocks)
+    own = np.diagonal(np.einsum("aiaj->ij", blocks)) / len(blocks)
+    squares = np.diagonal(products) + (own - np.diagonal(products)) / merged
+    found = squares[[i, j]]
+    return float(products[i, j] / math.sqrt(found.prod())) if found.min() > 0 else math.nan
+
+
+def jackknife(blocks: Array, statistic: Callable[[Array], float]) -> Interval:
+    """The interval of a function of [B, K, B, K] products, leaving out one block at a time.
 
     Pseudo-values B t - (B - 1) t_(a), and Student's t over them (Tukey 1958). A bootstrap would
-    draw a block twice and multiply it with itself, which is the noise this estimate avoids.
+    draw a block twice and multiply it with itself, which is the noise this estimate avoids. No
+    bounds where the function does not exist without one of the blocks.
     """
     count = blocks.shape[0]
-    everything = statistic(expected_products(blocks))
+    everything = statistic(blocks)
     values = []
     for a in range(count):
         rest = np.delete(np.delete(blocks, a, axis=0), a, axis=2)
-        values.append(count * everything - (count - 1) * statistic(expected_products(rest)))
-    found = interval(values)
-    if found.low is None or found.high is None or not math.isfinite(everything):
-        return found
-    half = (found.high - found.low) / 2  # around the estimate itself: t corrects no bias here
+        values.append(count * everything - (count - 1) * statistic(rest))
+    half = interval(values).half
+    if half is None or not all(math.isfinite(value) for value in values):
+        return Interval(everything, None, None, count)
+    # Around the estimate itself: t corrects no bias here.
     return Interval(everything, everything - half, everything + half, count)
 
 
@@ -194,7 +219,7 @@ def change(grams: Array, target: Array | None = None) -> Array:
     return found
 
 
-def expected_change(blocks: Array) -> float | None:
+def expected_change(blocks: Array) -> Interval | None:
     """What PCGrad would do to the expected gradients: the change of their sum.
 
     None where an expected gradient, or their sum, cannot be told from zero.
@@ -204,8 +229,13 @@ def expected_change(blocks: Array) -> float | None:
     """
     if any((length(blocks, k).low or 0.0) <= 0 for k in range(blocks.shape[1])):
         return None
-    products = expected_products(blocks)
-    return float(change(products[None])[0]) if products.sum() > 0 else None
+
+    def changed(kept: Array) -> float:
+        products = expected_products(kept)
+        return float(change(products[None])[0]) if products.sum() > 0 else math.nan
+
+    found = jackknife(blocks, changed)
+    return found if math.isfinite(found.mean) else None
 
 
 def batches_of(grams: Array) -> Array:

@@ -106,11 +106,10 @@ def cosine_by_batch(probes: Mapping[str, Probed], path: Path) -> Path:
     for (stage, probed), row in zip(probes.items(), _rows(panels, len(pairs)), strict=True):
         sizes = list(probed.levels)
         for axes, (i, j) in zip(row, pairs, strict=True):
-            grams = [probed.level(batch) for batch in sizes]
-            series = [interval(estimate.between(gram, i, j)) for gram in grams]
+            series = [estimate.cosine_at(probed, size, i, j) for size in sizes]
             _band(axes, sizes, series, "tab:red", f"{probed.tasks[i]} and {probed.tasks[j]}")
             for k, color in ((i, "tab:blue"), (j, "tab:green")):
-                own = [interval(estimate.floor(gram, k)) for gram in grams]
+                own = [estimate.cosine_at(probed, size, k, k) for size in sizes]
                 _band(axes, sizes, own, color, f"two halves of {probed.tasks[k]}", style="--")
             found = estimate.expected(probed.kept(), i, j).cosine
             if found is not None and found.low is not None and found.high is not None:
@@ -161,7 +160,12 @@ def change_by_batch(probes: Mapping[str, Probed], path: Path) -> Path:
 
 
 def changes(grams: Any, method: str) -> list[float]:
-    """The change in each replicate; GradVac's targets stand where they settle at this size."""
+    """The change in each replicate; GradVac's targets stand where they settle at this size.
+
+    None for GradVac with few replicates, whose mean is no target but very nearly each of them.
+    """
+    if method == "gradvac" and len(grams) < estimate.FEW:
+        return []
     target = estimate.usual_cosines(grams) if method == "gradvac" else None
     return [float(x) for x in estimate.change(estimate.batches_of(grams), target)]
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from bert_mtl_demo.report import markdown
 from bert_mtl_demo.study.conflicts import estimate, figures, findings
+from bert_mtl_demo.study.conflicts.by_layer import layer_answer, layer_conflicts, layer_table
+from bert_mtl_demo.study.conflicts.counts import alteration_table, pair_table
 from bert_mtl_demo.study.conflicts.estimate import Probed
 from bert_mtl_demo.study.conflicts.findings import number, percent
 from bert_mtl_demo.study.intervals import interval
@@ -27,9 +29,11 @@ def write(directory: Path) -> Path:
     sections = [
         "# Do the tasks' gradients conflict?\n\n" + _question(),
         "## The answer\n\n" + _answer(pieces, probes),
-        "## Alterations under two rules\n\n" + _alterations(study, pictures),
-        "## Pair by pair\n\n" + _pairs(pieces["runs"]),
-        "## Layer by time\n\n" + _layers(pictures),
+        "## Alterations under two rules\n\n" + alteration_table(study),
+        pictures["alterations"],
+        pictures["altered_over_time"],
+        "## Pair by pair\n\n" + pair_table(pieces["runs"]),
+        "## Layer by time\n\n" + _layers(pieces["layers"], probes, pictures),
         "## Signal and noise\n\n" + _signal(probes, pictures),
         "## The expected gradients\n\n" + _expected(probes, pictures),
         "## The size of the change\n\n" + _change(probes, pictures),
@@ -72,6 +76,7 @@ def _answer(pieces: Mapping[str, Any], probes: Mapping[str, Probed]) -> str:
     points = [
         findings.noise(stage, probes[stage]),
         *(findings.expectation(name, probed) for name, probed in probes.items()),
+        layer_answer(probes),
         findings.resized(stage, probes[stage]),
         findings.scores(pieces["runs"]),
         findings.rules(pieces["runs"]),
@@ -79,70 +84,15 @@ def _answer(pieces: Mapping[str, Any], probes: Mapping[str, Probed]) -> str:
     return "\n".join(f"- {point}" for point in points)
 
 
-def _alterations(study: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    simulated, runs = study["pieces"]["simulation"], study["pieces"]["runs"]
-    rows = []
-    for title, found in simulated.items():
-        for rule in ("always", "on_alter"):
-            possible = found["steps"] * found["pairs"]
-            counts = [f"{n:,.0f} ({percent(100 * n / possible)})" for n in found[rule][:5]]
-            rows.append([f"no model, {title}", rule, *_padded(counts)])
-    for rule in ("always", "on_alter"):
-        records = runs[f"gradvac, {rule}"].values()
-        counts = [_mean_count(list(records), n) for n in range(study["options"]["epochs"])][:5]
-        rows.append(["trained runs, mean over seeds", rule, *_padded(counts)])
-    heading = ["gradients", "rule", *(f"epoch {n}" for n in range(1, 6))]
-    return (
-        "GradVac's target of a pair follows its cosines, by `always` at every step (Wang et al. "
-        "2020, Algorithm 1), by `on_alter` only when the gradient was altered, which is the rule "
-        "of a much-copied implementation. Without a model, cosines are independent normal draws of "
-        "standard deviation 0.05 or, *as measured*, with the mean and spread of each pair of real "
-        "gradients at the size of a step's batch. Counted are ordered pairs of tasks.\n\n"
-        f"{markdown(heading, rows)}\n\n{pictures['alterations']}\n\n"
-        f"{pictures['altered_over_time']}"
-    )
-
-
-def _mean_count(records: list[Any], epoch: int) -> str:
-    altered = [sum(p["altered"] for p in r["epochs"][epoch]["pairs"]) for r in records]
-    share = [figures.altered_share(r["epochs"][epoch]["pairs"]) for r in records]
-    return f"{interval(altered).mean:,.0f} ({percent(interval(share).mean)})"
-
-
-def _padded(cells: list[str]) -> list[str]:
-    return cells + [""] * (5 - len(cells))
-
-
-def _pairs(runs: Mapping[str, Any]) -> str:
-    """Every arm and ordered pair, all epochs and seeds together."""
-    rows = []
-    for arm, seeds in runs.items():
-        found: dict[tuple[str, str], list[Any]] = {}
-        for record in seeds.values():
-            for epoch in record["epochs"]:
-                for pair in epoch["pairs"]:
-                    found.setdefault((pair["i"], pair["j"]), []).append(pair)
-        for (i, j), pairs in found.items():
-            possible = sum(pair["possible"] for pair in pairs)
-            total = sum(pair["possible"] * (pair["mean"] or 0.0) for pair in pairs)
-            shares = [
-                percent(100 * sum(pair[what] for pair in pairs) / possible) if possible else "n/a"
-                for what in ("conflicts", "altered")
-            ]
-            mean = f"{total / possible:+.4f}" if possible else "n/a"
-            rows.append([arm, f"{i} <- {j}", f"{possible:,}", *shares, mean])
-    heading = ["method", "pair", "possible", "conflicts", "altered", "mean cosine"]
-    return (
-        "`i <- j`: gradient i, looked at and altered because of gradient j. A conflict is a "
-        "negative cosine of two single batches; all epochs and seeds together.\n\n"
-        + markdown(heading, rows)
-    )
-
-
-def _layers(pictures: Mapping[str, str]) -> str:
+def _layers(
+    layers: Mapping[str, Any], probes: Mapping[str, Probed], pictures: Mapping[str, str]
+) -> str:
+    window = layers["steps"][0]
     return (
         "Mean cosines of single batches in each part of the encoder, window by window, in a run of "
-        f"the plain sum. Blue is agreement, red conflict.\n\n{pictures['layers']}"
+        f"the plain sum. Blue is agreement, red conflict; a field is the mean of {window} cosines, "
+        "most of whose spread is noise, and one run has no interval: what stands below under `The "
+        f"expected gradients` has.\n\n{pictures['layers']}\n\n{layer_conflicts(probes)}"
     )
 
 
@@ -150,17 +100,17 @@ def _signal(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
     rows = []
     for stage, probed in probes.items():
         for batch in probed.levels:
-            grams, tasks = probed.level(batch), range(len(probed.tasks))
+            tasks = range(len(probed.tasks))
             rows.append(
                 [
                     stage,
                     f"{batch:,}",
                     *(
-                        f"{number(interval(estimate.between(grams, i, j)))}, "
-                        f"{percent(100 * estimate.negative(grams, i, j))}"
+                        f"{number(estimate.cosine_at(probed, batch, i, j))}, "
+                        f"{percent(100 * estimate.negative(probed.level(batch), i, j))}"
                         for i, j in combinations(tasks, 2)
                     ),
-                    *(number(interval(estimate.floor(grams, k))) for k in tasks),
+                    *(number(estimate.cosine_at(probed, batch, k, k)) for k in tasks),
                 ]
             )
     names = next(iter(probes.values())).tasks
@@ -177,7 +127,8 @@ def _signal(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
         "examples. Cosines between tasks (with the share of negative ones) stand beside the noise "
         "floor, the cosine of two such batches of the *same* task: where the floor is low, a batch "
         "is mostly noise, and cosines between tasks are near 0 whatever the tasks want. Margins "
-        "are 95% intervals over replicates; where there is none, one pair of halves is left.\n\n"
+        f"are 95% intervals over replicates; where fewer than {estimate.FEW} pairs of halves are "
+        "left, cosine and interval come from the products of all kept blocks, jackknifed.\n\n"
         f"{said}\n\n{pictures['cosine_by_batch']}\n\n{markdown(heading, rows)}"
     )
 
@@ -196,7 +147,11 @@ def _expected(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
         "of batches; a bootstrap would multiply a block with itself. They hold for one seed's "
         f"run, and each is its own: of twenty, one may miss.\n\n{said}\n\n"
         f"{markdown(['stage', 'pair', 'cosine', 'the tasks'], rows)}\n\n"
-        f"{pictures['expected_by_layer']}"
+        f"{pictures['expected_by_layer']}\n\n{layer_answer(probes)}\n\n"
+        '<details markdown="1">\n<summary>Every part of the encoder</summary>\n\n'
+        "Cosines with the share of negative ones, the cosine of two batches of the same task, and "
+        "the cosine of the expected gradients; what is `n/a` cannot be told from zero.\n\n"
+        f"{layer_table(probes)}\n\n</details>"
     )
 
 
@@ -210,12 +165,13 @@ def _change(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
             ]
             rows.append([stage, f"{batch:,}", *(number(each).lstrip("+") for each in found)])
         limit = estimate.expected_change(probed.kept())
-        rows.append([stage, "expectation", "n/a" if limit is None else f"{limit:.3f}", ""])
+        rows.append([stage, "expectation", number(limit).lstrip("+"), ""])
     said = "\n\n".join(findings.resized(stage, probed) for stage, probed in probes.items())
     return (
         "The length of (update - plain sum), relative to the plain sum, over the encoder and "
         "before the optimizer. GradVac's targets stand at the mean cosine of each batch size, "
-        "where the paper's rule takes them; from a target of 0 it is PCGrad.\n\n"
+        f"where the paper's rule takes them (n/a with fewer than {estimate.FEW} pairs of halves, "
+        "whose own mean is no target); from a target of 0 it is PCGrad.\n\n"
         f"{said}\n\n{pictures['change_by_batch']}\n\n"
         f"{markdown(['stage', 'examples', 'PCGrad', 'GradVac'], rows)}"
     )
@@ -246,8 +202,10 @@ def _scores(runs: Mapping[str, Any]) -> str:
 
 
 def _run_change(seeds: Mapping[str, Any]) -> str:
-    found = [e["change"] for r in seeds.values() for e in r["epochs"] if e["change"] is not None]
-    return f"{sum(found) / len(found):.4f}" if found else "n/a"
+    """Mean over epochs, with its interval over seeds."""
+    every = [[e["change"] for e in r["epochs"]] for r in seeds.values()]
+    known = [[change for change in changes if change is not None] for changes in every]
+    return number(interval([sum(each) / len(each) for each in known if each]), 4).lstrip("+")
 
 
 def _published(pieces: Mapping[str, Any], probes: Mapping[str, Probed]) -> str:

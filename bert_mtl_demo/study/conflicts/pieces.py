@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_mtl_demo.errors import CheckpointError
+
 SCHEMA = 1
 
 
@@ -68,8 +70,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a file holds.
+
+    >>> read_json(Path("no-such-study.json"))
+    Traceback (most recent call last):
+    bert_mtl_demo.errors.CheckpointError: no-such-study.json: cannot be read (FileNotFoundError); \
+delete it if it is there, and run the study again without --page-only
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}); delete it if it is there, and run "
+            "the study again without --page-only"
+        ) from None
 
 
 def about(device: str, threads: int | None) -> dict[str, Any]:

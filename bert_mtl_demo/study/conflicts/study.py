@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.study.conflicts.options import ARMS, Options
 from bert_mtl_demo.study.conflicts.pieces import Pieces, about, key, read_json, write_json
 
@@ -123,6 +125,11 @@ def _compare(options: Options, pieces: Pieces) -> dict[str, dict[str, str]]:
             try:
                 for future in tqdm(futures, unit="run", disable=None):
                     future.result()
+            except BrokenProcessPool:
+                raise CheckpointError(
+                    "a run was killed, as happens for want of memory; the same command goes on, "
+                    "with fewer --jobs if need be"
+                ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
