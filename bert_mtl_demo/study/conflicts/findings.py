@@ -197,9 +197,9 @@ def published(simulated: Mapping[str, Any]) -> str:
     return (
         f"With {found['steps']:,} steps an epoch, the copied rule alters {counts} of {possible:,} "
         f"ordered pairs in the first five epochs ({percent(share[0])}, then {percent(share[1])} "
-        f"and less), and the paper's rule {steady} in every epoch. Had "
-        f"no gradient been altered twice in a step, that were {listed(alone)} of {gradients:,.0f} "
-        "gradients, beside the published 3.7%, then under 0.5%: the same fall, with a mean and a "
+        f"and less), and the paper's rule {steady} in every epoch. Had no gradient been altered "
+        f"twice in a step, that would be {listed(alone)} of {gradients:,.0f} gradients, beside "
+        "the published 3.7%, then under 0.5%: the same fall, with a mean and a "
         "spread that are guesses."
     )
 

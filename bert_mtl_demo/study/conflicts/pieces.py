@@ -46,9 +46,26 @@ class Pieces:
             begun = time.perf_counter()
             result = compute()
             seconds = round(time.perf_counter() - begun, 1)
-            head = {"schema": SCHEMA, "name": name, "settings": settings, "seconds": seconds}
+            head = {
+                "schema": SCHEMA,
+                "name": name,
+                "settings": shared(settings),
+                "seconds": seconds,
+            }
             write_json(path, {**head, "result": result})
         return read_json(path)["result"]  # as a reader sees it: tuples are lists, keys strings
+
+
+def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file has them that is passed on: a folder of this machine says nothing there.
+
+    >>> shared({"data": "/home/me/data", "seed": 1})
+    {'data': 'DIR', 'seed': 1}
+    """
+    return {
+        name: "DIR" if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in settings.items()
+    }
 
 
 def key(settings: Mapping[str, Any]) -> str:
