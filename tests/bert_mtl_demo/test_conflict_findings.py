@@ -112,6 +112,6 @@ def test_the_published_curve_is_given_in_its_own_unit() -> None:
     said = findings.published({"published size, mean 0.05": found})
     share = 100 * found["on_alter"][0] / 54_000
     assert math.isclose(share, 4.2, abs_tol=0.3)
-    assert f"that were {findings.percent(share)} and " in said
+    assert f"that would be {findings.percent(share)} and " in said
     assert "of 54,000 gradients, beside the published 3.7%" in said
     assert "the paper's rule a steady 50% in every epoch" in said
