@@ -133,9 +133,10 @@ def _statement(outcomes: Outcomes) -> str:
 def _scores(outcomes: Outcomes) -> str:
     explained = (
         "Ours: mean over seeds ± half of the 95% Student-t interval, of the epoch that is best "
-        "on dev by `mean`, and so a little too high; one seed has no interval. `mean` averages "
-        "the scores as they are, `leaderboard` takes (r + 1) / 2 of the similarity task first; "
-        "rows that are not scored on just these three tasks have neither."
+        "on dev by `mean`, and so a little too high; one seed has no interval. It says how runs "
+        "differ, not how well the dev examples stand for others: all rows are scored on the same "
+        "ones. `mean` averages the scores as they are, `leaderboard` takes (r + 1) / 2 of the "
+        "similarity task first; rows that are not scored on just these three tasks have neither."
     )
     best = outcomes.best
     named = f"Best by `{outcomes.overall}`: {cell(best.name)}" if best else ""
