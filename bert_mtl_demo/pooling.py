@@ -29,6 +29,17 @@ from bert_mtl_demo.config import Config
 NGRAMS = (1, 2, 3, 4)
 
 
+def mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Average over the real tokens: [R, T, H] and [R, T] to [R, H].
+
+    >>> mean_of_tokens(torch.tensor([[[2.0], [4.0], [99.0]]]), torch.tensor([[1, 1, 0]]))
+    tensor([[3.]])
+    """
+    weights = mask.unsqueeze(-1).to(hidden.dtype)  # [R, T, 1]
+    # A tokenizer always writes [CLS] and [SEP], so the count is never 0.
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
 class Mean(nn.Module):
     """Average over the real tokens.
 
@@ -42,9 +53,7 @@ class Mean(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
         """[R, H]."""
-        weights = mask.unsqueeze(-1).to(hidden.dtype)  # [R, T, 1]
-        # A tokenizer always writes [CLS] and [SEP], so the count is never 0.
-        return (hidden * weights).sum(1) / weights.sum(1)
+        return mean_of_tokens(hidden, mask)
 
 
 class Cls(nn.Module):

@@ -55,11 +55,20 @@ class Evidence:
 
     def all_cosines(self) -> Tensor:
         """cos(u_i, v_j), [B, B] float32."""
-        u, v = self.pair()
-        # Not as a product of matrices, which autocast would take in half precision.
-        return torch.cosine_similarity(u[:, None], v[None], dim=-1)
+        return all_cosines(*self.pair())
 
     def nothing(self) -> Tensor:
         """A zero with a graph: what a batch costs that holds nothing to learn from."""
         zero = self.answer.float().sum() * 0
         return zero if self.u is None else zero + sum(part.sum() * 0 for part in self.pair())
+
+
+def all_cosines(u: Tensor, v: Tensor) -> Tensor:
+    """cos(u_i, v_j) of vectors [A, H] and [B, H], [A, B].
+
+    >>> all_cosines(torch.eye(2), torch.tensor([[3.0, 0.0]])).tolist()
+    [[1.0], [0.0]]
+    """
+    # Not as a product of matrices, which autocast would take in half precision: over a small
+    # temperature its rounding is a sixth of a unit.
+    return torch.cosine_similarity(u[:, None], v[None], dim=-1)

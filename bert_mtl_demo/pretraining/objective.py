@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.encoder import Source
+from bert_mtl_demo.pooling import mean_of_tokens
 from bert_mtl_demo.tokens import pad_rows, tokenise
 
 
@@ -88,14 +89,3 @@ class Pairs:
         hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         u, v = mean_of_tokens(hidden.float(), mask).chunk(2)
         return u, v
-
-
-def mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Average over the real tokens: [R, T, H] and [R, T] to [R, H].
-
-    >>> import torch
-    >>> mean_of_tokens(torch.tensor([[[2.0], [4.0], [99.0]]]), torch.tensor([[1, 1, 0]]))
-    tensor([[3.]])
-    """
-    weights = mask.unsqueeze(-1).to(hidden.dtype)  # [R, T, 1]
-    return (hidden * weights).sum(1) / weights.sum(1)

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bert_mtl_demo import data
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import DataError, Examples, Skipped
 from bert_mtl_demo.extras import POSITIVES
+from bert_mtl_demo.losses.evidence import all_cosines
+from bert_mtl_demo.losses.ranking import ranked
 from bert_mtl_demo.pretraining.objective import Objective, Pairs, Start
 from bert_mtl_demo.tasks import resolve
 
@@ -87,7 +88,5 @@ def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     >>> round(contrast(far, far, temperature=1.0).item(), 4)  # -log(e / (e + 1))
     0.3133
     """
-    # Not as a product of matrices, which autocast would take in half precision: over a small
-    # temperature its rounding is a sixth of a unit.
-    cosines = torch.cosine_similarity(first[:, None], second[None], dim=-1)  # [B, B]
-    return F.cross_entropy(cosines / temperature, torch.arange(len(first), device=first.device))
+    partners = torch.eye(len(first), dtype=torch.bool, device=first.device)
+    return ranked(all_cosines(first, second) / temperature, partners)

@@ -21,10 +21,11 @@ from bert_mtl_demo.data import DataError, Examples, Skipped, load
 from bert_mtl_demo.encoder import Source, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.errors import ConfigError, DivergedError, EncoderError
 from bert_mtl_demo.extras import INFERENCE, POSITIVES, TEXTS
+from bert_mtl_demo.pooling import mean_of_tokens
 from bert_mtl_demo.pretraining import chain, loop, mlm, pretrained, simcse
 from bert_mtl_demo.pretraining.cache import Cache, first_key
 from bert_mtl_demo.pretraining.nli import Inference
-from bert_mtl_demo.pretraining.objective import Objective, Start, mean_of_tokens
+from bert_mtl_demo.pretraining.objective import Objective, Start
 from bert_mtl_demo.session import start_run
 from bert_mtl_demo.tasks import resolve
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import time
@@ -80,10 +79,11 @@ def key(settings: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all."""
+    from bert_mtl_demo.checkpoint import atomic  # here, as it imports torch
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    place.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
-    place.replace(path)
+    with atomic(path) as place:
+        place.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

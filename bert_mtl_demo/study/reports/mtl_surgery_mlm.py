@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bert_mtl_demo.study.rows import Report, Row, scores
+from bert_mtl_demo.study.rows import STARTER, Report, Row, scores
 
 NAME = "mtl_surgery_mlm"
 
-COMMON: dict[str, Any] = {
-    "method": "sum",
-    "pooling": "pooler",
-    "para_loss": "bce",
-    "sts_head": "linear",
-    "dropout": 0.3,
-    "lr": 1e-5,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "weight_decay": 0.0,
-    "clip": 0.0,
-    "batch_size": 8,
-    "epochs": 10,
-}
+COMMON = {**STARTER, "para_loss": "bce", "sts_head": "linear"}
 TURNS = {**COMMON, "batching": "round_robin"}
 ALONE = {**COMMON, "batching": "zipped"}
 FROZEN = {"freeze_encoder": True, "lr": 1e-3}

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from bert_mtl_demo.study.rows import Report, Row, scores
+from bert_mtl_demo.study.rows import STARTER, Report, Row, scores
 
 NAME = "optimusbert"
 
-COMMON: dict[str, Any] = {
-    "pooling": "pooler",
+COMMON = {
+    **STARTER,
     "para_loss": "bce",
     "sts_head": "linear",
     "sts_loss": "huber",
-    "dropout": 0.3,
-    "lr": 1e-5,
-    "schedule": "constant",
-    "warmup": 0.0,
     "weight_decay": 1e-3,
-    "clip": 0.0,
-    "batch_size": 8,
-    "epochs": 10,
 }
-STS_ONLY = {**COMMON, "method": "sum", "untrained": ("sst", "para")}
-JOINT = {**COMMON, "method": "sum", "batching": "zipped"}
+STS_ONLY = {**COMMON, "untrained": ("sst", "para")}
+JOINT = {**COMMON, "batching": "zipped"}
 SURGERY = {**JOINT, "method": "pcgrad"}
 
 _SCORED = "Trained on sts alone; the other two heads are scored as they were drawn."

@@ -9,24 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from bert_mtl_demo.study.rows import Report, Row, scores
+from bert_mtl_demo.study.rows import STARTER, Report, Row, scores
 
 NAME = "pals_gradvac"
 BATCHES = 18_000
 
-COMMON: dict[str, Any] = {
-    "pooling": "pooler",
-    "sts_head": "concat",
-    "dropout": 0.3,
-    "lr": 1e-5,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "weight_decay": 0.0,
-    "clip": 0.0,
-    "batch_size": 8,
-    "epochs": 10,
-}
-TURNS = {**COMMON, "method": "sum", "batching": "round_robin", "steps_per_epoch": 3 * BATCHES}
+COMMON = {**STARTER, "sts_head": "concat"}
+TURNS = {**COMMON, "batching": "round_robin", "steps_per_epoch": 3 * BATCHES}
 # The rule of the code that the report builds on; the conflict study has the paper's beside it.
 VACCINE = {
     **COMMON,
@@ -37,7 +26,6 @@ VACCINE = {
 }
 STS_ONLY = {
     **COMMON,
-    "method": "sum",
     "tasks": ("sts",),
     "batching": "zipped",
     "epochs": 1,

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from bert_mtl_demo.study.rows import Report, Row, scores
+from bert_mtl_demo.study.rows import STARTER, Report, Row, scores
 
 NAME = "sbert_simcse"
 
-COMMON: dict[str, Any] = {
-    "method": "sum",
+COMMON = {
+    **STARTER,
     "para_loss": "bce",
     "para_head": "difference",
     "sts_head": "cosine",
+    "pooling": "mean",
     "dropout": 0.1,
     "encoder_dropout": 0.1,
-    "lr": 1e-5,
-    "schedule": "constant",
-    "warmup": 0.0,
     "weight_decay": 0.01,
-    "clip": 0.0,
     "batch_size": 16,
     "epochs": 3,
     "amp": "bf16",
