@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from gradsurgery.distributed.meshes import is_sharded, settled
+
 #: ``{task: {parameter: gradient}}``; a task that ran is there, also when it reached no parameter.
 Captures = dict[str, dict[Tensor, Tensor]]
 
@@ -28,10 +30,25 @@ class Capture:
         self._tasks = tuple(tasks)
         self._open: str | None = None
         self.grads: Captures = {}
+        self.sent: Captures = {}
 
     def clear(self) -> None:
         """Forget everything captured."""
-        self.grads = {}
+        self.grads, self.sent = {}, {}
+
+    @property
+    def waiting(self) -> list[str]:
+        """The tasks with captured gradients."""
+        return [task for task in self._tasks if task in self.grads or task in self.sent]
+
+    def send(self, task: str, left: dict[Tensor, Tensor]) -> None:
+        """Part with the gradients of ``task``, all but those ``left``; they are being averaged.
+
+        Entering the task again starts a capture of its own.
+        """
+        self.sent[task] = self.grads.pop(task)
+        if left:
+            self.grads[task] = left
 
     @contextmanager
     def record(self, task: str, parameters: Sequence[Tensor]) -> Iterator[None]:
@@ -68,14 +85,18 @@ class Capture:
 
     def _taken(self, task: str, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
         """Return the gradients now in ``parameters``, fit to be kept and overwritten."""
-        taken = {p: _owned(task, p.grad) for p in parameters if p.grad is not None}
+        taken = {p: _owned(task, p, p.grad) for p in parameters if p.grad is not None}
         if not taken:
+            hint = " (FSDP2 keeps them back after set_requires_gradient_sync(False))"
             raise RuntimeError(
                 f"no gradient reached the optimizer's parameters during task({task!r}): call "
                 "backward() inside the with block, on a loss that depends on them"
+                + hint
+                * any(map(is_sharded, parameters))
             )
-        for other, grads in self.grads.items():
-            _refuse_shared_memory(task, taken, other, grads)
+        for other, grads in (*self.grads.items(), *self.sent.items()):
+            if other != task:
+                _refuse_shared_memory(task, taken, other, grads)
         return taken
 
 
@@ -85,18 +106,16 @@ def _put(parameters: Iterable[Tensor], grads: Iterable[Tensor | None]) -> None:
             parameter.grad = grad
 
 
-def _owned(task: str, grad: Tensor) -> Tensor:
+def _owned(task: str, parameter: Tensor, grad: Tensor) -> Tensor:
     """Return ``grad`` as a tensor that nothing else will write to: itself, nearly always."""
     if grad.requires_grad:
         raise RuntimeError(
             f"the gradients of task {task!r} carry a graph: surgery cannot be differentiated, so "
             "call backward() without create_graph=True"
         )
-    if hasattr(grad, "to_local"):
-        raise RuntimeError(
-            f"task {task!r} left a gradient of type {type(grad).__name__}: sharded parameters "
-            "(FSDP2, tensor parallel) are not supported yet"
-        )
+    if is_sharded(grad):
+        # FSDP2's shard is a view as well, of a buffer that is this gradient's for good.
+        return settled(grad, parameter)
     if grad.is_sparse:
         return grad.coalesce()
     # A view belongs to somebody else, who may write there in the next backward: DDP's buckets
@@ -106,13 +125,17 @@ def _owned(task: str, grad: Tensor) -> Tensor:
     return grad
 
 
+def _addressable(grad: Tensor) -> bool:
+    return grad.layout == torch.strided and not is_sharded(grad)
+
+
 def _refuse_shared_memory(
     task: str, taken: dict[Tensor, Tensor], other: str, grads: dict[Tensor, Tensor]
 ) -> None:
     """The second line against reused buffers: at one address lives one gradient."""
     for parameter, grad in taken.items():
         kept = grads.get(parameter)
-        if kept is None or grad.layout != torch.strided or kept.layout != torch.strided:
+        if kept is None or not (_addressable(grad) and _addressable(kept)):
             continue
         if grad.numel() and grad.data_ptr() == kept.data_ptr():
             raise RuntimeError(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from gradsurgery import kernels
+from gradsurgery.distributed.processes import Placement
 from gradsurgery.sparse import align, restore
 
 #: ``(gram[S, K, K] float64, whether all gradients are finite: a scalar bool) -> weights[S, K]``.
@@ -15,7 +16,11 @@ Decide = Callable[[Tensor, Tensor], Tensor]
 
 
 def combined(
-    grads: kernels.Gradients, segments: Sequence[int], count: int, decide: Decide
+    grads: kernels.Gradients,
+    segments: Sequence[int],
+    count: int,
+    decide: Decide,
+    placement: Placement,
 ) -> list[Tensor | None]:
     """Return the update's gradient for each parameter.
 
@@ -23,10 +28,12 @@ def combined(
     sees; where two or more tasks have one, the weighted sum is written into the first.
 
     Args:
-        grads: ``[K][P]``, strided or sparse (coalesced), on one device.
+        grads: ``[K][P]``, strided or sparse (coalesced), on one device. The first of each
+            parameter is overwritten and returned.
         segments: the segment of each parameter.
         count: the number of segments S.
         decide: gives the weights.
+        placement: where the rest of the gradients lies.
 
     Raises:
         ValueError: when the gradients lie on several devices; nothing is changed then.
@@ -45,11 +52,13 @@ def combined(
         dense + [_values(columns[p]) for p in alone],
         # Those of one task are looked at all the same, for being finite: a segment of their own.
         [segments[p] for p in shared] + [count] * len(alone),
+        shared + alone,
         count,
+        placement,
     )
     weights = decide(gram, finite)
     sums = kernels.combine_(_rows(dense), weights, [segments[p] for p in shared])
-    result = [found[0] if len(found) == 1 else None for found in present]
+    result = [found[0] if found else None for found in present]
     for p, values in zip(shared, sums, strict=True):
         assert values is not None
         result[p] = restore(values, unions[p], present[p][0]) if p in unions else values
@@ -70,11 +79,15 @@ Column = Sequence[Tensor | None]  # one parameter's gradients by task
 
 
 def _measured(
-    columns: Sequence[Column], segments: Sequence[int], count: int
+    columns: Sequence[Column],
+    segments: Sequence[int],
+    positions: Sequence[int],
+    count: int,
+    placement: Placement,
 ) -> tuple[Tensor, Tensor]:
     """Return the Gram matrix of the first ``count`` segments, and whether all is finite."""
     tasks = len(columns[0]) if columns else 0
-    gram = kernels.gram(_rows(columns), segments, count + 1)
+    gram = placement.gram(_rows(columns), segments, positions, count + 1)
     if not kernels.fused_on(gram.device, tasks):
         gram = gram.cpu()  # the maths on K x K numbers is faster there, launch by launch
     return gram[:count], gram.isfinite().all()

@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradsurgery import features as _features
 from gradsurgery import grouping as _grouping
 from gradsurgery import kernels
 from gradsurgery.capture import Capture
 from gradsurgery.combination import combined, deliver
+from gradsurgery.distributed.processes import Processes
 from gradsurgery.join import Losses, join, named_losses
 from gradsurgery.kernels.tables import send
 from gradsurgery.methods import Method, Verdict
@@ -62,7 +65,14 @@ class GradientSurgery(Optimizer):
         tasks: the tasks' names, once and in order.
         grouping: what is compared as one vector: ``"model"``, ``"layer"``, ``"tensor"``, or a
             function from a parameter's name to its segment's name.
-        process_group: reserved for gradients that are averaged over processes; only None for now.
+        process_group: average each task's gradients over these processes, after they are
+            captured: forward and backward run inside ``ddp.no_sync()``, or on the bare module. A
+            task counts the ranks that ran it in this step. None for one process, for gradients
+            that DDP averages (a forward and backward per task), and for sharded parameters (FSDP2,
+            tensor parallel), which know their own processes.
+        exchange: how they are averaged. ``"all_reduce"``: in buckets, each task's while the next
+            one's backward runs. ``"reduce_scatter"``: fewer bytes on the wire and less memory, see
+            the page on scaling.
         named_parameters: the model's, for a grouping by name when ``base`` was not built from
             ``model.named_parameters()``.
 
@@ -94,16 +104,12 @@ class GradientSurgery(Optimizer):
         *,
         tasks: Sequence[str],
         grouping: _grouping.Grouping = "model",
-        process_group: None = None,
+        process_group: dist.ProcessGroup | None = None,
+        exchange: str = "all_reduce",
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
         _check_base(base)
         _check_method(method)
-        if process_group is not None:
-            raise NotImplementedError(
-                "process_group: averaging by gradsurgery itself is not built yet; run each task's "
-                "forward and backward through DDP, which averages before they are captured"
-            )
         self.base = base
         self.method = method
         self.tasks = _checked_tasks(tasks)
@@ -111,8 +117,10 @@ class GradientSurgery(Optimizer):
         self._grouping = grouping
         _grouping.resolve(grouping)
         self._named = {p: name for name, p in named_parameters or ()}
+        self._processes = Processes(process_group, self.tasks, exchange)
         self._capture = Capture(self.tasks)
         self._replayed: list[Tensor] = []  # orders that captured CUDA graphs read
+        self._stand_ins: list[Tensor] = []  # for features, while a backward with them runs
         self._segmented: _Segmented = ([], ([], []))
         segments = self._segments()[1]
         self._surgery = {
@@ -125,7 +133,7 @@ class GradientSurgery(Optimizer):
     # ------------------------------------------------------------------ capturing and combining
 
     @contextmanager
-    def task(self, name: str) -> Iterator[None]:
+    def task(self, name: str, *, sync: bool = True) -> Iterator[None]:
         """Capture the gradients of the backward passes run inside, for task ``name``.
 
         Entering the same task again adds to what it captured (gradient accumulation). ``.grad`` is
@@ -133,6 +141,8 @@ class GradientSurgery(Optimizer):
 
         Args:
             name: one of ``tasks``.
+            sync: with a ``process_group``, False says that more of this task follows before
+                ``combine()``, so that its gradients are sent once, with the last.
 
         Raises:
             ValueError: for an unknown name.
@@ -148,8 +158,11 @@ class GradientSurgery(Optimizer):
             ...         model(torch.randn(4, 2)).mean().backward()
             >>> optimizer.combine()
         """
-        with self._capture.record(name, self._parameters()):
+        parameters = self._parameters()
+        with self._capture.record(name, parameters):
+            self._processes.begin(name, parameters)
             yield
+        self._processes.captured(name, self._capture, parameters, sync)
 
     def combine(self) -> None:
         """Combine what was captured, into ``.grad``.
@@ -160,47 +173,67 @@ class GradientSurgery(Optimizer):
         and the visiting order stay as they were, and the step is counted as non-finite.
 
         Raises:
-            RuntimeError: when nothing was captured.
+            RuntimeError: when nothing was captured (with a ``process_group``: on no rank), or
+                ranks disagree on what they do.
             ValueError: when captured gradients lie on several devices; nothing is changed then.
         """
-        captured = self._capture.grads
-        if not captured:
+        parameters = self._parameters()
+        segments, names = self._segments()
+        common = (self.tasks, repr(self.method), len(names), self._surgery["rng"])
+        found = self._processes.everything(self._capture, parameters, common)
+        if not found.active.any():
             raise RuntimeError(
                 "combine() found nothing captured: run each task's backward inside "
                 "optimizer.task(name), or use optimizer.join(losses).backward()"
             )
-        parameters = self._parameters()
-        segments, names = self._segments()
-        active = torch.tensor([task in captured for task in self.tasks])
         results = combined(
-            [[captured.get(task, {}).get(p) for p in parameters] for task in self.tasks],
+            found.rows,
             segments,
             len(names),
-            lambda gram, finite: self._weights(gram, finite, names, active),
+            lambda gram, finite: self._weights(gram, finite, names, found.active),
+            found.placement,
         )
-        for parameter, grad in zip(parameters, results, strict=True):
+        for parameter, grad in zip(parameters, found.restored(results), strict=True):
             if grad is not None:
                 deliver(parameter, grad)
-        self._capture.clear()
+        self._drop()
 
-    def join(self, losses: Losses, combine: bool = True) -> Tensor:
+    def join(
+        self,
+        losses: Losses,
+        combine: bool = True,
+        *,
+        features: _features.Features | None = None,
+    ) -> Tensor:
         """Return the sum of the tasks' losses, whose ``backward()`` does capture and combination.
 
         The drop-in for ``sum(losses).backward()``. The losses may share one forward or have batches
         of their own. Factors applied to the result reach every task: ``scaler.scale(joined)``,
         ``joined / len(tasks)`` (the mean). Under ``no_grad`` it is a plain sum.
 
+        Losses of one forward need K backward passes through what they share. With ``features``, the
+        output of a trunk that they share, the passes end there, and the trunk has one. That is
+        cheaper, and another algorithm: the tasks' gradients with respect to ``features`` are
+        compared and combined, with those of the parameters above, and the parameters below receive
+        what follows. For examples that all tasks share only: gradients at features of different
+        examples never conflict.
+
         Args:
             losses: scalars by task name, or a sequence of one loss per task in order. A task that
                 is left out of the mapping is absent from this step.
             combine: False captures only, for gradient accumulation: pass True with the last
                 micro-batch.
+            features: the tensor that the trunk returned, or several, and the heads were given; None
+                for the exact way. Their segment is the one that ``grouping`` gives to the name
+                "features".
 
         Returns:
             A scalar tensor in the losses' dtype.
 
         Raises:
-            TypeError, ValueError: for losses that cannot be used; the message names the task.
+            TypeError, ValueError: for losses or features that cannot be used; the message names the
+                task. Also for features with ``combine=False``, whose graphs would have to live on.
+            NotImplementedError: for features with several processes, or sharded parameters.
 
         Example:
             >>> from gradsurgery import GradientSurgery, PCGrad
@@ -210,12 +243,26 @@ class GradientSurgery(Optimizer):
             >>> optimizer.join({"a": w[0], "b": w[1] - w[0]}).backward()
             >>> w.grad
             tensor([0.5000, 1.5000])
+            >>> optimizer.zero_grad()
+            >>> z = 2 * w
+            >>> optimizer.join({"a": z[0], "b": z[1] - z[0]}, features=z).backward()
+            >>> w.grad
+            tensor([1., 3.])
         """
-        return join(self, named_losses(losses, self.tasks), combine)
+        named = named_losses(losses, self.tasks)
+        if features is None or not torch.is_grad_enabled():
+            return join(self, named, combine)
+        if not combine:
+            raise ValueError(
+                "features= goes with combine=True: the trunk's backward needs the weights of all "
+                "micro-batches, so all their graphs would have to live until the last; "
+                f"{_features.EXACT}, or combine each micro-batch by itself"
+            )
+        return join(self, named, combine, self._cut(named, features))
 
     def discard(self) -> None:
         """Drop what was captured and not combined; ``.grad`` stays as it is."""
-        self._capture.clear()
+        self._drop()
 
     def redraw(self) -> None:
         """Draw the next visiting orders for ``combine()`` calls captured in CUDA graphs.
@@ -239,6 +286,7 @@ class GradientSurgery(Optimizer):
         order, rng = self._order(gram.device)
         before = self._state(len(segments), gram.device)
         verdict = self.method(gram, order, before)
+        self._processes.compare(gram, order, verdict.weights, active)
         if resident:
             # Nobody waits to see whether all was finite: both cases are there to choose from.
             verdict = _if_finite(finite, verdict, before)
@@ -293,7 +341,7 @@ class GradientSurgery(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear ``.grad``, as the base does, and drop what was captured and not combined."""
-        self._capture.clear()
+        self._drop()
         self.base.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -315,7 +363,7 @@ class GradientSurgery(Optimizer):
         groups = state_dict.get("param_groups") or [{}]
         self._check_loadable(groups[0].get(KEY))
         mine = self._surgery
-        self._capture.clear()
+        self._drop()
         self.base.load_state_dict(state_dict)
         self.base.param_groups[0].setdefault(KEY, mine)
 
@@ -375,17 +423,23 @@ class GradientSurgery(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # Without what was captured (it belongs to a step under way), without the hooks (as torch
         # does), and without the `step` that a scheduler patched into the instance.
-        kept = ("base", "method", "tasks", "conflicts", "_grouping", "_named")
+        kept = ("base", "method", "tasks", "conflicts", "_grouping", "_named", "_processes")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._capture = Capture(self.tasks)
         self._replayed = []
+        self._stand_ins = []
         self._segmented = ([], ([], []))
         self._build_hooks()
 
     # ------------------------------------------------------------------ inner parts
+
+    def _drop(self) -> None:
+        """Forget the step under way."""
+        self._capture.clear()
+        self._processes.clear()
 
     def _build_hooks(self) -> None:
         # Optimizer.__init__ would register the parameters a second time, with other defaults;
@@ -405,14 +459,39 @@ class GradientSurgery(Optimizer):
 
     def _parameters(self) -> list[Tensor]:
         """The parameters as the groups hold them now: FSDP2 swaps them, so no list is kept."""
-        return [p for group in self.base.param_groups for p in group["params"]]
+        own = [p for group in self.base.param_groups for p in group["params"]]
+        return own + self._stand_ins
+
+    @contextmanager
+    def _counting(self, stand_ins: Sequence[Tensor]) -> Iterator[None]:
+        """Count the features' stand-ins among the parameters."""
+        self._refuse_waiting("features are joined")
+        self._stand_ins = list(stand_ins)
+        try:
+            yield
+        finally:
+            self._stand_ins = []
+
+    def _cut(self, losses: dict[str, Tensor], features: _features.Features) -> _features.Cut:
+        """Return where the losses' backward passes stop, after checking that they can."""
+        self._refuse_waiting("features are joined")
+        parameters = self._parameters()
+        _features.refuse_several_processes(self._processes._group)
+        _features.refuse_sharded(parameters)
+        _features.segment(self._grouping, self._segments()[1])
+        names = _grouping.names(self.base.param_groups, self._named)
+        return _features.Cut(features, losses, lambda: dict(zip(parameters, names, strict=True)))
 
     def _segments(self) -> tuple[list[int], list[str]]:
         """Each parameter's segment, and the segments' names."""
         names = _grouping.names(self.base.param_groups, self._named)
         if names != self._segmented[0]:
             self._segmented = names, _grouping.segments(names, self._grouping)
-        return self._segmented[1]
+        indices, labels = self._segmented[1]
+        if self._stand_ins:
+            at_features = _features.segment(self._grouping, labels)
+            return indices + [at_features] * len(self._stand_ins), labels
+        return indices, labels
 
     def _state(self, segments: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """The method's state; segments added since it was last written start afresh."""
@@ -441,11 +520,11 @@ class GradientSurgery(Optimizer):
                     f"optimizer has {segments}: use the grouping that it was saved with"
                 )
 
-    def _refuse_waiting(self) -> None:
-        waiting = [task for task in self.tasks if task in self._capture.grads]
+    def _refuse_waiting(self, until: str = "step()") -> None:
+        waiting = self._capture.waiting
         if waiting:
             raise RuntimeError(
-                f"captured gradients of {', '.join(waiting)} wait: call combine() before step(), "
+                f"captured gradients of {', '.join(waiting)} wait: call combine() before {until}, "
                 "or zero_grad() to drop them"
             )
 

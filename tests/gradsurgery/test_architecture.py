@@ -16,8 +16,10 @@ ROOT = Path(gradsurgery.__file__).parent
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
     {"kernels", "grouping", "order", "sparse"},
-    {"methods"},
-    {"capture", "combination", "statistics", "join"},
+    {"methods", "distributed"},
+    {"capture", "combination", "statistics", "split"},
+    {"features"},
+    {"join"},
     {"log", "functional", "_pictures"},
     {"optimizer", "report"},
     {"__init__"},

@@ -1,0 +1,1 @@
+"""Surgery over several processes: averaging before it, sharded parameters, and agreement."""

@@ -1,0 +1,203 @@
+"""Agreement: do all ranks mean the same? A difference is refused before it reaches a weight.
+
+Ranks that went different ways do not fail: they train different models, in silence. What is looked
+at, and when:
+
+* with a ``process_group``: tasks, method and visiting order at every step, in the message that is
+  exchanged anyhow;
+* with sharded parameters: the tasks run, their order, and the visiting order at every step;
+* without either, in a job of several processes: the Gram matrix of the first step, through the
+  job's key-value store, which waits for nobody;
+* in every case, with ``TORCH_DISTRIBUTED_DEBUG=INFO`` or ``DETAIL``: Gram matrix, order and weights
+  of every step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
+
+#: A fingerprint's size: its square times any number of ranks fits into 63 bits.
+BITS = 20
+
+#: Gradients that were averaged have equal Gram matrices up to this part of the larger norms.
+ROUNDING = 1e-4
+
+DIFFERENT_SETTINGS = (
+    "the ranks disagree on {what}: build the optimizer with the same tasks, method, seed and "
+    "parameters on every rank, and load the same checkpoint everywhere"
+)
+NOT_AVERAGED = (
+    "{what} on this rank and another differ, so the tasks' gradients were not averaged over the "
+    "processes, and each would train a model of its own. Either pass "
+    "process_group=dist.group.WORLD to GradientSurgery and run forward and backward inside "
+    "ddp.no_sync() (or on the bare module), or run each task's forward and backward through "
+    "DistributedDataParallel. (Models that are meant to differ: pass a process_group of one rank.)"
+)
+DIFFERENT_TASKS = (
+    "the ranks ran different tasks: this one {mine}, and the others not the same at the same time. "
+    "With sharded parameters every rank has to run the same tasks in the same order (a forward "
+    "pass reads the other ranks' shards): draw the tasks with one seed on all ranks"
+)
+
+
+def fingerprint(*parts: object) -> int:
+    """Return a number of ``BITS`` bits that stands for ``parts``: tensors, or what repr tells.
+
+    Example:
+        >>> fingerprint("a", torch.ones(2)) == fingerprint("a", torch.ones(2))
+        True
+    """
+    code = 0
+    for part in parts:
+        data = _bytes(part) if isinstance(part, Tensor) else repr(part).encode()
+        code = zlib.crc32(data, code)
+    return code % (1 << BITS)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    held = tensor.detach().cpu().contiguous()
+    return ctypes.string_at(held.data_ptr(), held.numel() * held.element_size())
+
+
+def votes(code: int) -> list[int]:
+    """Return what each rank contributes to a sum that tells whether all codes were the same."""
+    return [code, code * code]
+
+
+def unanimous(total: Sequence[int], ranks: int) -> bool:
+    """Whether the ranks' :func:`votes`, summed, were for one code (Cauchy and Schwarz).
+
+    Example:
+        >>> unanimous([6, 12], 3), unanimous([6, 14], 3)
+        (True, False)
+    """
+    return total[0] * total[0] == ranks * total[1]
+
+
+class RollCall:
+    """Under sharded parameters: every rank says which task it begins, at the same time.
+
+    The answers are asked for with a small collective each, and read together at the end.
+
+    Args:
+        meshes: of the parameters.
+    """
+
+    def __init__(self, meshes: Sequence[Any]) -> None:
+        self._groups = [group for mesh in meshes for group in mesh.get_all_groups()]
+        self._device = meshes[0].device_type
+        self._calls: list[tuple[str, Tensor, list[Any]]] = []
+
+    def call(self, name: str, *parts: object) -> None:
+        """Say ``name``, and what else must be the same everywhere."""
+        own = votes(fingerprint(name, *parts))
+        answers = torch.tensor([own] * len(self._groups), dtype=torch.int64, device=self._device)
+        works = [
+            dist.all_reduce(answer, group=group, async_op=True)
+            for answer, group in zip(answers, self._groups, strict=True)
+        ]
+        self._calls.append((name, answers, works))
+        if debugging():
+            self._check(self._calls[-1:])
+
+    def check(self) -> None:
+        """Compare.
+
+        Raises:
+            RuntimeError: where ranks said different things.
+        """
+        calls, self._calls = self._calls, []
+        self._check(calls)
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        self._calls = []
+
+    def _check(self, calls: Sequence[tuple[str, Tensor, list[Any]]]) -> None:
+        for number, (_, answers, works) in enumerate(calls):
+            for work in works:
+                work.wait()
+            for total, group in zip(answers.tolist(), self._groups, strict=True):
+                if not unanimous(total, dist.get_world_size(group)):
+                    said = [name for name, _, _ in calls[: number + 1]]
+                    raise RuntimeError(DIFFERENT_TASKS.format(mine=", then ".join(said)))
+
+
+def debugging() -> bool:
+    """Whether torch's own debug level asks for checks at every step."""
+    return dist.is_available() and c10d.get_debug_level() != c10d.DebugLevel.OFF
+
+
+def several_processes() -> bool:
+    """Whether this process is one of several of a job."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def compare(
+    parts: dict[str, Tensor], group: dist.ProcessGroup | None, device: torch.device
+) -> None:
+    """Compare ``parts`` over the group, to the bit; every rank has to call this.
+
+    Raises:
+        RuntimeError: where they differ; the message names what differs, and from which rank.
+    """
+    codes = torch.tensor([fingerprint(part) for part in parts.values()], device=device)
+    everyone = [torch.empty_like(codes) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, codes, group=group)
+    for rank, other in enumerate(everyone):
+        different = [
+            name for name, same in zip(parts, (other == codes).tolist(), strict=True) if not same
+        ]
+        if different:
+            raise RuntimeError(
+                NOT_AVERAGED.format(what=f"{' and '.join(different)} (of rank {rank})")
+            )
+
+
+#: How many optimizers of this process went through :func:`compare_with_neighbours`.
+_compared = 0
+
+
+def compare_with_neighbours(gram: Tensor, active: Tensor) -> None:
+    """Compare the Gram matrix ([S, K, K]) with those that the ranks next to this one left behind.
+
+    Nobody waits: whoever comes second sees the difference.
+
+    Raises:
+        RuntimeError: when they differ by more than rounding.
+    """
+    global _compared
+    _compared += 1
+    store_of = getattr(c10d, "_get_default_store", None)
+    if store_of is None:
+        return
+    store, rank, ranks = store_of(), dist.get_rank(), dist.get_world_size()
+    mine = torch.where(active[:, None] & active, gram.detach().cpu().sum(0), -1).double()
+    store.set(f"gradsurgery/{_compared}/{rank}", repr(mine.flatten().tolist()))
+    for other in {(rank - 1) % ranks, (rank + 1) % ranks} - {rank}:
+        key = f"gradsurgery/{_compared}/{other}"
+        if store.check([key]) and not _alike(mine, _parsed(store.get(key), mine.shape)):
+            raise RuntimeError(NOT_AVERAGED.format(what="the gradients"))
+
+
+def _parsed(text: bytes, shape: torch.Size) -> Tensor | None:
+    words = text.decode().strip("[]").split(", ")
+    values = torch.tensor([float(word) for word in words], dtype=torch.float64)
+    return values.view(shape) if values.numel() == shape.numel() else None
+
+
+def _alike(mine: Tensor, other: Tensor | None) -> bool:
+    if other is None:
+        return False
+    if not bool(mine.isfinite().all() & other.isfinite().all()):
+        return True  # an overflow tells nothing
+    norm = mine.diagonal().clamp(min=0).sqrt()
+    return bool(((mine - other).abs() <= ROUNDING * norm[:, None] * norm + ROUNDING * 1e-30).all())

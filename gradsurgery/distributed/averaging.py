@@ -1,0 +1,200 @@
+"""Averaging each task's gradients over a process group, while the next task's backward runs.
+
+Every rank must send the same messages in the same order, though ranks may run different tasks and
+reach different parameters. So messages go out in the order of ``tasks``, and what goes out early
+is what all ranks did in the two steps before (with zeros where a rank has nothing this time). At
+the end one small sum tells everybody who has what; whatever nobody expected goes in a second round.
+
+A task's gradient is the mean over the ranks that ran it. Absent stays absent: a parameter that no
+rank reached gets no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gradsurgery.distributed import agreement
+from gradsurgery.distributed.carriers import CARRIERS, Carrier, Shipment
+
+#: In the sum over ranks: a gradient that is there, and one that was not sent yet.
+PRESENT, LATE = 1, 1 << 31
+
+
+class Captured(Protocol):
+    """What was captured for each task, and waits."""
+
+    grads: dict[str, dict[Tensor, Tensor]]
+
+    def send(self, task: str, left: dict[Tensor, Tensor]) -> None:
+        """Part with a task's gradients but for those ``left``."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+
+class Averaging:
+    """One optimizer's exchange with the other ranks.
+
+    Args:
+        group: the processes.
+        tasks: the tasks' names, in order.
+        exchange: of :data:`~gradsurgery.distributed.carriers.CARRIERS`.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, tasks: Sequence[str], exchange: str) -> None:
+        self.group = group
+        self._tasks, self._ranks = tuple(tasks), dist.get_world_size(group)
+        self.carrier: Carrier = CARRIERS[exchange](group)
+        self._expected: Tensor | None = None  # [K, P] bool: what goes out early
+        self._last: Tensor | None = None  # [K, P] bool: what all ranks together had before
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the step under way, once what was sent has arrived."""
+        for shipment in getattr(self, "_sent", {}).values():
+            shipment.wait()
+        self._sent: dict[str, Shipment] = {}
+        self._had: dict[str, set[int]] = {}  # which of the sent gradients were this rank's
+        self._ready: set[str] = set()
+        self._next = 0  # the first of the tasks that has not had its turn
+
+    def captured(
+        self, task: str, capture: Captured, parameters: Sequence[Tensor], sync: bool
+    ) -> None:
+        """Take note that ``task`` has captured; send what can go out early.
+
+        Args:
+            task: its name.
+            capture: what was captured so far; what is sent leaves it.
+            parameters: of the optimizer.
+            sync: False when more of this task follows.
+        """
+        _refuse_unaverageable(task, capture.grads[task])
+        if sync:
+            self._ready.add(task)
+            self._send_early(capture, parameters, self._ready)
+
+    def finish(
+        self, capture: Captured, parameters: Sequence[Tensor], code: int
+    ) -> tuple[list[list[Tensor | None]], Tensor]:
+        """Average what is left, and return everything.
+
+        Args:
+            capture: what was captured and not sent.
+            parameters: of the optimizer.
+            code: a fingerprint of what all ranks must have in common.
+
+        Returns:
+            ``[K][P]`` averages in the carrier's form, and ``[K]`` bool, the tasks that any rank
+            ran.
+
+        Raises:
+            RuntimeError: when the ranks' codes differ.
+        """
+        ran = [task in capture.grads or task in self._had for task in self._tasks]
+        self._send_early(capture, parameters, set(self._tasks))
+        position = {parameter: p for p, parameter in enumerate(parameters)}
+        late = [
+            {position[parameter]: grad for parameter, grad in capture.grads.get(task, {}).items()}
+            for task in self._tasks
+        ]
+        table, ranks_that_ran = self._roll(ran, late, parameters, code)
+        second = [
+            self.carrier.send(parameters, (row >= LATE).nonzero().flatten().tolist(), grads)
+            for row, grads in zip(table, late, strict=True)
+        ]
+        capture.clear()
+        rows = [
+            self._received(task, shipment, (row > 0).tolist(), count)
+            for task, shipment, row, count in zip(
+                self._tasks, second, table, ranks_that_ran, strict=True
+            )
+        ]
+        self._expect(table > 0)
+        self.clear()
+        return rows, torch.tensor(ranks_that_ran) > 0
+
+    def _send_early(self, capture: Captured, parameters: Sequence[Tensor], ready: set[str]) -> None:
+        """Send the expected gradients of the tasks whose turn it is."""
+        if self._expected is None or self._expected.shape[1] != len(parameters):
+            return
+        while self._next < len(self._tasks) and self._tasks[self._next] in ready:
+            task, positions = self._tasks[self._next], self._expected[self._next].nonzero()
+            self._next += 1
+            if len(positions):
+                self._send(task, positions.flatten().tolist(), capture, parameters)
+
+    def _send(
+        self, task: str, positions: list[int], capture: Captured, parameters: Sequence[Tensor]
+    ) -> None:
+        mine = capture.grads.get(task, {})
+        grads = {p: mine[parameters[p]] for p in positions if parameters[p] in mine}
+        if task in capture.grads:
+            self._had[task] = set(grads)
+            going = {parameters[p] for p in grads}
+            capture.send(task, {p: grad for p, grad in mine.items() if p not in going})
+        self._sent[task] = self.carrier.send(parameters, positions, grads)
+
+    def _roll(
+        self,
+        ran: Sequence[bool],
+        late: Sequence[dict[int, Tensor]],
+        parameters: Sequence[Tensor],
+        code: int,
+    ) -> tuple[Tensor, list[int]]:
+        """Sum over the ranks who has what: [K, P], and the number of ranks that ran each task."""
+        table = torch.zeros(len(self._tasks), len(parameters), dtype=torch.int64)
+        for row, task, grads in zip(table, self._tasks, late, strict=True):
+            row[sorted(self._had.get(task, ()))] = PRESENT
+            row[sorted(grads)] = PRESENT + LATE
+        votes = agreement.votes(code)
+        message = torch.cat([table.flatten(), torch.tensor([*map(int, ran), *votes])])
+        message = message.to(parameters[0].device)
+        dist.all_reduce(message, group=self.group)
+        message = message.cpu()
+        *counts, total, squares = message[table.numel() :].tolist()
+        if not agreement.unanimous([total, squares], self._ranks):
+            what = "tasks, method, parameters or the visiting order"
+            raise RuntimeError(agreement.DIFFERENT_SETTINGS.format(what=what))
+        return message[: table.numel()].view_as(table), counts
+
+    def _received(
+        self, task: str, second: Shipment, there: Sequence[bool], ran: int
+    ) -> list[Tensor | None]:
+        """Return one task's averages by position, from both rounds."""
+        first = self._sent.get(task, Shipment({}, [], []))
+        first.wait()
+        second.wait()
+        found = dict(first.found)
+        for p, grad in second.found.items():
+            found[p] = found[p].add_(grad) if p in found else grad
+        row = [found[p] if present else None for p, present in enumerate(there)]
+        if 0 < ran < self._ranks:
+            # They were divided by all ranks.
+            torch._foreach_mul_([grad for grad in row if grad is not None], self._ranks / ran)
+        return row
+
+    def _expect(self, present: Tensor) -> None:
+        """What all ranks did twice in a row goes out early in the next step."""
+        regular = self._last is not None and torch.equal(self._last, present)
+        self._expected, self._last = (present if regular else None), present
+
+
+def _refuse_unaverageable(task: str, grads: dict[Tensor, Tensor]) -> None:
+    for parameter, grad in grads.items():
+        if grad.is_sparse:
+            raise RuntimeError(
+                f"task {task!r} left a sparse gradient for a parameter of shape "
+                f"{list(parameter.shape)}: with process_group only dense gradients are averaged; "
+                "build the embedding with sparse=False"
+            )
+        if hasattr(grad, "device_mesh"):
+            raise RuntimeError(
+                f"task {task!r} left a sharded gradient (DTensor): FSDP2 and tensor parallel "
+                "average gradients themselves, so leave process_group out"
+            )

@@ -1,0 +1,346 @@
+"""``process_group=``: the ranks take the steps that one process takes on the whole batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gradsurgery import GradVac, PCGrad, Sum
+from gradsurgery.distributed import carriers
+from tests.integration import ranks
+from tests.integration.whole import (
+    alternating,
+    fresh_model,
+    loss_of,
+    parts,
+    train,
+    uneven,
+    wrapped,
+)
+
+EXCHANGES = ("all_reduce", "reduce_scatter")
+
+#: What is done, by name: arguments of `train`, the same for the ranks and for one process.
+WAYS: dict[str, dict[str, Any]] = {
+    "tasks": {},
+    "joined": {"joined": True},
+    "uneven": {"drawn": uneven},
+    "alternating": {"drawn": alternating},
+    "accumulated": {"micro": 2, "hinted": True},
+    "accumulated, unhinted": {"micro": 2},
+    "accumulated, joined": {"micro": 2, "joined": True},
+    "uneven and accumulated": {"drawn": uneven, "micro": 2},
+    "layers": {"grouping": "layer", "method": GradVac(beta=0.5)},
+    "infinite": {"spoil": lambda step: step == 2},
+    "plain": {"method": Sum()},
+}
+
+
+def in_group(**options: Any) -> dict[str, Any]:
+    return train(
+        fresh_model(), dist.get_world_size(), process_group=dist.group.WORLD, steps=6, **options
+    )
+
+
+def in_small_buckets(**options: Any) -> dict[str, Any]:
+    """Several buckets, and some parameters by themselves."""
+    before = carriers.BUCKET, carriers.LARGE
+    carriers.BUCKET, carriers.LARGE = 100, 60
+    try:
+        return in_group(**options)
+    finally:
+        carriers.BUCKET, carriers.LARGE = before
+
+
+def in_any_order(**options: Any) -> dict[str, Any]:
+    tasks = ("a", "b") if dist.get_rank() % 2 else ("b", "a")
+    return in_group(tasks=tasks, **options)
+
+
+def infinite_somewhere(**options: Any) -> dict[str, Any]:
+    last = dist.get_rank() == dist.get_world_size() - 1
+    return in_group(spoil=lambda step: step == 2 and last, **options)
+
+
+def inside_ddp(exchange: str, **options: Any) -> dict[str, Any]:
+    model = DistributedDataParallel(fresh_model(), **options)
+    return train(
+        model,
+        dist.get_world_size(),
+        joined=True,
+        no_sync=True,
+        process_group=dist.group.WORLD,
+        exchange=exchange,
+        steps=6,
+    )
+
+
+class OneForward(nn.Module):
+    """Both tasks' losses from one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = fresh_model()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {task: loss_of(self.two, task, x) for task in ("a", "b")}
+
+
+def one_forward(exchange: str | None = None, **options: Any) -> list[Tensor]:
+    """One forward, K backwards: inside DDP's no_sync() on ranks, alone on the whole batch."""
+    model: nn.Module = OneForward()
+    mine, group = slice(None), {}
+    if exchange is not None:
+        model = DistributedDataParallel(model, **options)
+        mine = slice(dist.get_rank(), dist.get_rank() + 1)
+        group = {"process_group": dist.group.WORLD, "exchange": exchange}
+    optimizer = wrapped(model, **group)
+    world = options.pop("world", None) or dist.get_world_size()
+    for step in range(4):
+        x = torch.cat(parts(step, "a")[:world][mine])
+        if exchange is None:
+            optimizer.join(model(x)).backward()
+        else:
+            with model.no_sync():  # type: ignore[operator]
+                optimizer.join(model(x)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach() for p in model.parameters()]
+
+
+def odd_shapes(exchange: str | None = None, world: int | None = None) -> list[Tensor]:
+    """Channels-last, transposed and gappy parameters, bf16 and float64 ones, and an empty one."""
+    torch.manual_seed(0)
+    values = [
+        torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
+        torch.randn(5, 7).t(),
+        torch.randn(6, 10)[:, ::2],
+        torch.randn(9, dtype=torch.bfloat16),
+        torch.randn(3, 3, dtype=torch.float64),
+        torch.empty(0),
+    ]
+    model = nn.ParameterList([nn.Parameter(v) for v in values])
+    group = {}
+    chosen = range(world or dist.get_world_size())
+    if exchange is not None:
+        group = {"process_group": dist.group.WORLD, "exchange": exchange}
+        chosen = range(dist.get_rank(), dist.get_rank() + 1)
+    # By tensor: so the rounding of bf16 stays where it is.
+    optimizer = wrapped(model, PCGrad(), grouping="tensor", **group)
+    shift = {"a": 0.0, "b": 2.0}
+    for step in range(3):
+        for task in ("a", "b"):
+            x = torch.stack(parts(step, task)).mean((1, 2))[list(chosen)]  # one number a rank
+            with optimizer.task(task):
+                waves = sum((p.double() + shift[task]).sin().sum() for p in model)
+                (waves * (1 + x.double().mean())).backward()
+        optimizer.combine()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach() for p in model]
+
+
+def gradients(exchange: str) -> list[Any]:
+    """What `.grad` is after combine(): strides of the parameter, None where nobody had one."""
+    optimizer = wrapped(fresh_model(), process_group=dist.group.WORLD, exchange=exchange)
+    model = optimizer.param_groups[0]["params"]
+    loss = sum(p.sum() for p in model[:2])
+    optimizer.join([loss, -loss]).backward()
+    return [p.grad if p.grad is None else [p.grad.clone(), list(p.grad.stride())] for p in model]
+
+
+def another_seed() -> None:
+    optimizer = wrapped(
+        fresh_model(), PCGrad(seed=dist.get_rank()), process_group=dist.group.WORLD
+    )
+    optimizer.join([p.sum() for p in optimizer.param_groups[0]["params"][:2]]).backward()
+
+
+def nothing_anywhere() -> None:
+    wrapped(fresh_model(), process_group=dist.group.WORLD).combine()
+
+
+def sparse() -> None:
+    table = nn.Embedding(4, 2, sparse=True)
+    optimizer = wrapped(table, process_group=dist.group.WORLD)
+    with optimizer.task("a"):
+        table(torch.tensor([1])).sum().backward()
+
+
+def dropped() -> list[Tensor]:
+    """zero_grad() and an exception in between: nothing of the step before is left."""
+    model = fresh_model()
+    optimizer = wrapped(model, PCGrad(), process_group=dist.group.WORLD)
+    for _ in range(3):  # so that gradients go out early
+        optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+        optimizer.zero_grad()
+    with optimizer.task("a"):
+        (1e3 * loss_of(model, "a", parts(0, "a")[0])).backward()
+    optimizer.zero_grad()
+    optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def kept() -> list[Tensor]:
+    model = fresh_model()
+    optimizer = wrapped(model, PCGrad())
+    optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+DDP = {
+    "ddp": {"find_unused_parameters": False},
+    "ddp, bucket view": {"gradient_as_bucket_view": True},
+    "ddp, unused": {"find_unused_parameters": True},
+}
+
+
+def scenarios() -> dict[str, ranks.Scenario]:
+    found: dict[str, ranks.Scenario] = {}
+    for exchange in EXCHANGES:
+        for name, way in WAYS.items():
+            # A function of its own for each: what is spawned has to be picklable.
+            options = {k: v for k, v in way.items() if k != "spoil"}
+            run = infinite_somewhere if "spoil" in way else in_group
+            found[f"{name}, {exchange}"] = partial(run, exchange=exchange, **options)
+        found[f"small buckets, {exchange}"] = partial(in_small_buckets, exchange=exchange)
+        found[f"any order, {exchange}"] = partial(in_any_order, exchange=exchange)
+        found[f"odd shapes, {exchange}"] = partial(odd_shapes, exchange)
+        found[f"gradients, {exchange}"] = partial(gradients, exchange)
+        for name, options in DDP.items():
+            found[f"{name}, {exchange}"] = partial(inside_ddp, exchange, **options)
+            found[f"{name}, one forward, {exchange}"] = partial(one_forward, exchange, **options)
+    return found | {
+        "another seed": another_seed,
+        "nothing": nothing_anywhere,
+        "sparse": sparse,
+        "dropped": dropped,
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def world(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def results(world: int, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return ranks.run(scenarios(), world, tmp_path_factory.mktemp("ranks"))
+
+
+def assert_agree(results: list[dict[str, Any]], name: str) -> None:
+    """Every rank has rank 0's, to the bit."""
+    first, *others = (found[name] for found in results)
+    assert "error" not in first, first
+    for other in others:
+        for key, value in first.items():
+            if key in ("weights", "target", "rng"):
+                pairs = zip(value, other[key], strict=True)
+                assert all(torch.equal(a, b) for a, b in pairs), key
+            else:
+                assert value == other[key], key
+
+
+def assert_close(found: dict[str, Any], alone: dict[str, Any]) -> None:
+    assert found["without"] == alone["without"]
+    assert found["gradients"] == alone["gradients"]
+    assert found["nonfinite"] == alone["nonfinite"]
+    assert torch.equal(found["rng"], alone["rng"])
+    torch.testing.assert_close(found["target"], alone["target"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["norms"], alone["norms"], rtol=1e-5, atol=1e-7)
+    for ours, whole in zip(found["weights"], alone["weights"], strict=True):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("name", WAYS)
+def test_ranks_are_one_process_on_the_whole_batch(
+    name: str, exchange: str, world: int, results: list[dict[str, Any]]
+) -> None:
+    assert_agree(results, f"{name}, {exchange}")
+    alone = train(fresh_model(), world, steps=6, **WAYS[name])
+    assert_close(results[0][f"{name}, {exchange}"], alone)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("name", ["small buckets", "any order", *DDP])
+def test_the_way_there_changes_nothing(
+    name: str, exchange: str, world: int, results: list[dict[str, Any]]
+) -> None:
+    assert_agree(results, f"{name}, {exchange}")
+    assert_close(results[0][f"{name}, {exchange}"], train(fresh_model(), world, steps=6))
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("name", DDP)
+def test_one_forward_inside_ddp(
+    name: str, exchange: str, world: int, results: list[dict[str, Any]]
+) -> None:
+    found = [result[f"{name}, one forward, {exchange}"] for result in results]
+    assert not isinstance(found[0], dict), found[0]
+    for rows in zip(*found, one_forward(world=world), strict=True):
+        *ours, alone = rows
+        assert all(torch.equal(ours[0], other) for other in ours)
+        torch.testing.assert_close(ours[0], alone, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_odd_shapes(exchange: str, world: int, results: list[dict[str, Any]]) -> None:
+    found = [result[f"odd shapes, {exchange}"] for result in results]
+    assert not isinstance(found[0], dict), found[0]
+    for rows in zip(*found, odd_shapes(world=world), strict=True):
+        *ours, alone = rows
+        assert all(torch.equal(ours[0], other) for other in ours)
+        rough = 0.3 if alone.dtype == torch.bfloat16 else 2e-6  # AdamW's first steps are signs
+        torch.testing.assert_close(ours[0], alone, rtol=0, atol=rough)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_gradients_look_like_those_of_autograd(
+    exchange: str, results: list[dict[str, Any]]
+) -> None:
+    first, second, *rest = results[0][f"gradients, {exchange}"]
+    model = fresh_model()
+    for (grad, strides), parameter in zip((first, second), model.parameters(), strict=False):
+        assert grad.shape == parameter.shape
+        assert tuple(strides) == parameter.stride()
+    assert rest == [None] * len(rest)
+
+
+def test_disagreement_is_refused(results: list[dict[str, Any]]) -> None:
+    for found in results:
+        assert "the ranks disagree on tasks, method" in found["another seed"]["error"]
+
+
+def test_nothing_captured_on_any_rank(results: list[dict[str, Any]]) -> None:
+    assert all("found nothing captured" in found["nothing"]["error"] for found in results)
+
+
+def test_sparse_gradients_are_refused(results: list[dict[str, Any]]) -> None:
+    assert all("sparse=False" in found["sparse"]["error"] for found in results)
+
+
+def test_what_was_dropped_is_gone(results: list[dict[str, Any]]) -> None:
+    for found in results:
+        for ours, alone in zip(found["dropped"], kept(), strict=True):
+            torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_copies_are_refused(tmp_path: Path) -> None:
+    """Of an optimizer with a process group."""
+    import copy
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        optimizer = wrapped(fresh_model(), process_group=dist.group.WORLD)
+        with pytest.raises(TypeError, match="save its state_dict"):
+            copy.deepcopy(optimizer)
+    finally:
+        dist.destroy_process_group()
