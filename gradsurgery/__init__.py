@@ -9,6 +9,7 @@ from gradsurgery import functional
 from gradsurgery.log import ConflictLog
 from gradsurgery.methods import GradVac, Method, PCGrad, Sum, Verdict
 from gradsurgery.optimizer import GradientSurgery
+from gradsurgery.split import split
 from gradsurgery.statistics import ConflictStatistics
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Sum",
     "Verdict",
     "functional",
+    "split",
 ]
 
 __version__ = "0.1.0"

@@ -4,16 +4,21 @@ The joined loss is a leaf of the autograd graph as far as the engine can see. It
 K backward passes one after the other, each captured for its task, and combines. Whatever the caller
 does to the joined loss on the way (scale it for AMP, divide it by K or by accumulation steps)
 reaches every task's gradient as the factor that the engine hands to backward.
+
+With features, the K passes stop at what a shared trunk returned, and one goes on through it: see
+:mod:`gradsurgery.features`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from gradsurgery.features import Cut, Edge
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor]
 
@@ -21,11 +26,14 @@ Losses = Mapping[str, Tensor] | Sequence[Tensor]
 class Surgeon(Protocol):
     """What a joined loss needs of the optimizer that made it."""
 
-    def task(self, name: str) -> AbstractContextManager[None]:
-        """Capture for one task."""
+    def task(self, name: str, *, sync: bool = True) -> AbstractContextManager[None]:
+        """Capture for one task; False for ``sync`` where more of it follows before ``combine``."""
 
     def combine(self) -> None:
         """Combine what was captured."""
+
+    def _counting(self, stand_ins: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Count these leaves among the parameters for a while."""
 
     def discard(self) -> None:
         """Drop what was captured."""
@@ -70,13 +78,16 @@ def _check(name: str, loss: Tensor, tasks: Sequence[str]) -> None:
         )
 
 
-def join(surgeon: Surgeon, losses: dict[str, Tensor], combine: bool) -> Tensor:
+def join(
+    surgeon: Surgeon, losses: dict[str, Tensor], combine: bool, cut: Cut | None = None
+) -> Tensor:
     """Return the sum of ``losses``, whose backward captures each for its task.
 
     Args:
         surgeon: captures and combines.
         losses: checked, see :func:`named_losses`.
         combine: whether to combine once all are captured.
+        cut: of these losses, at a trunk's features; its backward follows when all are combined.
 
     Returns:
         A scalar in the losses' dtype. Under ``no_grad``, a plain sum.
@@ -85,6 +96,8 @@ def join(surgeon: Surgeon, losses: dict[str, Tensor], combine: bool) -> Tensor:
         return _total(losses)
     anchor = torch.zeros((), requires_grad=True)  # the node's only input: no loss's graph is ours
     backwards = _Backwards(surgeon, losses, combine)
+    if cut is not None:
+        backwards = _ToFeatures(surgeon, losses, cut)
     joined: Tensor = _Joined.apply(anchor, backwards)  # type: ignore[no-untyped-call]
     return joined
 
@@ -111,15 +124,41 @@ class _Backwards:
             )
         losses, self.losses = self.losses, {}
         try:
-            for (name, loss), keep in zip(losses.items(), shared(losses.values()), strict=True):
-                with self.surgeon.task(name):
-                    grad = scale.to(loss.device, loss.dtype).expand_as(loss)
-                    torch.autograd.backward(loss, grad, retain_graph=keep)
-            if self.combine:
-                self.surgeon.combine()
+            self.surgery(losses, scale)
         except BaseException:
             self.surgeon.discard()
             raise
+
+    def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
+        for (name, loss), keep in zip(losses.items(), shared(losses.values()), strict=True):
+            with self.surgeon.task(name, sync=self.combine):
+                torch.autograd.backward(loss, _like(loss, scale), retain_graph=keep)
+        if self.combine:
+            self.surgeon.combine()
+
+
+class _ToFeatures(_Backwards):
+    """K backward passes as far as a cut, and one from there."""
+
+    def __init__(self, surgeon: Surgeon, losses: dict[str, Tensor], cut: Cut) -> None:
+        super().__init__(surgeon, losses, combine=True)
+        self.cut: Cut | None = cut
+
+    def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
+        cut, self.cut = self.cut, None
+        assert cut is not None
+        keeps = shared(losses.values(), cut.edges)
+        with self.surgeon._counting(cut.stand_ins):
+            for (name, loss), keep in zip(losses.items(), keeps, strict=True):
+                with self.surgeon.task(name):
+                    cut.backward(name, loss, _like(loss, scale), keep)
+            self.surgeon.combine()
+        cut.descend()
+
+
+def _like(loss: Tensor, scale: Tensor) -> Tensor:
+    """Return the gradient that a loss begins with."""
+    return scale.to(loss.device, loss.dtype).expand_as(loss)
 
 
 class _Joined(torch.autograd.Function):
@@ -139,11 +178,12 @@ class _Joined(torch.autograd.Function):
         return None, None
 
 
-def shared(losses: Iterable[Tensor]) -> list[bool]:
+def shared(losses: Iterable[Tensor], cut: Collection[Edge] = frozenset()) -> list[bool]:
     """Tell for each loss whether a later one needs part of its graph, which is then to be retained.
 
     Separate batches have separate graphs: each can be freed as its backward goes, instead of all
-    living until the last. Leaves (parameters) are shared by nature and hold nothing to free.
+    living until the last. Leaves (parameters) are shared by nature and hold nothing to free. What
+    lies below ``cut`` is not looked at.
 
     Example:
         >>> w = torch.ones(2, requires_grad=True)
@@ -153,11 +193,11 @@ def shared(losses: Iterable[Tensor]) -> list[bool]:
     """
     owners: dict[Any, int] = {}
     roots = [loss.grad_fn for loss in losses]
-    keeps = [_claim(root, index, owners) for index, root in reversed(list(enumerate(roots)))]
+    keeps = [_claim(root, index, owners, cut) for index, root in reversed(list(enumerate(roots)))]
     return keeps[::-1]
 
 
-def _claim(root: Any, index: int, owners: dict[Any, int]) -> bool:
+def _claim(root: Any, index: int, owners: dict[Any, int], cut: Collection[Edge]) -> bool:
     """Mark the graph below ``root`` as loss ``index``'s; tell whether another owns part of it."""
     met, stack = False, [root]
     while stack:
@@ -168,5 +208,5 @@ def _claim(root: Any, index: int, owners: dict[Any, int]) -> bool:
             met |= owners[node] != index
             continue
         owners[node] = index
-        stack += [child for child, _ in node.next_functions]
+        stack += [edge[0] for edge in node.next_functions if edge not in cut]
     return met

@@ -233,6 +233,7 @@ class GradientSurgery(Optimizer):
         Raises:
             TypeError, ValueError: for losses or features that cannot be used; the message names the
                 task. Also for features with ``combine=False``, whose graphs would have to live on.
+            RuntimeError: for losses of one forward through a DDP that averages.
             NotImplementedError: for features with several processes, or sharded parameters.
 
         Example:
@@ -250,6 +251,7 @@ class GradientSurgery(Optimizer):
             tensor([1., 3.])
         """
         named = named_losses(losses, self.tasks)
+        self._processes.check_losses(named.values())
         if features is None or not torch.is_grad_enabled():
             return join(self, named, combine)
         if not combine:
@@ -281,12 +283,13 @@ class GradientSurgery(Optimizer):
         """Let the method decide on ``gram[S, K, K]``, keep its state, and count."""
         resident = kernels.fused_on(gram.device, len(self.tasks))
         if not resident and not finite:
+            self._processes.compare(active, gram)
             self.conflicts.skip()
             return torch.ones(gram.shape[:-1], dtype=gram.dtype)
         order, rng = self._order(gram.device)
         before = self._state(len(segments), gram.device)
         verdict = self.method(gram, order, before)
-        self._processes.compare(gram, order, verdict.weights, active)
+        self._processes.compare(active, gram, order, verdict.weights)
         if resident:
             # Nobody waits to see whether all was finite: both cases are there to choose from.
             verdict = _if_finite(finite, verdict, before)
@@ -476,7 +479,7 @@ class GradientSurgery(Optimizer):
         """Return where the losses' backward passes stop, after checking that they can."""
         self._refuse_waiting("features are joined")
         parameters = self._parameters()
-        _features.refuse_several_processes(self._processes._group)
+        _features.refuse_several_processes(self._processes.count)
         _features.refuse_sharded(parameters)
         _features.segment(self._grouping, self._segments()[1])
         names = _grouping.names(self.base.param_groups, self._named)

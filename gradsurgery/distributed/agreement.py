@@ -31,8 +31,9 @@ BITS = 20
 ROUNDING = 1e-4
 
 DIFFERENT_SETTINGS = (
-    "the ranks disagree on {what}: build the optimizer with the same tasks, method, seed and "
-    "parameters on every rank, and load the same checkpoint everywhere"
+    "the ranks disagree on tasks, method, parameters or the visiting order: build the optimizer "
+    "with the same tasks, method, seed and parameters on every rank, and load the same checkpoint "
+    "everywhere"
 )
 NOT_AVERAGED = (
     "{what} on this rank and another differ, so the tasks' gradients were not averaged over the "
@@ -85,7 +86,9 @@ def unanimous(total: Sequence[int], ranks: int) -> bool:
 class RollCall:
     """Under sharded parameters: every rank says which task it begins, at the same time.
 
-    The answers are asked for with a small collective each, and read together at the end.
+    The answers are asked for with a small collective each. On a CPU they are read at once, before
+    the forward pass; on a GPU, where reading waits for the device, together at the end, unless
+    debugging.
 
     Args:
         meshes: of the parameters.
@@ -98,47 +101,42 @@ class RollCall:
 
     def call(self, name: str, *parts: object) -> None:
         """Say ``name``, and what else must be the same everywhere."""
-        own = votes(fingerprint(name, *parts))
+        own = votes(fingerprint(name)) + votes(fingerprint(*parts))
         answers = torch.tensor([own] * len(self._groups), dtype=torch.int64, device=self._device)
         works = [
             dist.all_reduce(answer, group=group, async_op=True)
             for answer, group in zip(answers, self._groups, strict=True)
         ]
         self._calls.append((name, answers, works))
-        if debugging():
-            self._check(self._calls[-1:])
+        if debugging() or self._device == "cpu":
+            self.check()
 
     def check(self) -> None:
-        """Compare.
+        """Compare what was said since.
 
         Raises:
             RuntimeError: where ranks said different things.
         """
         calls, self._calls = self._calls, []
-        self._check(calls)
+        for number, (_, answers, works) in enumerate(calls):
+            for work in works:
+                work.wait()
+            for total, group in zip(answers.tolist(), self._groups, strict=True):
+                ranks = dist.get_world_size(group)
+                if not unanimous(total[:2], ranks):
+                    said = [name for name, _, _ in calls[: number + 1]]
+                    raise RuntimeError(DIFFERENT_TASKS.format(mine=", then ".join(said)))
+                if not unanimous(total[2:], ranks):
+                    raise RuntimeError(DIFFERENT_SETTINGS)
 
     def clear(self) -> None:
         """Forget what was said."""
         self._calls = []
 
-    def _check(self, calls: Sequence[tuple[str, Tensor, list[Any]]]) -> None:
-        for number, (_, answers, works) in enumerate(calls):
-            for work in works:
-                work.wait()
-            for total, group in zip(answers.tolist(), self._groups, strict=True):
-                if not unanimous(total, dist.get_world_size(group)):
-                    said = [name for name, _, _ in calls[: number + 1]]
-                    raise RuntimeError(DIFFERENT_TASKS.format(mine=", then ".join(said)))
-
 
 def debugging() -> bool:
     """Whether torch's own debug level asks for checks at every step."""
     return dist.is_available() and c10d.get_debug_level() != c10d.DebugLevel.OFF
-
-
-def several_processes() -> bool:
-    """Whether this process is one of several of a job."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def compare(
@@ -162,28 +160,27 @@ def compare(
             )
 
 
-#: How many optimizers of this process went through :func:`compare_with_neighbours`.
-_compared = 0
-
-
-def compare_with_neighbours(gram: Tensor, active: Tensor) -> None:
-    """Compare the Gram matrix ([S, K, K]) with those that the ranks next to this one left behind.
+def compare_with_neighbours(number: int, active: Tensor, gram: Tensor) -> None:
+    """Compare the Gram matrix with those that the ranks next to this one left behind.
 
     Nobody waits: whoever comes second sees the difference.
+
+    Args:
+        number: of the optimizer, the same on all ranks.
+        active: ``[K]`` bool, the tasks that ran.
+        gram: ``[S, K, K]``.
 
     Raises:
         RuntimeError: when they differ by more than rounding.
     """
-    global _compared
-    _compared += 1
     store_of = getattr(c10d, "_get_default_store", None)
     if store_of is None:
         return
     store, rank, ranks = store_of(), dist.get_rank(), dist.get_world_size()
     mine = torch.where(active[:, None] & active, gram.detach().cpu().sum(0), -1).double()
-    store.set(f"gradsurgery/{_compared}/{rank}", repr(mine.flatten().tolist()))
+    store.set(f"gradsurgery/{number}/{rank}", repr(mine.flatten().tolist()))
     for other in {(rank - 1) % ranks, (rank + 1) % ranks} - {rank}:
-        key = f"gradsurgery/{_compared}/{other}"
+        key = f"gradsurgery/{number}/{other}"
         if store.check([key]) and not _alike(mine, _parsed(store.get(key), mine.shape)):
             raise RuntimeError(NOT_AVERAGED.format(what="the gradients"))
 

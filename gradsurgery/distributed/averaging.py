@@ -159,8 +159,7 @@ class Averaging:
         message = message.cpu()
         *counts, total, squares = message[table.numel() :].tolist()
         if not agreement.unanimous([total, squares], self._ranks):
-            what = "tasks, method, parameters or the visiting order"
-            raise RuntimeError(agreement.DIFFERENT_SETTINGS.format(what=what))
+            raise RuntimeError(agreement.DIFFERENT_SETTINGS)
         return message[: table.numel()].view_as(table), counts
 
     def _received(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from gradsurgery.distributed import agreement
 from gradsurgery.distributed.averaging import Averaging, Captured
 from gradsurgery.distributed.carriers import CARRIERS
 from gradsurgery.distributed.meshes import Meshed, is_sharded, local, meshes_of
+from gradsurgery.distributed.reducer import refuse_one_forward
 
 Grads = Sequence[Tensor | None]  # one per parameter
 
@@ -73,6 +74,9 @@ class Processes:
         ValueError: for an unknown exchange.
     """
 
+    #: How many were made: the ranks' optimizers are made in one order.
+    _made = 0
+
     def __init__(
         self, group: dist.ProcessGroup | None, tasks: Sequence[str], exchange: str
     ) -> None:
@@ -84,6 +88,8 @@ class Processes:
         self._averaging = Averaging(group, tasks, exchange) if group and several else None
         self._roll: agreement.RollCall | None = None
         self._compared = False
+        Processes._made += 1
+        self._number = Processes._made
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._group is not None:
@@ -92,6 +98,13 @@ class Processes:
                 "belongs to this process: save its state_dict() instead"
             )
         return Processes, (None, self._tasks, "all_reduce")
+
+    @property
+    def count(self) -> int:
+        """How many processes train together."""
+        if self._group is not None:
+            return dist.get_world_size(self._group)
+        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
     def clear(self) -> None:
         """Forget the step under way."""
@@ -139,23 +152,46 @@ class Processes:
         shards = [[local(grad) for grad in row] for row in rows]
         return Found(shards, active, Meshed(parameters), lambda grads: _whole(rows, grads))
 
-    def compare(self, gram: Tensor, order: Tensor, weights: Tensor, active: Tensor) -> None:
-        """See that all ranks decided on the same grounds, where they can be asked for free: at the
-        first step, or when debugging.
+    def compare(
+        self,
+        active: Tensor,
+        gram: Tensor,
+        order: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        """See that all ranks decide on the same grounds: at the first step, where that is for free,
+        and at every step when debugging.
+
+        Args:
+            active: ``[K]`` bool, the tasks that ran.
+            gram: ``[S, K, K]``.
+            order, weights: None where there are none, as gradients were not finite.
 
         Raises:
-            RuntimeError: where they did not.
+            RuntimeError: where they do not.
         """
-        if self._roll is not None or not agreement.several_processes():
-            return
-        if self._group is not None and self._averaging is None:
+        if self._roll is not None or self.count == 1:
             return
         if agreement.debugging():
-            parts = {"the Gram matrices": gram, "the visiting orders": order, "weights": weights}
+            none = torch.zeros(0)
+            parts = {
+                "the Gram matrices": gram,
+                "the visiting orders": none if order is None else order,
+                "the weights": none if weights is None else weights,
+            }
             agreement.compare(parts, self._group, gram.device)
         elif self._averaging is None and not self._compared:
-            agreement.compare_with_neighbours(gram, active)
+            agreement.compare_with_neighbours(self._number, active, gram)
         self._compared = True
+
+    def check_losses(self, losses: Iterable[Tensor]) -> None:
+        """Refuse losses that DDP would average wrongly.
+
+        Raises:
+            RuntimeError: for losses of one forward through a DDP that averages.
+        """
+        if self._group is None and self.count > 1:
+            refuse_one_forward(losses)
 
     def _averaged(
         self,

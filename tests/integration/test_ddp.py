@@ -2,63 +2,75 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradsurgery import GradientSurgery, GradVac
 from tests.gradsurgery.problems import TwoHeads
-
-WORLD = 2
-STEPS = 4
-
-
-def whole_batch(seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {task: torch.randn(8, 3, generator=generator) for task in ("a", "b")}
+from tests.integration import ranks
+from tests.integration.test_process_group import assert_agree, assert_close
+from tests.integration.whole import fresh_model, share, train
 
 
-def train(model: nn.Module, part: slice) -> list[Tensor]:
-    """Train on a part of each batch; the weights."""
-    base = torch.optim.AdamW(model.parameters(), lr=0.05)
-    optimizer = GradientSurgery(base, GradVac(beta=0.5, seed=1), tasks=("a", "b"))
-    for seed in range(STEPS):
-        for task, x in whole_batch(seed).items():
-            with optimizer.task(task):
-                (model(x[part], task) - (1 if task == "a" else -1)).square().mean().backward()
-        optimizer.combine()
-        optimizer.step()
-        optimizer.zero_grad()
-    return [p.detach() for p in model.parameters()]
+class Everything(TwoHeads):
+    """No parameter without a gradient, and one graph for both tasks."""
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        other = super().forward(x, "b" if task == "a" else "a")
+        unused: Tensor = sum(p.sum() for p in self.spare.parameters())  # type: ignore[assignment]
+        return super().forward(x, task) + 0.1 * other + 0.1 * unused
 
 
-def fresh_model() -> TwoHeads:
+def everything() -> nn.Module:
     torch.manual_seed(0)
-    return TwoHeads()
+    return Everything()
 
 
-def rank_main(rank: int, folder: Path, bucket_view: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=WORLD
-    )
-    ddp = DistributedDataParallel(
-        fresh_model(), find_unused_parameters=True, gradient_as_bucket_view=bucket_view
-    )
-    torch.save(train(ddp, slice(4 * rank, 4 * rank + 4)), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+def averaged(whole: bool = False, joined: bool = False, **options: Any) -> dict[str, Any]:
+    """``whole``: each task reaches every parameter."""
+    model = everything() if whole else fresh_model()
+    ddp = DistributedDataParallel(model, **options)
+    return train(ddp, take=share(2), joined=joined)
 
 
-@pytest.mark.parametrize("bucket_view", [False, True])
-def test_two_ranks_are_one_process_on_the_whole_batch(bucket_view: bool, tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(tmp_path, bucket_view), nprocs=WORLD)
-    alone = train(fresh_model(), slice(None))
-    first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(WORLD))
-    for one, two, whole in zip(first, second, alone, strict=True):
-        assert torch.equal(one, two)
-        assert torch.allclose(one, whole, atol=1e-6)
+#: Options of DDP. Without a search for unused parameters, every task has to reach all of them.
+HEADS: dict[str, dict[str, Any]] = {
+    "unused": {"find_unused_parameters": True},
+    "unused, bucket view": {"find_unused_parameters": True, "gradient_as_bucket_view": True},
+}
+WHOLE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bucket view": {"gradient_as_bucket_view": True},
+    "static graph": {"static_graph": True},
+    "static graph, bucket view": {"static_graph": True, "gradient_as_bucket_view": True},
+    "small buckets": {"bucket_cap_mb": 1e-4},
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    scenarios: dict[str, ranks.Scenario] = {
+        **{name: partial(averaged, **options) for name, options in HEADS.items()},
+        **{name: partial(averaged, whole=True, **options) for name, options in WHOLE.items()},
+        "heads without the search": averaged,
+    }
+    return ranks.run(scenarios, 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", [*HEADS, *WHOLE])
+def test_two_ranks_are_one_process_on_the_whole_batch(
+    name: str, results: list[dict[str, Any]]
+) -> None:
+    assert_agree(results, name)
+    model = everything() if name in WHOLE else fresh_model()
+    assert_close(results[0][name], train(model, take=share(2)))
+
+
+def test_heads_need_the_search_for_unused_parameters(results: list[dict[str, Any]]) -> None:
+    """DDP says so itself."""
+    for found in results:
+        assert "find_unused_parameters=True" in found["heads without the search"]["error"]

@@ -45,7 +45,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def in_group(**options: Any) -> dict[str, Any]:
     return train(
-        fresh_model(), dist.get_world_size(), process_group=dist.group.WORLD, steps=6, **options
+        fresh_model(),
+        dist.get_world_size(),
+        process_group=dist.group.WORLD,
+        steps=range(6),
+        **options,
     )
 
 
@@ -78,7 +82,7 @@ def inside_ddp(exchange: str, **options: Any) -> dict[str, Any]:
         no_sync=True,
         process_group=dist.group.WORLD,
         exchange=exchange,
-        steps=6,
+        steps=range(6),
     )
 
 
@@ -157,9 +161,7 @@ def gradients(exchange: str) -> list[Any]:
 
 
 def another_seed() -> None:
-    optimizer = wrapped(
-        fresh_model(), PCGrad(seed=dist.get_rank()), process_group=dist.group.WORLD
-    )
+    optimizer = wrapped(fresh_model(), PCGrad(seed=dist.get_rank()), process_group=dist.group.WORLD)
     optimizer.join([p.sum() for p in optimizer.param_groups[0]["params"][:2]]).backward()
 
 
@@ -265,7 +267,7 @@ def test_ranks_are_one_process_on_the_whole_batch(
     name: str, exchange: str, world: int, results: list[dict[str, Any]]
 ) -> None:
     assert_agree(results, f"{name}, {exchange}")
-    alone = train(fresh_model(), world, steps=6, **WAYS[name])
+    alone = train(fresh_model(), world, steps=range(6), **WAYS[name])
     assert_close(results[0][f"{name}, {exchange}"], alone)
 
 
@@ -275,7 +277,7 @@ def test_the_way_there_changes_nothing(
     name: str, exchange: str, world: int, results: list[dict[str, Any]]
 ) -> None:
     assert_agree(results, f"{name}, {exchange}")
-    assert_close(results[0][f"{name}, {exchange}"], train(fresh_model(), world, steps=6))
+    assert_close(results[0][f"{name}, {exchange}"], train(fresh_model(), world, steps=range(6)))
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)

@@ -6,7 +6,7 @@ takes them all behind each other. A part can be missing on a rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -50,10 +50,17 @@ def parts(step: int, task: str, micro: int = 0) -> list[Tensor]:
     return list(torch.randn(4, PART, 3, generator=generator))
 
 
-def mine(step: int, task: str, world: int, drawn: Drawn, micro: int = 0) -> Tensor | None:
-    """This rank's batch; that of all ``world`` ranks in a process of its own."""
-    ranks = [dist.get_rank()] if dist.is_initialized() else range(world)
-    found = [parts(step, task, micro)[rank] for rank in ranks if drawn(step, task, rank)]
+def share(world: int) -> list[int]:
+    """The parts that this rank takes; those of all ``world`` ranks in a process of its own."""
+    return [dist.get_rank()] if dist.is_initialized() else list(range(world))
+
+
+def mine(
+    step: int, task: str, take: Sequence[int], drawn: Drawn = always, micro: int = 0
+) -> Tensor | None:
+    """The batch of who takes these parts."""
+    drawn_parts = parts(step, task, micro)
+    found = [drawn_parts[rank] for rank in take if drawn(step, task, rank)]
     return torch.cat(found) if found else None
 
 
@@ -89,43 +96,48 @@ def outcome(optimizer: GradientSurgery) -> dict[str, Any]:
 
 def train(
     model: nn.Module,
-    world: int,
+    world: int = 0,
     *,
+    take: Sequence[int] | None = None,
     drawn: Drawn = always,
     micro: int = 1,
     hinted: bool = False,
     joined: bool = False,
     tasks: Iterable[str] = TASKS,
     spoil: Callable[[int], bool] = lambda step: False,
-    steps: int = STEPS,
+    steps: Sequence[int] = range(STEPS),
     optimizer: GradientSurgery | None = None,
     no_sync: bool = False,
+    before: Callable[[str], None] = lambda task: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train, and say what came out.
 
     Args:
         model: perhaps inside DDP.
-        world: the ranks that this is about.
+        world: the ranks that this is about, each with its part of a batch.
+        take: the parts that this process takes, where that is not what ``world`` says.
         drawn: who has what.
         micro: micro-batches of a step.
         hinted: whether ``sync=`` tells which is the last.
         joined: with join, not task by task.
         tasks: the order that they run in.
         spoil: the steps with an infinite loss.
-        steps: how many.
+        steps: which.
         optimizer: to go on with.
         no_sync: run inside the model's ``no_sync()``.
+        before: called before each task.
         options: for the optimizer.
     """
     optimizer = optimizer or wrapped(model, **options)
-    for step in range(steps):
+    take = share(world) if take is None else take
+    for step in steps:
         with model.no_sync() if no_sync else nullcontext():  # type: ignore[operator]
             for number in range(micro):
                 last = number == micro - 1
                 losses = {}
                 for task in tasks:
-                    x = mine(step, task, world, drawn, number)
+                    x = mine(step, task, take, drawn, number)
                     if x is None:
                         continue
                     if spoil(step):
@@ -133,6 +145,7 @@ def train(
                     if joined:
                         losses[task] = loss_of(model, task, x) / micro
                         continue
+                    before(task)
                     with optimizer.task(task, sync=last or not hinted):
                         (loss_of(model, task, x) / micro).backward()
                 if losses:

@@ -1,0 +1,189 @@
+"""Hugging Face Accelerate with surgery is the plain loop, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+pytest.importorskip("accelerate")
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from tests.gradsurgery.problems import same
+from tests.integration import hf_problem as problem
+from tests.integration import hf_ranks
+
+STEPS = 5  # of two micro-batches
+PARTS = 2
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """Accelerate keeps its configuration for the whole process."""
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+class Run:
+    """The loop of docs/recipes/accelerate.md, which remembers the batches that it saw."""
+
+    def __init__(self, accelerator: Accelerator, dropout: float = 0.0, **options: Any) -> None:
+        self.accelerator = accelerator
+        self.bare = problem.net(dropout)
+        self.surgery = problem.wrapped(problem.adamw(self.bare), **options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.surgery,
+            # A prepared schedule takes a step for each process.
+            lambda step: problem.warmup(step // accelerator.num_processes, 2, STEPS),
+        )
+        # With a generator of its own, beginning an epoch takes nothing from the global one.
+        size = 4 // accelerator.num_processes
+        loader = DataLoader(problem.TaskRows(), batch_size=size, generator=torch.Generator())
+        self.model, self.optimizer, self.loader, self.schedule = accelerator.prepare(
+            self.bare, self.surgery, loader, schedule
+        )
+        self.seen: list[problem.Batches] = []
+        self.skipped: list[bool] = []
+
+    def train(self, first: int = 0, last: int = STEPS * PARTS) -> None:
+        """Train on the micro-batches from ``first`` to before ``last`` of an epoch."""
+        accelerator, optimizer = self.accelerator, self.optimizer
+        for number, batches in enumerate(self.loader):
+            if not first <= number < last:
+                continue
+            self.seen.append(batches)
+            with accelerator.accumulate(self.model):
+                with accelerator.no_sync(self.model):
+                    losses = problem.task_losses(self.model, batches)
+                joined = self.surgery.join(losses, combine=accelerator.sync_gradients)
+                accelerator.backward(joined)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.model.parameters(), problem.CLIP)
+                optimizer.step()
+                self.schedule.step()
+                optimizer.zero_grad()
+            self.skipped.append(accelerator.optimizer_step_was_skipped)
+
+
+def accelerator(**options: Any) -> Accelerator:
+    return Accelerator(cpu=True, gradient_accumulation_steps=PARTS, **options)
+
+
+def rounds(*seen: list[Any]) -> list[list[list[Any]]]:
+    """What each rank saw, as ``[step][micro-batch][rank]``."""
+    micros = [list(ranks) for ranks in zip(*seen, strict=True)]
+    return [micros[i : i + PARTS] for i in range(0, len(micros), PARTS)]
+
+
+def test_the_prepared_loop_is_the_plain_loop() -> None:
+    run, again = Run(accelerator()), problem.net()
+    run.train()
+    plain = problem.plain_loop(again, rounds(run.seen))
+    assert run.optimizer.optimizer is run.surgery
+    assert same(problem.weights(run.bare), problem.weights(again))
+    assert same(problem.learned(run.surgery), problem.learned(plain))
+
+
+def test_task_and_combine_are_join() -> None:
+    joined, apart = Run(accelerator()), Run(accelerator())
+    joined.train()
+    accel = apart.accelerator
+    for batches in apart.loader:
+        with accel.accumulate(apart.model):
+            for task, batch in batches.items():
+                with apart.surgery.task(task, sync=accel.sync_gradients):
+                    accel.backward(problem.task_losses(apart.model, {task: batch})[task])
+            if accel.sync_gradients:
+                apart.surgery.combine()
+                accel.clip_grad_norm_(apart.model.parameters(), problem.CLIP)
+            apart.optimizer.step()
+            apart.schedule.step()
+            apart.optimizer.zero_grad()
+    assert same(problem.weights(joined.bare), problem.weights(apart.bare))
+    assert same(problem.learned(joined.surgery), problem.learned(apart.surgery))
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
+    def run() -> Run:
+        made = Run(accelerator(), dropout=0.2)
+        made.accelerator.register_for_checkpointing(made.surgery.conflicts)
+        return made
+
+    whole = run()
+    whole.train()
+    first = run()
+    first.train(last=6)
+    first.accelerator.save_state(str(tmp_path))
+    saved = torch.load(tmp_path / "optimizer.bin", weights_only=True)
+    assert saved["param_groups"][0]["surgery"]["target"].count_nonzero() > 0
+    second = run()
+    second.accelerator.load_state(str(tmp_path))
+    second.train(first=6)
+    assert same(problem.weights(second.bare), problem.weights(whole.bare))
+    assert same(problem.learned(second.surgery), problem.learned(whole.surgery))
+    assert second.surgery.conflicts.summary() == whole.surgery.conflicts.summary()
+
+
+def loss_scaled(scale: float) -> Run:
+    """Loss scaling as of ``mixed_precision="fp16"``, without its autocast."""
+    forget()
+    accel = accelerator(mixed_precision="fp16")
+    accel.scaler = torch.amp.GradScaler("cpu", init_scale=scale)  # Accelerate: on a GPU only
+    run = Run(accel)
+    accel.native_amp = True
+    return run
+
+
+def test_loss_scaling_changes_nothing() -> None:
+    plain = Run(accelerator())
+    plain.train()
+    scaled = loss_scaled(2.0**10)
+    scaled.train()
+    assert same(problem.weights(plain.bare), problem.weights(scaled.bare))
+    assert same(problem.learned(plain.surgery), problem.learned(scaled.surgery))
+
+
+def test_an_overflow_skips_the_step_the_schedule_and_the_targets() -> None:
+    run = loss_scaled(1e38)
+    before = problem.weights(run.bare), problem.learned(run.surgery)
+    run.train(last=PARTS)
+    assert run.skipped[-1]
+    assert run.accelerator.scaler.get_scale() == pytest.approx(5e37)
+    assert run.schedule.scheduler.last_epoch == 0
+    assert run.surgery.conflicts.summary()["nonfinite"] == 1
+    assert same(before, (problem.weights(run.bare), problem.learned(run.surgery)))
+
+
+def rank_main(folder: Path) -> dict[str, Any]:
+    accel = accelerator()
+    run = Run(accel, process_group=dist.group.WORLD)
+    run.train()
+    return {
+        "weights": problem.weights(run.bare),
+        "learned": problem.learned(run.surgery),
+        "seen": run.seen,
+    }
+
+
+def test_two_processes_are_the_plain_loop_on_both_batches(tmp_path: Path) -> None:
+    first, second = hf_ranks.start(rank_main, tmp_path)
+    assert same(first["weights"], second["weights"])
+    assert same(first["learned"], second["learned"])
+    assert not same(first["seen"], second["seen"])
+    again = problem.net()
+    problem.plain_loop(again, rounds(first["seen"], second["seen"]))
+    for name, weight in problem.weights(again).items():
+        assert torch.allclose(first["weights"][name], weight, atol=1e-6), name

@@ -1,0 +1,171 @@
+"""The Hugging Face Trainer with surgery is the plain loop, to the bit."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from transformers import TrainerCallback
+
+from tests.gradsurgery.problems import same
+from tests.integration import hf_problem as problem
+from tests.integration import hf_ranks, hf_trainer
+from tests.integration.hf_trainer import (
+    OneByOneTrainer,
+    RowTrainer,
+    TaskTrainer,
+    micro_batches,
+    trainer,
+)
+
+KINDS = {
+    "tasks": (TaskTrainer, problem.TaskRows, problem.task_losses),
+    "mixed": (RowTrainer, problem.MixedRows, problem.mixed_losses),
+}
+
+
+def test_the_page_shows_the_trainer_that_is_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes" / "trainer.md").read_text()
+    for shown in (hf_trainer.SurgeryTrainer, hf_trainer.MixedTrainer, hf_trainer.FrugalTrainer):
+        assert inspect.getsource(shown) in page
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])  # 10 micro-batches: the last step has 2
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trainer_is_the_plain_loop(kind: str, accumulation: int, tmp_path: Path) -> None:
+    made, rows, losses = KINDS[kind]
+    model, again = problem.net(), problem.net()
+    run = trainer(made, model, rows(), tmp_path, gradient_accumulation_steps=accumulation)
+    run.train()
+    plain = problem.plain_loop(again, micro_batches([run.seen], accumulation), losses)
+    assert same(problem.weights(model), problem.weights(again))
+    assert same(problem.learned(run.surgery), problem.learned(plain))
+
+
+def test_one_task_after_the_other_is_all_joined(tmp_path: Path) -> None:
+    runs = []
+    for kind in (TaskTrainer, OneByOneTrainer):
+        run = trainer(
+            kind, problem.net(), problem.TaskRows(), tmp_path, gradient_accumulation_steps=2
+        )
+        run.train()
+        runs.append(run)
+    joined, apart = runs
+    assert same(problem.weights(joined.model), problem.weights(apart.model))
+    assert same(problem.learned(joined.surgery), problem.learned(apart.surgery))
+    losses = [[log["loss"] for log in r.state.log_history if "loss" in log] for r in runs]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_bf16_autocast_is_that_of_the_plain_loop(tmp_path: Path) -> None:
+    def losses(model: nn.Module, batches: problem.Batches) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            outs = {task: model(batch["x"], task=task) for task, batch in batches.items()}
+        return {t: (outs[t].float() - batches[t]["y"]).square().mean() for t in batches}
+
+    model, again, full = (problem.net() for _ in range(3))
+    run = trainer(TaskTrainer, model, problem.TaskRows(), tmp_path, bf16=True)
+    run.train()
+    problem.plain_loop(again, micro_batches([run.seen], 1), losses)
+    problem.plain_loop(full, micro_batches([run.seen], 1))
+    assert same(problem.weights(model), problem.weights(again))
+    assert not same(problem.weights(model), problem.weights(full))
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
+    def run() -> tuple[nn.Module, Any]:
+        model = problem.net(dropout=0.2)
+        saving = {"save_strategy": "steps", "save_steps": 4, "gradient_accumulation_steps": 2}
+        made = trainer(
+            TaskTrainer, model, problem.TaskRows(), tmp_path, num_train_epochs=2, **saving
+        )
+        return model, made
+
+    (whole, uninterrupted), (model, resumed) = run(), run()
+    uninterrupted.train()
+    start = tmp_path / "checkpoint-4"
+    saved = torch.load(start / "optimizer.pt", weights_only=True)["param_groups"][0]["surgery"]
+    assert saved["target"].count_nonzero() > 0
+    resumed.train(resume_from_checkpoint=str(start))
+    assert same(problem.weights(model), problem.weights(whole))
+    assert same(problem.learned(resumed.surgery), problem.learned(uninterrupted.surgery))
+
+
+def test_each_log_of_training_says_what_surgery_did_since_the_last(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Backend(TrainerCallback):
+        def on_log(self, *given: Any, logs: dict[str, float], **others: Any) -> None:
+            seen.append(logs)
+
+    run = trainer(TaskTrainer, problem.net(), problem.TaskRows(), tmp_path, logging_steps=10)
+    run.add_callback(Backend)  # what `report_to` adds for each of its names
+    run.train()
+    plain = problem.plain_loop(problem.net(), micro_batches([run.seen], 1))
+    scalars = plain.conflicts.scalars()
+    training, summary = seen
+    assert "surgery/cosine/a-b" in scalars
+    assert {name: training[name] for name in scalars} == scalars
+    assert not any(name.startswith("surgery") for name in summary)
+    assert run.surgery.conflicts.summary()["window"] == 0
+
+
+def test_a_trainer_evaluates_by_task_before_it_trains_and_trains_twice(tmp_path: Path) -> None:
+    model = problem.net()
+    run = trainer(TaskTrainer, model, problem.TaskRows(), tmp_path)
+    found = run.evaluate({t: problem.TaskRows((t,), (16,)) for t in ("a", "b")})
+    batches = {t: problem.examples(t, 16) for t in ("a", "b")}
+    with torch.no_grad():
+        wanted = problem.task_losses(model.eval(), batches)
+    assert {t: pytest.approx(wanted[t].item()) for t in wanted} == {
+        t: found[f"eval_{t}_loss"] for t in wanted
+    }
+    run.train()
+    surgery = run.surgery
+    run.train()
+    assert run.surgery is surgery
+    assert run.optimizer.optimizer is surgery
+
+
+def rank_main(folder: Path) -> dict[str, Any]:
+    found = {}
+    kinds = {**KINDS, "apart": (OneByOneTrainer, *KINDS["tasks"][1:])}
+    for kind, (made, rows, _) in kinds.items():
+        model = problem.net()
+        options = {
+            "gradient_accumulation_steps": 2,
+            "ddp_backend": "gloo",
+            "ddp_find_unused_parameters": False,
+        }
+        run = trainer(made, model, rows(), folder / kind, **options)
+        run.train()
+        found[kind] = {
+            "weights": problem.weights(model),
+            "learned": problem.learned(run.surgery),
+            "seen": getattr(run, "seen", []),
+        }
+    return found
+
+
+def test_two_processes_are_the_plain_loop_on_both_batches(tmp_path: Path) -> None:
+    ranks = hf_ranks.start(rank_main, tmp_path)
+    for rank in ranks:
+        assert same(rank["apart"]["weights"], rank["tasks"]["weights"])
+    for kind, (_, _, losses) in KINDS.items():
+        first, second = (rank[kind] for rank in ranks)
+        assert same(first["weights"], second["weights"])
+        assert same(first["learned"], second["learned"])
+        assert not same(first["seen"], second["seen"])
+        steps = micro_batches([first["seen"], second["seen"]], 2)
+        again = problem.net()
+        problem.plain_loop(again, steps, losses)
+        for name, weight in problem.weights(again).items():
+            assert torch.allclose(first["weights"][name], weight, atol=1e-6), name
