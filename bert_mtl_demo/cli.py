@@ -65,10 +65,10 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def guard(command: Callable[[], int]) -> int:
-    """Run a command; a user's error becomes one line on stderr and exit code 2.
+def reported(command: Callable[[], int]) -> int:
+    """Run a command; a user's error becomes one line on stderr and an exit code.
 
-    >>> guard(lambda: 0)
+    >>> reported(lambda: 0)
     0
     """
     try:
@@ -76,6 +76,16 @@ def guard(command: Callable[[], int]) -> int:
     except (DemoError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED if isinstance(error, DivergedError) else EXIT_REFUSED
+
+
+def guard(command: Callable[[], int]) -> int:
+    """The same, and an interruption or a reader who has left are no traceback either.
+
+    >>> guard(lambda: 0)
+    0
+    """
+    try:
+        return reported(command)
     except KeyboardInterrupt:
         print("interrupted before there was anything to save", file=sys.stderr)
         return 130

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bert_mtl_demo.metrics import METRICS
 from bert_mtl_demo.model import MultitaskModel
+from bert_mtl_demo.processes import ALONE, Processes
 from bert_mtl_demo.runtime import Precision
 from bert_mtl_demo.tasks import Task
 from bert_mtl_demo.tokens import EncodedSet
@@ -41,32 +42,42 @@ class Answers:
 
 
 @torch.inference_mode()
-def answer(model: MultitaskModel, examples: EncodedSet, precision: Precision) -> Answers:
+def answer(
+    model: MultitaskModel,
+    examples: EncodedSet,
+    precision: Precision,
+    processes: Processes = ALONE,
+) -> Answers:
     """The model's answers, in the order of the examples.
 
     Batches hold examples of like length, which leaves little padding; the order is restored
-    afterwards.
+    afterwards. The batches are dealt out to the processes, and all of them have all answers.
     """
     was_training = model.training
     model.eval()
     lengths = examples.lengths()
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
-    parts = []
-    for start in range(0, len(order), BATCH_SIZE):
+    starts = range(0, len(order), BATCH_SIZE)
+    mine = {}
+    for start in starts[processes.rank :: processes.size]:
         batch = examples.collate(order[start : start + BATCH_SIZE], precision.device)
         with precision.autocast():
-            parts.append(model(examples.task.name, batch).float().cpu())
+            mine[start] = model(examples.task.name, batch).float().cpu()
     model.train(was_training)
-    restored = torch.empty_like(found := torch.cat(parts))
+    parts = {start: part for some in processes.gather(mine) for start, part in some.items()}
+    restored = torch.empty_like(found := torch.cat([parts[start] for start in starts]))
     restored[order] = found
     return _answers(examples.task, restored)
 
 
 def score_all(
-    model: MultitaskModel, sets: Mapping[str, EncodedSet], precision: Precision
+    model: MultitaskModel,
+    sets: Mapping[str, EncodedSet],
+    precision: Precision,
+    processes: Processes = ALONE,
 ) -> dict[str, Answers]:
     """Answers for every task."""
-    return {name: answer(model, examples, precision) for name, examples in sets.items()}
+    return {name: answer(model, found, precision, processes) for name, found in sets.items()}
 
 
 def _answers(task: Task, raw: torch.Tensor) -> Answers:

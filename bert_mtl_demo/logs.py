@@ -10,10 +10,44 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bert_mtl_demo.checkpoint import RunDirectory
 from gradsurgery import ConflictLog, ConflictStatistics
+
+
+class Log(Protocol):
+    """Where a trainer's lines go."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Take one line of metrics."""
+
+    def write_conflicts(self, conflicts: ConflictStatistics, step: int, epoch: int) -> None:
+        """Take the conflicts of a window, and reset it."""
+
+    def sizes(self) -> dict[str, int]:
+        """How long the logs are."""
+
+    def close(self) -> None:
+        """Say that nothing more will come."""
+
+
+class NoLog:
+    """The log of a process that leaves writing to another."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def write_conflicts(self, conflicts: ConflictStatistics, step: int, epoch: int) -> None:
+        """Reset the window, as writing it would."""
+        conflicts.reset()
+
+    def sizes(self) -> dict[str, int]:
+        """None."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class RunLog:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,11 +34,11 @@ METHODS: dict[str, Callable[[Config], Sum | PCGrad | GradVac]] = {
 }
 
 
-def build_optimizer(config: Config, model: nn.Module) -> GradientSurgery:
+def build_optimizer(config: Config, model: nn.Module, process_group: Any = None) -> GradientSurgery:
     """AdamW under gradient surgery, for every parameter that trains.
 
     It is a `torch.optim.Optimizer` like any other: the scheduler and the gradient scaler take it as
-    they would AdamW.
+    they would AdamW. With a process group, each task's gradient is averaged over it.
     """
     groups = decay_groups(model, config.weight_decay, config.lr, config.layer_decay)
     return GradientSurgery(
@@ -45,6 +46,7 @@ def build_optimizer(config: Config, model: nn.Module) -> GradientSurgery:
         METHODS[config.method](config),
         tasks=config.trained,
         grouping=config.grouping,
+        process_group=process_group,
     )
 
 

@@ -2,6 +2,9 @@
 
 The order matters. Everything that is cheap to check is checked before anything is loaded, and the
 output directory is made only when all that could be refused has been accepted.
+
+In several processes each does all of this, but for what is done once and left to the first: the
+output directory, the stages before the tasks, the logs. What one of them refuses, all refuse.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from bert_mtl_demo.batching import build_batches
@@ -21,11 +25,13 @@ from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Skipped, Splits, load
 from bert_mtl_demo.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.errors import CheckpointError
-from bert_mtl_demo.logs import RunLog
+from bert_mtl_demo.logs import Log, NoLog, RunLog
 from bert_mtl_demo.model import MultitaskModel, new_model
 from bert_mtl_demo.pooling import needs_pooler
 from bert_mtl_demo.pretraining import pretrained
-from bert_mtl_demo.runtime import Interrupts, Precision, choose_device, seed_all
+from bert_mtl_demo.processes import ALONE, Processes
+from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
+from bert_mtl_demo.shares import draw_apart, refuse_comparing, warnings
 from bert_mtl_demo.tasks import resolve
 from bert_mtl_demo.tokens import EncodedSet, encode
 from bert_mtl_demo.trainer import Trainer
@@ -55,33 +61,58 @@ class Outcome:
     exit_code: int
 
 
-def start_run(config: Config) -> Outcome:
+@dataclass(frozen=True)
+class _Parts:
+    """What a trainer is made of."""
+
+    config: Config
+    run: RunDirectory
+    model: MultitaskModel
+    sets: Encoded
+    precision: Precision
+    state: dict[str, Any] | None = None  # to go on from
+
+
+def start_run(config: Config, processes: Processes = ALONE) -> Outcome:
     """Train from the beginning.
 
     >>> start_run(Config(encoder="no-such-encoder"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     bert_mtl_demo.errors.EncoderError: unknown encoder 'no-such-encoder': ...
     """
-    choose_device(config.device)
+    run = RunDirectory(processes.from_main(output_of(config)))
+    parts = processes.agree(lambda: _begun(config, run, processes))
+    draw_apart(config, processes)
+    return _train(parts, processes)
+
+
+def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
+    """Everything for a new run."""
+    device = processes.device(config.device)
+    refuse_comparing(config, processes)
     source = locate(config.encoder)
     source.refuse_longer(config.max_length)
-    run = RunDirectory(output_of(config))
-    run.refuse_if_used()
-    _announce(config, run)
+    if processes.is_main:
+        run.refuse_if_used()
+    _announce(config, run, processes)
     splits, skipped = load_splits(config)
-    source = pretrained(config, source, choose_device(config.device), skipped=skipped)
+    if processes.is_main:  # the others get the weights that come of it
+        source = pretrained(config, source, device, skipped=skipped)
     tokenizer = load_tokenizer(source)
     encoder = load_encoder(source, pooler=needs_pooler(config))
     config = portable(config)
     sets = _encode(config, splits, tokenizer)
-    model = _build(config, encoder)
+    model = _build(config, encoder, device)
     build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
-    run.create(config, encoder, tokenizer)
-    _note_data(run, splits, skipped)
-    return _train(config, run, model, sets, None)
+    if processes.is_main:
+        run.create(config, encoder, tokenizer)
+        _note_data(run, splits, skipped)
+    return _Parts(config, run, model, sets, Precision(config.amp, device))
 
 
-def continue_run(directory: str | Path, settings: Mapping[str, Any]) -> Outcome:
+def continue_run(
+    directory: str | Path, settings: Mapping[str, Any], processes: Processes = ALONE
+) -> Outcome:
     """Train on from a run's last checkpoint.
 
     >>> continue_run("no-such-run", {})  # doctest: +ELLIPSIS
@@ -89,15 +120,22 @@ def continue_run(directory: str | Path, settings: Mapping[str, Any]) -> Outcome:
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
     run = RunDirectory(Path(directory))
+    return _train(processes.agree(lambda: _continued(run, settings, processes)), processes)
+
+
+def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Processes) -> _Parts:
+    """Everything for a run that is there."""
     config = portable(extended(run.load_config(), settings, run.path))
-    choose_device(config.device)
+    device = processes.device(config.device)
+    refuse_comparing(config, processes)
     state = load_state(run.last)
-    _announce(config, run)
+    _announce(config, run, processes)
     splits, _ = load_splits(config)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
     sets = _encode(config, splits, tokenizer)
-    return _train(config, run, _build(config, encoder), sets, state)
+    model = _build(config, encoder, device)
+    return _Parts(config, run, model, sets, Precision(config.amp, device), state)
 
 
 def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
@@ -148,12 +186,16 @@ def output_of(config: Config) -> Path:
     return Path("runs") / stem
 
 
-def _announce(config: Config, run: RunDirectory) -> None:
+def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
+    if not processes.is_main:
+        return
+    together = f", in {processes.size} processes" if processes.size > 1 else ""
     print(
         f"{config.method} on {', '.join(config.tasks)} of {config.data}, encoder {config.encoder}"
+        f"{together}"
     )
     print(f"writing to {run.path}")
-    for sentence in config.warnings():
+    for sentence in config.warnings() + warnings(config, processes):
         print(f"warning: {sentence}")
 
 
@@ -181,30 +223,33 @@ def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Enc
     return encoded("train", config.trained), encoded("dev", config.tasks)
 
 
-def _build(config: Config, encoder: Any) -> MultitaskModel:
+def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel:
     """The model on its device; from here on nothing else may draw, dropout comes next."""
     seed_all(config.seed)
-    return new_model(config, encoder).to(choose_device(config.device))
+    return new_model(config, encoder).to(device)
 
 
-def _train(
-    config: Config,
-    run: RunDirectory,
-    model: MultitaskModel,
-    sets: Encoded,
-    state: dict[str, Any] | None,
-) -> Outcome:
+def _train(parts: _Parts, processes: Processes) -> Outcome:
     """Build the trainer, put it where the state says, and let it go."""
-    device = choose_device(config.device)
-    done_before = state["progress"]["step"] if state else 0
-    log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
-    trainer = Trainer(config, model, *sets, run, log, Precision(config.amp, device), say=tqdm.write)
+    run, state = parts.run, parts.state
+    log: Log = NoLog()
+    if processes.is_main:
+        done_before = state["progress"]["step"] if state else 0
+        log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
+    say = tqdm.write if processes.is_main else _nothing
+    trainer = Trainer(
+        parts.config, parts.model, *parts.sets, run, log, parts.precision, say, processes
+    )
     if state is not None:
-        _restore(trainer, state, run)
+        processes.agree(lambda: _restore(trainer, state, run))
     try:
         return _fit(trainer, run)
     finally:
         log.close()
+
+
+def _nothing(line: str) -> None:
+    """Say nothing."""
 
 
 def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> None:
@@ -222,15 +267,19 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
             f"{trainer.goal}. Raise them, or leave them out."
         )
     trainer.load_state_dict(state)
-    run.save_config(trainer.config)
+    if trainer.processes.is_main:
+        run.save_config(trainer.config)
 
 
 def _fit(trainer: Trainer, run: RunDirectory) -> Outcome:
-    # disable=None: no bar where nobody watches (a file, a pipe), only the lines.
+    # None: no bar where nobody watches (a file, a pipe), only the lines.
+    hidden = None if trainer.processes.is_main else True
     bar = tqdm(
-        total=trainer.goal, initial=trainer.progress.step, unit="step", disable=None, leave=False
+        total=trainer.goal, initial=trainer.progress.step, unit="step", disable=hidden, leave=False
     )
     with Interrupts() as stop, bar:
         done = trainer.fit(stop, tick=bar.update)
+        # All stay under this roof until the state is written: a signal reaches one after the other.
+        trainer.processes.barrier()
     # A signal during the very last evaluation came too late to stop anything.
     return Outcome(run.path, done, 0 if done else stop.exit_code)

@@ -1,4 +1,7 @@
-"""`python -m bert_mtl_demo.train`: flags in, a trained model with its logs and report out."""
+"""`python -m bert_mtl_demo.train`: flags in, a trained model with its logs and report out.
+
+`torchrun --nproc-per-node 2 -m bert_mtl_demo.train` does the same in two processes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bert_mtl_demo.cli import given_settings, guard, train_parser
+from bert_mtl_demo.cli import given_settings, guard, reported, train_parser
 from bert_mtl_demo.config import Config
+from bert_mtl_demo.processes import Processes, joined, only_main_speaks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,18 +27,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["--epochs", "0"])
     2
     """
-    arguments = train_parser().parse_args(argv)
-    return guard(lambda: _train(given_settings(arguments), arguments.resume))
+    with only_main_speaks():
+        return guard(lambda: _joined(argv))
 
 
-def _train(settings: Mapping[str, Any], resume: str | None) -> int:
+def _joined(argv: Sequence[str] | None) -> int:
+    # Errors are reported while the processes are together: nobody ends before the report is out.
+    with joined() as processes:
+        arguments = train_parser().parse_args(argv)
+        return reported(lambda: _train(given_settings(arguments), arguments.resume, processes))
+
+
+def _train(settings: Mapping[str, Any], resume: str | None, processes: Processes) -> int:
     config = Config.from_mapping(settings) if resume is None else None
     # Imported here: torch and transformers take seconds, and a wrong flag deserves its answer at
     # once.
     from bert_mtl_demo.report import write_report
     from bert_mtl_demo.session import continue_run, start_run
 
-    outcome = start_run(config) if config else continue_run(str(resume), settings)
+    if config:
+        outcome = start_run(config, processes)
+    else:
+        outcome = continue_run(str(resume), settings, processes)
+    if not processes.is_main:
+        return outcome.exit_code
     if outcome.done:
         print(write_report(outcome.path))
     else:

@@ -3,6 +3,9 @@
 The trainer is the loop only. It is given a model, data and settings, knows nothing of flags or
 files of settings, and can be stopped after any step: `state_dict` holds everything that decides
 what comes next, so that the run which continues from it is bitwise the run that never stopped.
+
+In several processes each has a trainer. They take the same steps, each on its share of the batches,
+and all that decides anything (losses, scores, the wish to stop) is what they found together.
 """
 
 from __future__ import annotations
@@ -21,17 +24,13 @@ from bert_mtl_demo.checkpoint import RunDirectory, save_state, save_weights
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.inference import score_all
-from bert_mtl_demo.logs import RunLog
+from bert_mtl_demo.logs import Log
 from bert_mtl_demo.model import MultitaskModel
 from bert_mtl_demo.optimization import build_optimizer, build_scheduler
+from bert_mtl_demo.processes import ALONE, Processes
 from bert_mtl_demo.progress import Progress, Window, score_line
-from bert_mtl_demo.runtime import (
-    Interrupts,
-    Precision,
-    peak_memory,
-    random_state,
-    set_random_state,
-)
+from bert_mtl_demo.runtime import Interrupts, Precision, peak_memory
+from bert_mtl_demo.shares import Share, begin_alike, random_states, restore_random
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 from bert_mtl_demo.tokens import Batch, EncodedSet
 
@@ -47,6 +46,7 @@ class Trainer:
         log: where lines go.
         precision: autocast, scaler and device.
         say: receives one line of text for the person who watches.
+        processes: those that train together; the model gets the weights of the first.
     """
 
     def __init__(
@@ -56,17 +56,21 @@ class Trainer:
         train: Mapping[str, EncodedSet],
         dev: Mapping[str, EncodedSet],
         run: RunDirectory,
-        log: RunLog,
+        log: Log,
         precision: Precision,
         say: Callable[[str], None] = print,
+        processes: Processes = ALONE,
     ) -> None:
         self.config, self.model, self.train_sets, self.dev_sets = config, model, train, dev
         self.run, self.log, self.precision, self.say = run, log, precision, say
+        self.processes = processes
         self.batches = build_batches(config, train)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.horizon = self.batches.horizon  # what the schedule is stretched over
         self.goal = min(self.horizon, config.max_steps or self.horizon)
-        self.optimizer = build_optimizer(config, model)
+        group = processes.gradients(precision.device)
+        begin_alike(model, group)
+        self.optimizer = build_optimizer(config, model, group)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.progress = Progress()
@@ -97,11 +101,18 @@ class Trainer:
                 return True
             self.step()
             tick()
-            if stop.signal is not None:
+            if self._told_to(stop):
                 self.save()
                 return False
             if self.progress.step % self.config.checkpoint_every == 0:
                 self.save()
+
+    def _told_to(self, stop: Interrupts) -> bool:
+        """Whether any process was told to stop; all then know the signal."""
+        told = self.processes.highest(stop.signal or 0)
+        if told:  # else nothing is written: a signal may have come in the meantime
+            stop.signal = told
+        return told > 0
 
     def step(self) -> None:
         """One optimizer step: a batch and a backward pass per task, surgery, clipping, AdamW."""
@@ -118,26 +129,27 @@ class Trainer:
         """Capture every task's gradient; the problem, if a loss is not finite."""
         step = self.progress.step
         batches = self._next_batches(step)
-        sizes = {task: batch.size for task, batch in batches.items()}
-        for task, batch in batches.items():
+        sizes = {task: share.whole for task, (share, _) in batches.items()}
+        for task, (share, batch) in batches.items():
             with self.precision.autocast():
                 loss = self.model.loss(task, batch, self.batches.epoch(step))
-            value = loss.item()
+            value = self.processes.add(share.part * loss.item())
             if not math.isfinite(value):
                 return f"loss of task {task} is {value}"
             with self.optimizer.task(task):
-                weighted = self.model.weighting(task, loss, sizes)
+                weighted = self.model.weighting(task, share.weight * loss, sizes)
                 self.precision.scaler.scale(weighted).backward()
             self.window.add_loss(task, value)
         return None
 
-    def _next_batches(self, step: int) -> dict[str, Batch]:
-        """The batch of each task that takes part, on the device; the clock runs meanwhile."""
+    def _next_batches(self, step: int) -> dict[str, tuple[Share, Batch]]:
+        """This process's share of each task's batch, on the device; the clock runs meanwhile."""
         begun = time.perf_counter()
-        batches = {
-            task: self.train_sets[task].collate(indices, self.precision.device)
-            for task, indices in self.batches.at(step).items()
-        }
+        batches = {}
+        for task, indices in self.batches.at(step).items():
+            share = Share.of(indices, self.processes)
+            batch = self.train_sets[task].collate(share.indices, self.precision.device)
+            batches[task] = share, batch
         self._data_seconds += time.perf_counter() - begun
         return batches
 
@@ -227,7 +239,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Score dev, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
-        answers = score_all(self.model, self.dev_sets, self.precision)
+        answers = score_all(self.model, self.dev_sets, self.precision, self.processes)
         scores = {name: found.score(self.dev_sets[name].labels) for name, found in answers.items()}
         for name, found in answers.items():
             if found.is_constant():
@@ -249,7 +261,8 @@ class Trainer:
         }
         if best:
             self.progress.best_mean, self.progress.best_epoch = mean, self.epoch
-            save_weights(self.run.best, self.model.state_dict(), row)
+            if self.processes.is_main:
+                save_weights(self.run.best, self.model.state_dict(), row)
         spent = {
             "seconds": time.perf_counter() - begun,
             "peak_memory": peak_memory(self.precision.device),
@@ -271,10 +284,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to resume from."""
-        save_state(self.run.last, self.state_dict())
+        state = self.state_dict()
+        if self.processes.is_main:
+            save_state(self.run.last, state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what the run does next."""
+        """Everything that decides what the run does next; all processes ask together."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -282,7 +297,7 @@ class Trainer:
             "scaler": self.precision.scaler.state_dict(),
             "conflicts": self.optimizer.conflicts.state_dict(),
             "batches": self.batches.state_dict(),
-            "random": random_state(),
+            **random_states(self.processes),
             "progress": asdict(self.progress),
             "window": asdict(self.window),
             "logs": self.log.sizes(),
@@ -299,4 +314,5 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         self.progress = Progress(**state["progress"])
         self.window = Window(**state["window"])
-        set_random_state(state["random"])  # last: nothing after it may draw
+        # Last: nothing after it may draw.
+        restore_random(state, self.config, self.processes)

@@ -7,6 +7,8 @@ Example:
     >>> order = torch.tensor([[0, 1], [0, 1]])
     >>> F.combine(grads, F.pcgrad(F.gram(grads), order).weights)
     [tensor([0.5000, 1.5000])]
+
+A parameter that a task does not use has None there, not zeros, with which it would count as shared.
 """
 
 from __future__ import annotations

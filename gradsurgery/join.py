@@ -20,6 +20,10 @@ from torch import Tensor
 
 from gradsurgery.features import Cut, Edge
 
+#: Nodes that keep no tensors, so that nothing is freed with them. Autocast shares its casts of the
+#: weights among all forward passes of one context.
+NOTHING_KEPT = {"ToCopyBackward0"}
+
 Losses = Mapping[str, Tensor] | Sequence[Tensor]
 
 
@@ -207,6 +211,7 @@ def _claim(root: Any, index: int, owners: dict[Any, int], cut: Collection[Edge])
         if node in owners:
             met |= owners[node] != index
             continue
-        owners[node] = index
+        if node.name() not in NOTHING_KEPT:
+            owners[node] = index
         stack += [edge[0] for edge in node.next_functions if edge not in cut]
     return met

@@ -331,8 +331,8 @@ class GradientSurgery(Optimizer):
         Raises:
             RuntimeError: when captured gradients wait to be combined.
         """
-        self._refuse_waiting()
         if closure is None:
+            self._refuse_waiting()
             return self.base.step()
 
         def checked() -> Any:
@@ -442,7 +442,7 @@ class GradientSurgery(Optimizer):
     def _drop(self) -> None:
         """Forget the step under way."""
         self._capture.clear()
-        self._processes.clear()
+        self._processes.drop(self._parameters())
 
     def _build_hooks(self) -> None:
         # Optimizer.__init__ would register the parameters a second time, with other defaults;

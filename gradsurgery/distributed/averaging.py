@@ -11,7 +11,7 @@ rank reached gets no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -23,6 +23,9 @@ from gradsurgery.distributed.carriers import CARRIERS, Carrier, Shipment
 
 #: In the sum over ranks: a gradient that is there, and one that was not sent yet.
 PRESENT, LATE = 1, 1 << 31
+
+#: Stands for the gradients that no task captured, beside the tasks' names.
+BESIDE = ""
 
 
 class Captured(Protocol):
@@ -52,12 +55,21 @@ class Averaging:
         self.carrier: Carrier = CARRIERS[exchange](group)
         self._expected: Tensor | None = None  # [K, P] bool: what goes out early
         self._last: Tensor | None = None  # [K, P] bool: what all ranks together had before
-        self.clear()
+        self._begin()
 
-    def clear(self) -> None:
-        """Forget the step under way, once what was sent has arrived."""
-        for shipment in getattr(self, "_sent", {}).values():
+    def drop(self, parameters: Sequence[Tensor]) -> None:
+        """Forget the step under way. All ranks that have begun it have to.
+
+        What they expect of one another still goes out, or the next step's messages would meet this
+        one's.
+        """
+        if self._ready:
+            self._send_early({}, parameters, set(self._tasks))
+        for shipment in self._sent.values():
             shipment.wait()
+        self._begin()
+
+    def _begin(self) -> None:
         self._sent: dict[str, Shipment] = {}
         self._had: dict[str, set[int]] = {}  # which of the sent gradients were this rank's
         self._ready: set[str] = set()
@@ -74,15 +86,18 @@ class Averaging:
             parameters: of the optimizer.
             sync: False when more of this task follows.
         """
-        _refuse_unaverageable(task, capture.grads[task])
+        _refuse_unaverageable(f"task {task!r}", capture.grads[task])
         if sync:
             self._ready.add(task)
-            self._send_early(capture, parameters, self._ready)
+            self._send_early(capture.grads, parameters, self._ready, capture.send)
 
     def finish(
         self, capture: Captured, parameters: Sequence[Tensor], code: int
     ) -> tuple[list[list[Tensor | None]], Tensor]:
         """Average what is left, and return everything.
+
+        What is in ``.grad``, beside the tasks, is averaged in its place. (What was averaged before
+        is the same on all ranks, and stays what it is.)
 
         Args:
             capture: what was captured and not sent.
@@ -97,12 +112,15 @@ class Averaging:
             RuntimeError: when the ranks' codes differ.
         """
         ran = [task in capture.grads or task in self._had for task in self._tasks]
-        self._send_early(capture, parameters, set(self._tasks))
+        self._send_early(capture.grads, parameters, set(self._tasks), capture.send)
         position = {parameter: p for p, parameter in enumerate(parameters)}
         late = [
             {position[parameter]: grad for parameter, grad in capture.grads.get(task, {}).items()}
             for task in self._tasks
         ]
+        beside = {p: p.grad for p in parameters if p.grad is not None}
+        _refuse_unaverageable("a backward beside the tasks", beside)
+        late.append({position[parameter]: grad for parameter, grad in beside.items()})
         table, ranks_that_ran = self._roll(ran, late, parameters, code)
         second = [
             self.carrier.send(parameters, (row >= LATE).nonzero().flatten().tolist(), grads)
@@ -112,33 +130,40 @@ class Averaging:
         rows = [
             self._received(task, shipment, (row > 0).tolist(), count)
             for task, shipment, row, count in zip(
-                self._tasks, second, table, ranks_that_ran, strict=True
+                (*self._tasks, BESIDE), second, table, (*ranks_that_ran, self._ranks), strict=True
             )
         ]
-        self._expect(table > 0)
-        self.clear()
+        for parameter, grad in zip(
+            parameters, self.carrier.restored(parameters, rows.pop()), strict=True
+        ):
+            if grad is not None:
+                parameter.grad = grad
+        self._expect(table[:-1] > 0)
+        self._begin()
         return rows, torch.tensor(ranks_that_ran) > 0
 
-    def _send_early(self, capture: Captured, parameters: Sequence[Tensor], ready: set[str]) -> None:
-        """Send the expected gradients of the tasks whose turn it is."""
+    def _send_early(
+        self,
+        grads: Mapping[str, Mapping[Tensor, Tensor]],
+        parameters: Sequence[Tensor],
+        ready: set[str],
+        part_with: Callable[[str, dict[Tensor, Tensor]], None] = lambda task, left: None,
+    ) -> None:
+        """Send the expected ones of ``grads`` for the tasks whose turn it is."""
         if self._expected is None or self._expected.shape[1] != len(parameters):
             return
         while self._next < len(self._tasks) and self._tasks[self._next] in ready:
             task, positions = self._tasks[self._next], self._expected[self._next].nonzero()
             self._next += 1
-            if len(positions):
-                self._send(task, positions.flatten().tolist(), capture, parameters)
-
-    def _send(
-        self, task: str, positions: list[int], capture: Captured, parameters: Sequence[Tensor]
-    ) -> None:
-        mine = capture.grads.get(task, {})
-        grads = {p: mine[parameters[p]] for p in positions if parameters[p] in mine}
-        if task in capture.grads:
-            self._had[task] = set(grads)
-            going = {parameters[p] for p in grads}
-            capture.send(task, {p: grad for p, grad in mine.items() if p not in going})
-        self._sent[task] = self.carrier.send(parameters, positions, grads)
+            if not len(positions):
+                continue
+            expected, mine = positions.flatten().tolist(), grads.get(task, {})
+            going = {p: mine[parameters[p]] for p in expected if parameters[p] in mine}
+            if task in grads:
+                self._had[task] = set(going)
+                gone = {parameters[p] for p in going}
+                part_with(task, {p: grad for p, grad in mine.items() if p not in gone})
+            self._sent[task] = self.carrier.send(parameters, expected, going)
 
     def _roll(
         self,
@@ -147,9 +172,10 @@ class Averaging:
         parameters: Sequence[Tensor],
         code: int,
     ) -> tuple[Tensor, list[int]]:
-        """Sum over the ranks who has what: [K, P], and the number of ranks that ran each task."""
-        table = torch.zeros(len(self._tasks), len(parameters), dtype=torch.int64)
-        for row, task, grads in zip(table, self._tasks, late, strict=True):
+        """Sum over the ranks who has what: [K + 1, P], the last beside the tasks; and the number of
+        ranks that ran each task."""
+        table = torch.zeros(len(late), len(parameters), dtype=torch.int64)
+        for row, task, grads in zip(table, (*self._tasks, BESIDE), late, strict=True):
             row[sorted(self._had.get(task, ()))] = PRESENT
             row[sorted(grads)] = PRESENT + LATE
         votes = agreement.votes(code)
@@ -184,16 +210,16 @@ class Averaging:
         self._expected, self._last = (present if regular else None), present
 
 
-def _refuse_unaverageable(task: str, grads: dict[Tensor, Tensor]) -> None:
+def _refuse_unaverageable(whose: str, grads: dict[Tensor, Tensor]) -> None:
     for parameter, grad in grads.items():
         if grad.is_sparse:
             raise RuntimeError(
-                f"task {task!r} left a sparse gradient for a parameter of shape "
+                f"{whose} left a sparse gradient for a parameter of shape "
                 f"{list(parameter.shape)}: with process_group only dense gradients are averaged; "
                 "build the embedding with sparse=False"
             )
         if hasattr(grad, "device_mesh"):
             raise RuntimeError(
-                f"task {task!r} left a sharded gradient (DTensor): FSDP2 and tensor parallel "
+                f"{whose} left a sharded gradient (DTensor): FSDP2 and tensor parallel "
                 "average gradients themselves, so leave process_group out"
             )

@@ -106,10 +106,10 @@ class Processes:
             return dist.get_world_size(self._group)
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    def clear(self) -> None:
+    def drop(self, parameters: Sequence[Tensor]) -> None:
         """Forget the step under way."""
         if self._averaging is not None:
-            self._averaging.clear()
+            self._averaging.drop(parameters)
         if self._roll is not None:
             self._roll.clear()
 

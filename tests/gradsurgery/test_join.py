@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsurgery import GradVac, PCGrad, Sum
+from gradsurgery.join import shared
 from tests.gradsurgery.problems import TwoHeads, linear_losses, losses_of, vectors, wrap
 
 
@@ -210,6 +211,17 @@ def test_separate_graphs_are_freed_as_the_backward_goes() -> None:
     wrap([w], Sum()).join(losses).backward()
     gc.collect()
     assert [ref() for ref in saved] == [None] * 3
+
+
+def test_casts_that_autocast_shares_hold_no_graph() -> None:
+    """One block around the forward passes of separate batches."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [model(torch.randn(2, 3)).float().mean() for _ in range(3)]
+        hidden = model[0](torch.randn(2, 3))  # and a cast in the middle of a shared trunk
+        common = [model[1](hidden.float()).mean(), model[1](hidden.float()).sum()]
+    assert shared(losses) == [False, False, False]
+    assert shared(common) == [True, False]
 
 
 def test_no_global_generator_is_touched() -> None:

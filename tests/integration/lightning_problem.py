@@ -57,7 +57,8 @@ def fresh_model() -> ThreeHeads:
 
 
 def surgery(model: nn.Module, **options: object) -> GradientSurgery:
-    base = torch.optim.AdamW(model.named_parameters(), lr=0.05)
+    # Not Adam, which would not notice a sum where a mean belongs.
+    base = torch.optim.SGD(model.named_parameters(), lr=0.05, momentum=0.9)
     return GradientSurgery(base, GradVac(beta=0.3, seed=1), tasks=TASKS, **options)  # type: ignore[arg-type]
 
 

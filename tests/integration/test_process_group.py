@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "layers": {"grouping": "layer", "method": GradVac(beta=0.5)},
     "infinite": {"spoil": lambda step: step == 2},
     "plain": {"method": Sum()},
+    "a loss beside": {"beside": True},
 }
 
 
@@ -190,6 +191,21 @@ def dropped() -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
+def dropped_by_all() -> list[Tensor]:
+    """Steps that ranks with different tasks give up together."""
+    model = fresh_model()
+    optimizer = wrapped(model, PCGrad(), process_group=dist.group.WORLD)
+    for step in range(5):
+        for task in ("a", "b") if dist.get_rank() or step < 3 else ("a",):
+            with optimizer.task(task):
+                loss_of(model, task, parts(step % 2, task)[0]).backward()
+        if step < 3:
+            optimizer.combine()
+        optimizer.zero_grad()
+    optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
 def kept() -> list[Tensor]:
     model = fresh_model()
     optimizer = wrapped(model, PCGrad())
@@ -224,6 +240,7 @@ def scenarios() -> dict[str, ranks.Scenario]:
         "nothing": nothing_anywhere,
         "sparse": sparse,
         "dropped": dropped,
+        "dropped by all": dropped_by_all,
     }
 
 
@@ -329,9 +346,11 @@ def test_sparse_gradients_are_refused(results: list[dict[str, Any]]) -> None:
     assert all("sparse=False" in found["sparse"]["error"] for found in results)
 
 
-def test_what_was_dropped_is_gone(results: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", ["dropped", "dropped by all"])
+def test_what_was_dropped_is_gone(name: str, results: list[dict[str, Any]]) -> None:
     for found in results:
-        for ours, alone in zip(found["dropped"], kept(), strict=True):
+        assert not isinstance(found[name], dict), found[name]
+        for ours, alone in zip(found[name], kept(), strict=True):
             torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-6)
 
 

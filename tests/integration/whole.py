@@ -109,6 +109,7 @@ def train(
     optimizer: GradientSurgery | None = None,
     no_sync: bool = False,
     before: Callable[[str], None] = lambda task: None,
+    beside: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Train, and say what came out.
@@ -127,11 +128,16 @@ def train(
         optimizer: to go on with.
         no_sync: run inside the model's ``no_sync()``.
         before: called before each task.
+        beside: whether a loss outside of surgery runs first, in all steps but one.
         options: for the optimizer.
     """
     optimizer = optimizer or wrapped(model, **options)
     take = share(world) if take is None else take
     for step in steps:
+        if beside and step != 2:
+            x = mine(step, "a", take, always, micro=9)
+            assert x is not None
+            (0.3 * loss_of(model, "a", x)).backward()
         with model.no_sync() if no_sync else nullcontext():  # type: ignore[operator]
             for number in range(micro):
                 last = number == micro - 1
