@@ -2,7 +2,9 @@
 
 Themes: ``surgery`` (both passes and combine() over the bandwidth's floor), ``step`` (a training
 step beside plain ones), ``memory`` (its peak over the plain one's), ``scaling`` (growth with K and
-N), ``peers`` (other implementations). All of them when none is named.
+N), ``peers`` (other implementations), ``trunk`` (one forward for all tasks: the exact way, and at
+the features), ``distributed`` (several ranks: time, bytes sent, gradients held), ``integrations``
+(each framework's step over its own plain one). All of them when none is named.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_memory, bench_peers, bench_scaling, bench_step, bench_surgery
+from benchmarks import (
+    bench_distributed,
+    bench_integrations,
+    bench_memory,
+    bench_peers,
+    bench_scaling,
+    bench_step,
+    bench_surgery,
+    bench_trunk,
+)
 from benchmarks.results import Result, write
 from benchmarks.setting import Setting
 
@@ -30,6 +41,9 @@ THEMES: dict[str, Callable[[Setting], Result]] = {
     "memory": bench_memory.run,
     "scaling": bench_scaling.run,
     "peers": bench_peers.run,
+    "trunk": bench_trunk.run,
+    "distributed": bench_distributed.run,
+    "integrations": bench_integrations.run,
 }
 
 RESULTS = Path(__file__).parent / "results"

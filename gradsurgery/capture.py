@@ -41,12 +41,14 @@ class Capture:
         """The tasks with captured gradients."""
         return [task for task in self._tasks if task in self.grads or task in self.sent]
 
-    def send(self, task: str, left: dict[Tensor, Tensor]) -> None:
-        """Part with the gradients of ``task``, all but those ``left``; they are being averaged.
+    def send(self, task: str, left: dict[Tensor, Tensor], sent: dict[Tensor, Tensor]) -> None:
+        """Part with the gradients of ``task``, all but those ``left``: they are being averaged, in
+        the memory of ``sent``.
 
         Entering the task again starts a capture of its own.
         """
-        self.sent[task] = self.grads.pop(task)
+        del self.grads[task]
+        self.sent[task] = sent
         if left:
             self.grads[task] = left
 

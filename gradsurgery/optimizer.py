@@ -26,6 +26,7 @@ from gradsurgery import grouping as _grouping
 from gradsurgery import kernels
 from gradsurgery.capture import Capture
 from gradsurgery.combination import combined, deliver
+from gradsurgery.distributed import agreement
 from gradsurgery.distributed.processes import Processes
 from gradsurgery.join import Losses, join, named_losses
 from gradsurgery.kernels.tables import send
@@ -159,9 +160,13 @@ class GradientSurgery(Optimizer):
             >>> optimizer.combine()
         """
         parameters = self._parameters()
-        with self._capture.record(name, parameters):
-            self._processes.begin(name, parameters)
-            yield
+        try:
+            with self._capture.record(name, parameters):
+                self._processes.begin(name, parameters)
+                yield
+        except BaseException:
+            self._processes.failed(name)
+            raise
         self._processes.captured(name, self._capture, parameters, sync)
 
     def combine(self) -> None:
@@ -179,8 +184,7 @@ class GradientSurgery(Optimizer):
         """
         parameters = self._parameters()
         segments, names = self._segments()
-        common = (self.tasks, repr(self.method), len(names), self._surgery["rng"])
-        found = self._processes.everything(self._capture, parameters, common)
+        found = self._processes.everything(self._capture, parameters, self._common)
         if not found.active.any():
             raise RuntimeError(
                 "combine() found nothing captured: run each task's backward inside "
@@ -438,6 +442,11 @@ class GradientSurgery(Optimizer):
         self._build_hooks()
 
     # ------------------------------------------------------------------ inner parts
+
+    def _common(self) -> tuple[object, ...]:
+        """What the optimizers of all ranks must have in common."""
+        settings = agreement.settings_of(self.method)
+        return self.tasks, settings, self._segmented, self._surgery["rng"]
 
     def _drop(self) -> None:
         """Forget the step under way."""

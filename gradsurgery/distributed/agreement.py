@@ -17,12 +17,14 @@ from __future__ import annotations
 import ctypes
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
+
+from gradsurgery.kernels.tables import send
 
 #: A fingerprint's size: its square times any number of ranks fits into 63 bits.
 BITS = 20
@@ -41,6 +43,11 @@ NOT_AVERAGED = (
     "process_group=dist.group.WORLD to GradientSurgery and run forward and backward inside "
     "ddp.no_sync() (or on the bare module), or run each task's forward and backward through "
     "DistributedDataParallel. (Models that are meant to differ: pass a process_group of one rank.)"
+)
+NOT_SHARDED = (
+    "the gradients of parameters beside the sharded ones differ from rank to rank: nobody averages "
+    "them, and each rank would train its own. Shard the whole model (fully_shard(model) after its "
+    "parts, no ignored_params), or freeze them"
 )
 DIFFERENT_TASKS = (
     "the ranks ran different tasks: this one {mine}, and the others not the same at the same time. "
@@ -63,6 +70,24 @@ def fingerprint(*parts: object) -> int:
     return code % (1 << BITS)
 
 
+def settings_of(thing: object) -> list[object]:
+    """Return what tells two configured objects apart, and is the same in every process.
+
+    Example:
+        >>> from gradsurgery import GradVac
+        >>> settings_of(GradVac())[0], "beta=0.01" in settings_of(GradVac())
+        ('GradVac', True)
+    """
+    plain = (int, float, str, bool, type(None), tuple)
+    found: list[object] = [type(thing).__qualname__]
+    for name, value in sorted(vars(thing).items()):
+        if isinstance(value, Tensor):
+            found.append(f"{name}={fingerprint(value)}")
+        elif isinstance(value, plain):
+            found.append(f"{name}={value!r}")
+    return found
+
+
 def _bytes(tensor: Tensor) -> bytes:
     held = tensor.detach().cpu().contiguous()
     return ctypes.string_at(held.data_ptr(), held.numel() * held.element_size())
@@ -83,6 +108,13 @@ def unanimous(total: Sequence[int], ranks: int) -> bool:
     return total[0] * total[0] == ranks * total[1]
 
 
+class _Call(NamedTuple):
+    name: str
+    answers: Tensor  # [groups, 4] int64
+    works: list[Any]
+    kept: Tensor  # what the answers are copied from
+
+
 class RollCall:
     """Under sharded parameters: every rank says which task it begins, at the same time.
 
@@ -95,20 +127,20 @@ class RollCall:
     """
 
     def __init__(self, meshes: Sequence[Any]) -> None:
-        self._groups = [group for mesh in meshes for group in mesh.get_all_groups()]
-        self._device = meshes[0].device_type
-        self._calls: list[tuple[str, Tensor, list[Any]]] = []
+        self.groups = [group for mesh in meshes for group in mesh.get_all_groups()]
+        self._device = torch.device(meshes[0].device_type)
+        self._calls: list[_Call] = []
 
     def call(self, name: str, *parts: object) -> None:
         """Say ``name``, and what else must be the same everywhere."""
         own = votes(fingerprint(name)) + votes(fingerprint(*parts))
-        answers = torch.tensor([own] * len(self._groups), dtype=torch.int64, device=self._device)
+        kept, answers = send(torch.tensor([own] * len(self.groups)), self._device)
         works = [
             dist.all_reduce(answer, group=group, async_op=True)
-            for answer, group in zip(answers, self._groups, strict=True)
+            for answer, group in zip(answers, self.groups, strict=True)
         ]
-        self._calls.append((name, answers, works))
-        if debugging() or self._device == "cpu":
+        self._calls.append(_Call(name, answers, works, kept))
+        if debugging() or self._device.type == "cpu":
             self.check()
 
     def check(self) -> None:
@@ -118,13 +150,13 @@ class RollCall:
             RuntimeError: where ranks said different things.
         """
         calls, self._calls = self._calls, []
-        for number, (_, answers, works) in enumerate(calls):
-            for work in works:
+        for number, call in enumerate(calls):
+            for work in call.works:
                 work.wait()
-            for total, group in zip(answers.tolist(), self._groups, strict=True):
+            for total, group in zip(call.answers.tolist(), self.groups, strict=True):
                 ranks = dist.get_world_size(group)
                 if not unanimous(total[:2], ranks):
-                    said = [name for name, _, _ in calls[: number + 1]]
+                    said = [call.name for call in calls[: number + 1]]
                     raise RuntimeError(DIFFERENT_TASKS.format(mine=", then ".join(said)))
                 if not unanimous(total[2:], ranks):
                     raise RuntimeError(DIFFERENT_SETTINGS)
@@ -160,13 +192,18 @@ def compare(
             )
 
 
-def compare_with_neighbours(number: int, active: Tensor, gram: Tensor) -> None:
+#: How many optimizers of one code were compared.
+_compared: dict[int, int] = {}
+
+
+def compare_with_neighbours(code: int, active: Tensor, gram: Tensor) -> None:
     """Compare the Gram matrix with those that the ranks next to this one left behind.
 
     Nobody waits: whoever comes second sees the difference.
 
     Args:
-        number: of the optimizer, the same on all ranks.
+        code: of the optimizer's tasks and parameters. Optimizers that other ranks do not have are
+            compared with nobody.
         active: ``[K]`` bool, the tasks that ran.
         gram: ``[S, K, K]``.
 
@@ -174,27 +211,29 @@ def compare_with_neighbours(number: int, active: Tensor, gram: Tensor) -> None:
         RuntimeError: when they differ by more than rounding.
     """
     store_of = getattr(c10d, "_get_default_store", None)
-    if store_of is None:
+    store = store_of() if store_of is not None else None
+    if store is None:  # MPI has none
         return
-    store, rank, ranks = store_of(), dist.get_rank(), dist.get_world_size()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    _compared[code] = _compared.get(code, 0) + 1
+    place = f"gradsurgery/{code}/{_compared[code]}"
     mine = torch.where(active[:, None] & active, gram.detach().cpu().sum(0), -1).double()
-    store.set(f"gradsurgery/{number}/{rank}", repr(mine.flatten().tolist()))
+    store.set(f"{place}/{rank}", repr(mine.flatten().tolist()))
     for other in {(rank - 1) % ranks, (rank + 1) % ranks} - {rank}:
-        key = f"gradsurgery/{number}/{other}"
-        if store.check([key]) and not _alike(mine, _parsed(store.get(key), mine.shape)):
+        key = f"{place}/{other}"
+        if store.check([key]) and not alike(mine, _parsed(store.get(key), mine.shape)):
             raise RuntimeError(NOT_AVERAGED.format(what="the gradients"))
 
 
-def _parsed(text: bytes, shape: torch.Size) -> Tensor | None:
+def _parsed(text: bytes, shape: torch.Size) -> Tensor:
     words = text.decode().strip("[]").split(", ")
-    values = torch.tensor([float(word) for word in words], dtype=torch.float64)
-    return values.view(shape) if values.numel() == shape.numel() else None
+    return torch.tensor([float(word) for word in words], dtype=torch.float64).view(shape)
 
 
-def _alike(mine: Tensor, other: Tensor | None) -> bool:
-    if other is None:
-        return False
+def alike(mine: Tensor, other: Tensor) -> bool:
+    """Whether two Gram matrices ([..., K, K]) are equal but for rounding."""
     if not bool(mine.isfinite().all() & other.isfinite().all()):
         return True  # an overflow tells nothing
-    norm = mine.diagonal().clamp(min=0).sqrt()
-    return bool(((mine - other).abs() <= ROUNDING * norm[:, None] * norm + ROUNDING * 1e-30).all())
+    norm = mine.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    allowed = ROUNDING * norm[..., :, None] * norm[..., None, :]
+    return bool(((mine - other).abs() <= allowed).all())

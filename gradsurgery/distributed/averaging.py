@@ -3,7 +3,8 @@
 Every rank must send the same messages in the same order, though ranks may run different tasks and
 reach different parameters. So messages go out in the order of ``tasks``, and what goes out early
 is what all ranks did in the two steps before (with zeros where a rank has nothing this time). At
-the end one small sum tells everybody who has what; whatever nobody expected goes in a second round.
+the end a sum of a few numbers tells whether anybody has changed; if so, a table tells who has what,
+and whatever was not expected goes in a second round.
 
 A task's gradient is the mean over the ranks that ran it. Absent stays absent: a parameter that no
 rank reached gets no gradient.
@@ -12,11 +13,12 @@ rank reached gets no gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
 
 from gradsurgery.distributed import agreement
 from gradsurgery.distributed.carriers import CARRIERS, Carrier, Shipment
@@ -28,13 +30,34 @@ PRESENT, LATE = 1, 1 << 31
 BESIDE = ""
 
 
+Grads = dict[Tensor, Tensor]  # by parameter
+
+#: What one rank had of each task, and beside them: whether it ran, and which parameters.
+Pattern = list[tuple[bool, frozenset[int]]]
+
+
+class Table(NamedTuple):
+    """What all ranks together have.
+
+    Attributes:
+        present: ``[K + 1, P]`` bool, the gradients that any rank has; the last row is beside the
+            tasks.
+        late: of those, the ones that some rank has not sent yet.
+        ran: for each task, the number of ranks that ran it.
+    """
+
+    present: Tensor
+    late: Tensor
+    ran: list[int]
+
+
 class Captured(Protocol):
     """What was captured for each task, and waits."""
 
-    grads: dict[str, dict[Tensor, Tensor]]
+    grads: dict[str, Grads]
 
-    def send(self, task: str, left: dict[Tensor, Tensor]) -> None:
-        """Part with a task's gradients but for those ``left``."""
+    def send(self, task: str, left: Grads, sent: Grads) -> None:
+        """Part with a task's gradients but for those ``left``; ``sent`` is where they are now."""
 
     def clear(self) -> None:
         """Forget everything."""
@@ -50,26 +73,44 @@ class Averaging:
     """
 
     def __init__(self, group: dist.ProcessGroup, tasks: Sequence[str], exchange: str) -> None:
-        self.group = group
         self._tasks, self._ranks = tuple(tasks), dist.get_world_size(group)
-        self.carrier: Carrier = CARRIERS[exchange](group)
+        # Messages of its own: on the user's group, ranks that run different tasks would send ours
+        # and the user's in different orders.
+        self.group = dist.new_group(
+            dist.get_process_group_ranks(group),
+            backend=c10d.get_backend_config(group),
+            use_local_synchronization=True,
+        )
+        self.carrier: Carrier = CARRIERS[exchange](self.group)
+        self._pattern: Pattern | None = None  # what this rank had before
+        self._last: Table | None = None  # what all ranks together had before
         self._expected: Tensor | None = None  # [K, P] bool: what goes out early
-        self._last: Tensor | None = None  # [K, P] bool: what all ranks together had before
-        self._begin()
+        self._reset()
+
+    def begin(self) -> None:
+        """Take note that a task begins: the step will be finished, or dropped."""
+        self._begun = True
+
+    def failed(self, task: str) -> None:
+        """Take note that ``task`` raised: what it has sent cannot be taken back."""
+        if task in self._sent:
+            self._broken.append(task)
 
     def drop(self, parameters: Sequence[Tensor]) -> None:
-        """Forget the step under way. All ranks that have begun it have to.
+        """Forget the step under way. All ranks have to, and to have begun it.
 
         What they expect of one another still goes out, or the next step's messages would meet this
         one's.
         """
-        if self._ready:
+        if self._begun:
             self._send_early({}, parameters, set(self._tasks))
         for shipment in self._sent.values():
             shipment.wait()
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
+        self._begun = False
+        self._broken: list[str] = []
         self._sent: dict[str, Shipment] = {}
         self._had: dict[str, set[int]] = {}  # which of the sent gradients were this rank's
         self._ready: set[str] = set()
@@ -112,6 +153,7 @@ class Averaging:
             RuntimeError: when the ranks' codes differ.
         """
         ran = [task in capture.grads or task in self._had for task in self._tasks]
+        self._begun = True
         self._send_early(capture.grads, parameters, set(self._tasks), capture.send)
         position = {parameter: p for p, parameter in enumerate(parameters)}
         late = [
@@ -121,16 +163,20 @@ class Averaging:
         beside = {p: p.grad for p in parameters if p.grad is not None}
         _refuse_unaverageable("a backward beside the tasks", beside)
         late.append({position[parameter]: grad for parameter, grad in beside.items()})
-        table, ranks_that_ran = self._roll(ran, late, parameters, code)
+        table = self._roll(ran, late, parameters, code)
         second = [
-            self.carrier.send(parameters, (row >= LATE).nonzero().flatten().tolist(), grads)
-            for row, grads in zip(table, late, strict=True)
+            self.carrier.send(parameters, row.nonzero().flatten().tolist(), grads)
+            for row, grads in zip(table.late, late, strict=True)
         ]
         capture.clear()
         rows = [
-            self._received(task, shipment, (row > 0).tolist(), count)
-            for task, shipment, row, count in zip(
-                (*self._tasks, BESIDE), second, table, (*ranks_that_ran, self._ranks), strict=True
+            self._received(task, shipment, row.tolist(), ran)
+            for task, shipment, row, ran in zip(
+                (*self._tasks, BESIDE),
+                second,
+                table.present,
+                (*table.ran, self._ranks),
+                strict=True,
             )
         ]
         for parameter, grad in zip(
@@ -138,16 +184,15 @@ class Averaging:
         ):
             if grad is not None:
                 parameter.grad = grad
-        self._expect(table[:-1] > 0)
-        self._begin()
-        return rows, torch.tensor(ranks_that_ran) > 0
+        self._reset()
+        return rows, torch.tensor(table.ran) > 0
 
     def _send_early(
         self,
-        grads: Mapping[str, Mapping[Tensor, Tensor]],
+        grads: Mapping[str, Grads],
         parameters: Sequence[Tensor],
         ready: set[str],
-        part_with: Callable[[str, dict[Tensor, Tensor]], None] = lambda task, left: None,
+        part_with: Callable[[str, Grads, Grads], None] = lambda task, left, sent: None,
     ) -> None:
         """Send the expected ones of ``grads`` for the tasks whose turn it is."""
         if self._expected is None or self._expected.shape[1] != len(parameters):
@@ -159,11 +204,11 @@ class Averaging:
                 continue
             expected, mine = positions.flatten().tolist(), grads.get(task, {})
             going = {p: mine[parameters[p]] for p in expected if parameters[p] in mine}
+            shipment = self._sent[task] = self.carrier.send(parameters, expected, going)
             if task in grads:
                 self._had[task] = set(going)
-                gone = {parameters[p] for p in going}
-                part_with(task, {p: grad for p, grad in mine.items() if p not in gone})
-            self._sent[task] = self.carrier.send(parameters, expected, going)
+                sent = {parameters[p]: shipment.found[p] for p in going}
+                part_with(task, {p: grad for p, grad in mine.items() if p not in sent}, sent)
 
     def _roll(
         self,
@@ -171,25 +216,57 @@ class Averaging:
         late: Sequence[dict[int, Tensor]],
         parameters: Sequence[Tensor],
         code: int,
-    ) -> tuple[Tensor, list[int]]:
-        """Sum over the ranks who has what: [K + 1, P], the last beside the tasks; and the number of
-        ranks that ran each task."""
-        table = torch.zeros(len(late), len(parameters), dtype=torch.int64)
-        for row, task, grads in zip(table, (*self._tasks, BESIDE), late, strict=True):
-            row[sorted(self._had.get(task, ()))] = PRESENT
-            row[sorted(grads)] = PRESENT + LATE
-        votes = agreement.votes(code)
-        message = torch.cat([table.flatten(), torch.tensor([*map(int, ran), *votes])])
-        message = message.to(parameters[0].device)
-        dist.all_reduce(message, group=self.group)
-        message = message.cpu()
-        *counts, total, squares = message[table.numel() :].tolist()
-        if not agreement.unanimous([total, squares], self._ranks):
+    ) -> Table:
+        """Ask who has what; where nobody has changed, in a message of a few numbers."""
+        rows = [
+            (does, frozenset(self._had.get(task, ())), frozenset(grads))
+            for does, task, grads in zip((*ran, True), (*self._tasks, BESIDE), late, strict=True)
+        ]
+        pattern = [(does, had | missing) for does, had, missing in rows]
+        changed = pattern != self._pattern or any(missing for _, _, missing in rows)
+        self._pattern = pattern
+        head = [*agreement.votes(code), int(changed), len(self._broken)]
+        *total, changes, broken = self._summed(torch.tensor(head), parameters[0].device).tolist()
+        if not agreement.unanimous(total, self._ranks):
             raise RuntimeError(agreement.DIFFERENT_SETTINGS)
-        return message[: table.numel()].view_as(table), counts
+        if broken:
+            raise RuntimeError(
+                "a task raised after a part of its gradients had been averaged with the other "
+                f"ranks ({', '.join(self._broken) or 'on another rank'}), which cannot be undone: "
+                "drop the step with zero_grad() on all ranks"
+            )
+        if changes or self._last is None:
+            found = self._asked(rows, len(parameters), parameters[0].device)
+            regular = self._last is not None and torch.equal(self._last.present, found.present)
+            self._expected = found.present[:-1] if regular else None
+            self._last = found._replace(late=torch.zeros_like(found.late))
+            return found
+        return self._last
+
+    def _asked(
+        self,
+        rows: Sequence[tuple[bool, frozenset[int], frozenset[int]]],
+        count: int,
+        device: torch.device,
+    ) -> Table:
+        """Ask for everything: what each rank has of ``count`` parameters, sent or not."""
+        table = torch.zeros(len(rows), count, dtype=torch.int64)
+        for row, (_, had, missing) in zip(table, rows, strict=True):
+            row[sorted(had)] = PRESENT
+            row[sorted(missing)] = PRESENT + LATE
+        ran = torch.tensor([int(does) for does, _, _ in rows])
+        total = self._summed(torch.cat([table.flatten(), ran]), device)
+        table, ran = total[: table.numel()].view_as(table), total[table.numel() :]
+        return Table(table > 0, table >= LATE, ran[:-1].tolist())
+
+    def _summed(self, numbers: Tensor, device: torch.device) -> Tensor:
+        """Return the sum over the ranks. The host waits for it."""
+        message = numbers.to(device)
+        dist.all_reduce(message, group=self.group)
+        return message.cpu()
 
     def _received(
-        self, task: str, second: Shipment, there: Sequence[bool], ran: int
+        self, task: str, second: Shipment, present: Sequence[bool], ran: int
     ) -> list[Tensor | None]:
         """Return one task's averages by position, from both rounds."""
         first = self._sent.get(task, Shipment({}, [], []))
@@ -198,19 +275,15 @@ class Averaging:
         found = dict(first.found)
         for p, grad in second.found.items():
             found[p] = found[p].add_(grad) if p in found else grad
-        row = [found[p] if present else None for p, present in enumerate(there)]
-        if 0 < ran < self._ranks:
+        row = [found[p] if yes else None for p, yes in enumerate(present)]
+        there = [grad for grad in row if grad is not None]
+        if there and ran < self._ranks:
             # They were divided by all ranks.
-            torch._foreach_mul_([grad for grad in row if grad is not None], self._ranks / ran)
+            torch._foreach_mul_(there, self._ranks / ran)
         return row
 
-    def _expect(self, present: Tensor) -> None:
-        """What all ranks did twice in a row goes out early in the next step."""
-        regular = self._last is not None and torch.equal(self._last, present)
-        self._expected, self._last = (present if regular else None), present
 
-
-def _refuse_unaverageable(whose: str, grads: dict[Tensor, Tensor]) -> None:
+def _refuse_unaverageable(whose: str, grads: Grads) -> None:
     for parameter, grad in grads.items():
         if grad.is_sparse:
             raise RuntimeError(

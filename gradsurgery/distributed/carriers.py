@@ -143,6 +143,8 @@ class AllReduce(_Group):
         first, grad = parameters[0], grads[0]
         if len(parameters) == 1 and grad is not None and pieces.fits(grad, first):
             return pieces.flattened(grad)
+        places: list[Tensor] = []
+        sources: list[Tensor] = []
         size = sum(p.numel() for p in parameters)
         flat = torch.empty(size, dtype=pieces.dtype(first), device=first.device)
         for part, parameter, grad in zip(
@@ -151,7 +153,10 @@ class AllReduce(_Group):
             if grad is None:
                 part.zero_()
             else:
-                pieces.shaped(part, parameter).copy_(grad)
+                places.append(pieces.shaped(part, parameter))
+                sources.append(grad)
+        if sources:
+            torch._foreach_copy_(places, sources)
         return flat
 
 
@@ -180,7 +185,9 @@ class ReduceScatter(_Group):
             table = self._packed(chosen, [grads.get(p) for p in bucket], sizes)
             operation = self.averaging(table)
             mine = table.new_empty(table.shape[1])
-            work = _reduce_scatter(mine, table.view(-1), operation, self.group, async_op=True)
+            work = _reduce_scatter(
+                _reals(mine), _reals(table), operation, self.group, async_op=True
+            )
             shipment.works.append(work)
             shipment.sources.append(table)
             for p, part in zip(bucket, torch.split(mine, sizes), strict=True):
@@ -211,7 +218,7 @@ class ReduceScatter(_Group):
                 assert piece is not None
                 part[: len(piece)].copy_(piece)
             table = mine.new_empty(self.ranks, len(mine))
-            _all_gather(table.view(-1), mine, self.group)
+            _all_gather(_reals(table), _reals(mine), self.group)
             for p, part in zip(bucket, torch.split(table, sizes, dim=1), strict=True):
                 flat = part.reshape(-1)[: parameters[p].numel()]
                 whole[p] = pieces.shaped(flat, parameters[p])
@@ -271,6 +278,11 @@ def buckets(parameters: Sequence[Tensor], positions: Sequence[int]) -> Iterator[
         filled[kind] = size + (filled[kind] if bucket else 0)
         bucket.append(p)
     yield from open_.values()
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    """Return the elements of a contiguous tensor flat, complex ones as pairs."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).view(-1)
 
 
 def nonempty(rows: kernels.Gradients) -> list[list[Tensor | None]]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gradsurgery import kernels
+from gradsurgery.distributed import agreement
 from gradsurgery.distributed.carriers import nonempty
 
 
@@ -60,9 +62,11 @@ class Meshed:
 
     Args:
         parameters: sharded ones, or some sharded and some plain (the same on all ranks).
+        check: see whether gradients of plain ones are the same on all ranks.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], check: bool = False) -> None:
+        self._check = check
         self._meshes = meshes_of(parameters)
         self._class = [_index(self._meshes, p) for p in parameters]
         self._counted = [_first_of_its_replicas(p) for p in parameters]
@@ -84,19 +88,35 @@ class Meshed:
             for row in rows
         ]
         classes = len(self._meshes) + 1  # the last: plain parameters
-        device = next((g.device for row in rows for g in row if g is not None), None)
-        gram = kernels.gram(nonempty(counted), apart, classes * count).to(device)
-        whole = gram.view(classes, count, *gram.shape[1:])
-        for each, mesh in zip(whole, self._meshes, strict=False):
+        gram = kernels.gram(nonempty(counted), apart, classes * count)
+        lies = gram.device
+        # Shards may be kept on the CPU, beside a mesh of GPUs.
+        whole = gram.to(self._meshes[0].device_type).view(classes, count, *gram.shape[1:])
+        widest = max(self._meshes, key=lambda mesh: int(mesh.size()))
+        own = whole[-1].clone()
+        if any(widest.get_coordinate()):
+            whole[-1].zero_()  # all have the same: they shall have the same bits
+        for each, mesh in zip(whole, (*self._meshes, widest), strict=True):
             for group in mesh.get_all_groups():
                 dist.all_reduce(each, group=group)
-        return whole.sum(0)
+        if self._check:
+            _refuse_unlike(own, whole[-1], widest)
+        return whole.sum(0).to(lies)
 
     def restored(
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """Return the gradients: they lie where they belong."""
         return list(grads)
+
+
+def _refuse_unlike(own: Tensor, first: Tensor, mesh: Any) -> None:
+    """Raise on all ranks where ``own`` differs on any from ``first``, that of one of them."""
+    differ = torch.tensor(int(not agreement.alike(first, own)), device=own.device)
+    for group in mesh.get_all_groups():
+        dist.all_reduce(differ, dist.ReduceOp.MAX, group=group)
+    if differ.item():
+        raise RuntimeError(agreement.NOT_SHARDED)
 
 
 def _index(meshes: Sequence[Any], parameter: Tensor) -> int:

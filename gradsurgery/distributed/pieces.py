@@ -40,7 +40,7 @@ def own(flat: Tensor, rank: int, ranks: int) -> Tensor:
 
 def strides(parameter: Tensor) -> tuple[int, ...]:
     """Return the strides that a gradient of ``parameter`` is exchanged with, on every rank."""
-    if dense(parameter):
+    if parameter.is_contiguous() or dense(parameter):
         return parameter.stride()
     return torch.empty(parameter.shape, device="meta").stride()
 
@@ -57,9 +57,13 @@ def fits(grad: Tensor, parameter: Tensor) -> bool:
 
 def shaped(flat: Tensor, parameter: Tensor) -> Tensor:
     """Return ``flat`` ([N]) as a gradient of ``parameter``: a view."""
+    if parameter.is_contiguous():
+        return flat.view(parameter.shape)
     return flat.as_strided(parameter.shape, strides(parameter), flat.storage_offset())
 
 
 def flattened(grad: Tensor) -> Tensor:
     """Return what :func:`shaped` or autograd gave, in memory order ([N]): a view."""
+    if grad.is_contiguous():
+        return grad.view(-1)
     return grad.as_strided((grad.numel(),), (1,), grad.storage_offset())

@@ -74,9 +74,6 @@ class Processes:
         ValueError: for an unknown exchange.
     """
 
-    #: How many were made: the ranks' optimizers are made in one order.
-    _made = 0
-
     def __init__(
         self, group: dist.ProcessGroup | None, tasks: Sequence[str], exchange: str
     ) -> None:
@@ -88,8 +85,8 @@ class Processes:
         self._averaging = Averaging(group, tasks, exchange) if group and several else None
         self._roll: agreement.RollCall | None = None
         self._compared = False
-        Processes._made += 1
-        self._number = Processes._made
+        self._shapes: list[Any] = []
+        self._device = torch.device("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._group is not None:
@@ -115,10 +112,17 @@ class Processes:
 
     def begin(self, task: str, parameters: Sequence[Tensor]) -> None:
         """Take note that ``task`` begins."""
+        if self._averaging is not None:
+            self._averaging.begin()
         if any(map(is_sharded, parameters)):
             if self._roll is None:
                 self._roll = agreement.RollCall(meshes_of(parameters))
             self._roll.call(f"task {task!r}")
+
+    def failed(self, task: str) -> None:
+        """Take note that ``task`` raised."""
+        if self._averaging is not None:
+            self._averaging.failed(task)
 
     def captured(
         self, task: str, capture: Captured, parameters: Sequence[Tensor], sync: bool
@@ -128,29 +132,36 @@ class Processes:
             self._averaging.captured(task, capture, parameters, sync)
 
     def everything(
-        self, capture: Captured, parameters: Sequence[Tensor], common: tuple[object, ...]
+        self,
+        capture: Captured,
+        parameters: Sequence[Tensor],
+        common: Callable[[], tuple[object, ...]],
     ) -> Found:
         """Return the gradients of the step.
 
         Args:
             capture: what was captured.
             parameters: of the optimizer.
-            common: what all ranks must have in common.
+            common: tells what all ranks must have in common.
 
         Raises:
             RuntimeError: where the ranks disagree.
         """
+        if self.count > 1:
+            self._shapes = [(tuple(p.shape), p.dtype) for p in parameters]
+            self._device = parameters[0].device
         if self._averaging is not None:
-            return self._averaged(self._averaging, capture, parameters, common)
+            return self._averaged(self._averaging, capture, parameters, common())
         captured = capture.grads
         rows = [[captured.get(task, {}).get(p) for p in parameters] for task in self._tasks]
         active = torch.tensor([task in captured for task in self._tasks])
         if self._roll is None:
             return Found(rows, active, Here(), lambda grads: grads)
-        self._roll.call("combine()", *common)
+        self._roll.call("combine()", self._shapes, *common())
         self._roll.check()
         shards = [[local(grad) for grad in row] for row in rows]
-        return Found(shards, active, Meshed(parameters), lambda grads: _whole(rows, grads))
+        placement = Meshed(parameters, check=not self._compared)
+        return Found(shards, active, placement, lambda grads: _whole(rows, grads))
 
     def compare(
         self,
@@ -170,7 +181,7 @@ class Processes:
         Raises:
             RuntimeError: where they do not.
         """
-        if self._roll is not None or self.count == 1:
+        if self.count == 1:
             return
         if agreement.debugging():
             none = torch.zeros(0)
@@ -179,9 +190,11 @@ class Processes:
                 "the visiting orders": none if order is None else order,
                 "the weights": none if weights is None else weights,
             }
-            agreement.compare(parts, self._group, gram.device)
-        elif self._averaging is None and not self._compared:
-            agreement.compare_with_neighbours(self._number, active, gram)
+            for group in self._roll.groups if self._roll is not None else [self._group]:
+                agreement.compare(parts, group, self._device)
+        elif self._roll is None and self._averaging is None and not self._compared:
+            code = agreement.fingerprint(self._tasks, self._shapes)
+            agreement.compare_with_neighbours(code, active, gram)
         self._compared = True
 
     def check_losses(self, losses: Iterable[Tensor]) -> None:
@@ -200,10 +213,24 @@ class Processes:
         parameters: Sequence[Tensor],
         common: tuple[object, ...],
     ) -> Found:
-        code = agreement.fingerprint(len(parameters), *common)
+        code = agreement.fingerprint(self._shapes, *common)
         rows, active = averaging.finish(capture, parameters, code)
-        carrier = averaging.carrier
-        return Found(rows, active, carrier, lambda grads: carrier.restored(parameters, grads))
+        alone = [sum(g is not None for g in column) == 1 for column in zip(*rows, strict=True)]
+
+        def restored(grads: Grads) -> Grads:
+            whole = averaging.carrier.restored(parameters, grads)
+            # A head's gradient would keep the bucket alive that all of its task came in.
+            return [
+                g.clone() if g is not None and one and _is_part(g) else g
+                for g, one in zip(whole, alone, strict=True)
+            ]
+
+        return Found(rows, active, averaging.carrier, restored)
+
+
+def _is_part(grad: Tensor) -> bool:
+    """Whether ``grad`` is a view of more than itself."""
+    return grad.untyped_storage().nbytes() > 2 * grad.numel() * grad.element_size()
 
 
 def _whole(rows: Sequence[Grads], grads: Grads) -> list[Tensor | None]:

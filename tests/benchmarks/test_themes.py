@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_memory, bench_scaling, bench_step, steps
+from benchmarks import bench_memory, bench_scaling, bench_step, bench_trunk, steps
 from benchmarks.__main__ import THEMES, command, main
+from benchmarks.harness import Sample
 from benchmarks.setting import Setting
 
 
@@ -84,6 +85,37 @@ def test_exponents_of_a_sweep() -> None:
     ]
     found = bench_scaling.exponents("K", rows)
     assert found == pytest.approx({"measured": 2.0, "floor": 1.0})
+
+
+def test_a_trunks_ratios_are_taken_within_rounds() -> None:
+    taken = {
+        bench_trunk.JOINT: [1.0, 2.0, 4.0],
+        bench_trunk.EACH: [2.0, 4.0, 8.0],
+        bench_trunk.EXACT: [3.0, 6.0, 12.0],
+        bench_trunk.FEATURES: [1.5, 2.0, 4.0],
+    }
+    times = {kind: [Sample(s, s) for s in seconds] for kind, seconds in taken.items()}
+    rows = [{"tasks": 3, "part": "backward", **row} for row in bench_trunk.figures(times)]
+    assert [row["to_joint"] for row in rows] == [1, 2, 3, 1]
+    assert [row["to_loss_by_loss"] for row in rows] == [0.5, 1, 1.5, 0.5]
+    assert bench_trunk.table(rows).rows[2][4:] == ["3.00", "1.50", "3"]
+
+
+def test_a_trunks_kinds_do_the_same_work() -> None:
+    """Without conflicts and dropout all leave the same gradients."""
+    torch.manual_seed(0)
+    model = bench_trunk.Trunk("mini", 2).eval()
+    model.heads[1].load_state_dict(model.heads[0].state_dict())
+    tokens = torch.randint(0, 100, (2, 8))
+    found = []
+    for kind in bench_trunk.KINDS:
+        step = bench_trunk.Step(kind, model, tokens)
+        step.forward()
+        step.backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append(torch.cat([grad.flatten() for grad in grads]))
+    for other in found[1:]:
+        assert torch.allclose(other, found[0], atol=1e-6)
 
 
 def test_a_stopwatch_counts_and_passes_through() -> None:

@@ -166,6 +166,13 @@ def another_seed() -> None:
     optimizer.join([p.sum() for p in optimizer.param_groups[0]["params"][:2]]).backward()
 
 
+def another_model() -> None:
+    """A parameter more on one rank."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(2)) for _ in range(2 + dist.get_rank())])
+    optimizer = wrapped(model, PCGrad(), process_group=dist.group.WORLD)
+    optimizer.join([p.sum() for p in model[:2]]).backward()
+
+
 def nothing_anywhere() -> None:
     wrapped(fresh_model(), process_group=dist.group.WORLD).combine()
 
@@ -237,6 +244,7 @@ def scenarios() -> dict[str, ranks.Scenario]:
             found[f"{name}, one forward, {exchange}"] = partial(one_forward, exchange, **options)
     return found | {
         "another seed": another_seed,
+        "another model": another_model,
         "nothing": nothing_anywhere,
         "sparse": sparse,
         "dropped": dropped,
@@ -333,9 +341,10 @@ def test_gradients_look_like_those_of_autograd(
     assert rest == [None] * len(rest)
 
 
-def test_disagreement_is_refused(results: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", ["another seed", "another model"])
+def test_disagreement_is_refused(name: str, results: list[dict[str, Any]]) -> None:
     for found in results:
-        assert "the ranks disagree on tasks, method" in found["another seed"]["error"]
+        assert "the ranks disagree on tasks, method" in found[name]["error"]
 
 
 def test_nothing_captured_on_any_rank(results: list[dict[str, Any]]) -> None:

@@ -1,0 +1,144 @@
+"""Every integration takes steps, and they are the same steps in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("accelerate")
+pytest.importorskip("lightning")
+pytest.importorskip("peft")
+
+from benchmarks import bench_integrations, framework_loops, own_loops, steps
+from benchmarks.bench_integrations import INTEGRATIONS, Integration
+from benchmarks.fits import Fit, Turns
+from benchmarks.harness import Sample
+from benchmarks.own_loops import EACH, JOIN, SUM, TASK, Bench
+from benchmarks.setting import Setting
+
+CPU = torch.device("cpu")
+BENCH = Bench(steps.SIZES["quick"], CPU, threads=1, quick=True)
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The models that are built from here on: without dropout, at a rate that shows."""
+    built: list[torch.nn.Module] = []
+
+    def problem(self: Bench, bf16: bool = False) -> steps.Problem:
+        made = steps.problem(self.size, self.device, bf16, dropout=0.0)
+        built.append(made.model)
+        return made
+
+    monkeypatch.setattr(own_loops, "RATE", 0.01)
+    monkeypatch.setattr(Bench, "problem", problem)
+    return built
+
+
+def after_three_steps(
+    build: Callable[[Bench], Any], kind: str, models: list[torch.nn.Module]
+) -> Tensor:
+    """All weights, behind each other."""
+    with bench_integrations.quiet():
+        built = build(BENCH)
+        step = built[kind]
+        for _ in range(3):
+            step.step() if isinstance(step, Fit) else step()
+        if isinstance(step, Fit):
+            step.step()  # its loader is one batch ahead
+        for other in built.values():
+            if isinstance(other, Fit):
+                other.close()
+        bench_integrations._forget_accelerate()
+    return torch.cat([p.detach().flatten() for p in models[-1].parameters()])
+
+
+SAME = {
+    "checkpointed": (own_loops.checkpointed, (SUM, EACH, JOIN, TASK)),
+    "compiled": (own_loops.compiled, (SUM, TASK)),
+    "accelerated": (own_loops.accelerated, (SUM, EACH, JOIN, TASK)),
+    "fabric": (own_loops.fabric, (SUM, EACH, JOIN, TASK)),
+    "trainer": (framework_loops.trainer, (SUM, JOIN, TASK)),
+    "lightning": (framework_loops.lightning, (SUM, JOIN)),
+    "lightning by hand": (framework_loops.lightning_by_hand, (SUM, TASK)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_it_does_the_plain_loops_work(name: str, models: list[torch.nn.Module]) -> None:
+    """The same weights, with clipping: so what is compared is the same work."""
+    build, kinds = SAME[name]
+    for kind in kinds:
+        ours = after_three_steps(build, kind, models)
+        by_hand = after_three_steps(own_loops.plain, kind, models)
+        assert torch.allclose(ours, by_hand, atol=1e-6), kind
+
+
+def test_surgery_and_clipping_change_the_weights(
+    models: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(one: Tensor, other: Tensor) -> float:
+        # Adam turns rounding into steps where a gradient is nearly nothing, so not the maximum.
+        return (one - other).abs().mean().item()
+
+    summed, each, joined, tasks = (
+        after_three_steps(own_loops.plain, kind, models) for kind in (SUM, EACH, JOIN, TASK)
+    )
+    assert apart(summed, each) < 1e-5
+    assert apart(joined, tasks) < 1e-5
+    assert apart(summed, joined) > 1e-3
+    # Adam also takes away a factor that stays the same: this one changes from step to step.
+    monkeypatch.setattr(own_loops, "CLIP", 1e9)
+    assert apart(summed, after_three_steps(own_loops.plain, SUM, models)) > 1e-4
+
+
+def test_a_loop_takes_a_step_when_told_to() -> None:
+    taken: list[int] = []
+
+    def loop(turns: Turns) -> None:
+        for batch in turns:
+            taken.append(len(batch))
+
+    fit = Fit(loop, {"a": torch.zeros(1)}, threads=1)
+    assert taken == []
+    fit.step()
+    fit.step()
+    assert taken == [1, 1]
+    fit.close()
+    assert taken == [1, 1]
+
+
+def test_a_loops_error_is_told() -> None:
+    def fails(turns: Turns) -> None:
+        next(iter(turns))
+        raise ValueError("out of luck")
+
+    fit = Fit(fails, {}, threads=1)
+    with pytest.raises(RuntimeError, match="ended by itself") as raised:
+        fit.step()
+    assert "out of luck" in str(raised.value.__cause__)
+
+
+def test_a_missing_package_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Integration("something", own_loops.plain, "no_such_package")
+    monkeypatch.setattr(bench_integrations, "INTEGRATIONS", (missing, INTEGRATIONS[0]))
+    found = bench_integrations.run(Setting(CPU, tmp_path, quick=True))
+    assert "something: no_such_package is not installed" in found.notes
+    assert [row[0] for row in found.tables[0].rows] == ["plain loop"]
+
+
+def test_both_ways_have_to_meet_the_target() -> None:
+    def rows(join: float, apart: float) -> list[dict[str, Any]]:
+        taken = {SUM: 1.0, EACH: 0.5, JOIN: join, TASK: apart}
+        times = {kind: [Sample(t, t), Sample(2 * t, 2 * t)] for kind, t in taken.items()}
+        return bench_integrations.figures("a loop", times)
+
+    met, missed = rows(1.04, 0.9), rows(1.06, 0.9)
+    lines = bench_integrations.ratios([met, missed], judged=True).rows
+    assert lines[0] == ["a loop", "1500", "1.040", "0.900", "1.800", "2", "met"]
+    assert lines[1][-1] == "missed"
