@@ -185,16 +185,17 @@ class GradientSurgery(Optimizer):
         parameters = self._parameters()
         segments, names = self._segments()
         found = self._processes.everything(self._capture, parameters, self._common)
-        if not found.active.any():
+        if not any(found.active):
             raise RuntimeError(
                 "combine() found nothing captured: run each task's backward inside "
                 "optimizer.task(name), or use optimizer.join(losses).backward()"
             )
+        active = torch.tensor(found.active)
         results = combined(
             found.rows,
             segments,
             len(names),
-            lambda gram, finite: self._weights(gram, finite, names, found.active),
+            lambda gram, finite: self._weights(gram, finite, names, active),
             found.placement,
         )
         for parameter, grad in zip(parameters, found.restored(results), strict=True):

@@ -134,7 +134,7 @@ class Averaging:
 
     def finish(
         self, capture: Captured, parameters: Sequence[Tensor], code: int
-    ) -> tuple[list[list[Tensor | None]], Tensor]:
+    ) -> tuple[list[list[Tensor | None]], list[bool]]:
         """Average what is left, and return everything.
 
         What is in ``.grad``, beside the tasks, is averaged in its place. (What was averaged before
@@ -146,8 +146,7 @@ class Averaging:
             code: a fingerprint of what all ranks must have in common.
 
         Returns:
-            ``[K][P]`` averages in the carrier's form, and ``[K]`` bool, the tasks that any rank
-            ran.
+            ``[K][P]`` averages in the carrier's form, and for each task whether any rank ran it.
 
         Raises:
             RuntimeError: when the ranks' codes differ.
@@ -185,7 +184,7 @@ class Averaging:
             if grad is not None:
                 parameter.grad = grad
         self._reset()
-        return rows, torch.tensor(table.ran) > 0
+        return rows, [ran > 0 for ran in table.ran]
 
     def _send_early(
         self,

@@ -50,13 +50,13 @@ class Found(NamedTuple):
 
     Attributes:
         rows: ``[K][P]``, what lies here of each; the first of a parameter may be overwritten.
-        active: ``[K]`` bool, the tasks that ran, on any rank.
+        active: for each task, whether it ran, on any rank.
         placement: where the rest lies.
         restored: turns the combined gradients into what ``.grad`` is to be.
     """
 
     rows: list[list[Tensor | None]]
-    active: Tensor
+    active: list[bool]
     placement: Placement
     restored: Callable[[Grads], Grads]
 
@@ -154,7 +154,7 @@ class Processes:
             return self._averaged(self._averaging, capture, parameters, common())
         captured = capture.grads
         rows = [[captured.get(task, {}).get(p) for p in parameters] for task in self._tasks]
-        active = torch.tensor([task in captured for task in self._tasks])
+        active = [task in captured for task in self._tasks]
         if self._roll is None:
             return Found(rows, active, Here(), lambda grads: grads)
         self._roll.call("combine()", self._shapes, *common())
