@@ -92,6 +92,7 @@ pass() {
   theme peers 120 1.5
   theme scaling 60 0.8
   theme memory 100 1.4
+  theme trunk 60 0.8
   printf '\n== summary (%ss)\n' "$SECONDS"
   if [ "${#failed[@]}" -eq 0 ]; then
     echo "all parts passed"

@@ -132,13 +132,16 @@ def test_a_missing_package_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row[0] for row in found.tables[0].rows] == ["plain loop"]
 
 
-def test_both_ways_have_to_meet_the_target() -> None:
-    def rows(join: float, apart: float) -> list[dict[str, Any]]:
-        taken = {SUM: 1.0, EACH: 0.5, JOIN: join, TASK: apart}
-        times = {kind: [Sample(t, t), Sample(2 * t, 2 * t)] for kind, t in taken.items()}
+def test_the_verdict_knows_the_noise() -> None:
+    """Of two rounds, with ratios `low` and `high`."""
+
+    def rows(low: float, high: float) -> list[dict[str, Any]]:
+        rounds = {SUM: (1.0, 2.0), EACH: (0.5, 1.0), JOIN: (low, 2 * high), TASK: (0.9, 1.8)}
+        times = {kind: [Sample(t, t) for t in taken] for kind, taken in rounds.items()}
         return bench_integrations.figures("a loop", times)
 
-    met, missed = rows(1.04, 0.9), rows(1.06, 0.9)
-    lines = bench_integrations.ratios([met, missed], judged=True).rows
-    assert lines[0] == ["a loop", "1500", "1.040", "0.900", "1.800", "2", "met"]
-    assert lines[1][-1] == "missed"
+    groups = [rows(1.04, 1.04), rows(1.06, 1.06), rows(1.02, 1.12)]
+    lines = bench_integrations.ratios(groups, judged=True).rows
+    ratios = ["1.040 ± 0.000", "0.900 ± 0.000", "1.800"]
+    assert lines[0] == ["a loop", "1500", *ratios, "2", "met, met"]
+    assert [line[-1] for line in lines[1:]] == ["missed, met", "open, met"]
