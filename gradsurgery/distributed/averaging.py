@@ -152,16 +152,15 @@ class Averaging:
             RuntimeError: when the ranks' codes differ.
         """
         ran = [task in capture.grads or task in self._had for task in self._tasks]
-        self._begun = True
+        self._begun = True  # by ranks without a task, too
         self._send_early(capture.grads, parameters, set(self._tasks), capture.send)
-        position = {parameter: p for p, parameter in enumerate(parameters)}
-        late = [
-            {position[parameter]: grad for parameter, grad in capture.grads.get(task, {}).items()}
-            for task in self._tasks
-        ]
         beside = {p: p.grad for p in parameters if p.grad is not None}
         _refuse_unaverageable("a backward beside the tasks", beside)
-        late.append({position[parameter]: grad for parameter, grad in beside.items()})
+        position = {parameter: p for p, parameter in enumerate(parameters)}
+        late = [
+            {position[parameter]: grad for parameter, grad in grads.items()}
+            for grads in (*(capture.grads.get(task, {}) for task in self._tasks), beside)
+        ]
         table = self._roll(ran, late, parameters, code)
         second = [
             self.carrier.send(parameters, row.nonzero().flatten().tolist(), grads)
@@ -169,8 +168,8 @@ class Averaging:
         ]
         capture.clear()
         rows = [
-            self._received(task, shipment, row.tolist(), ran)
-            for task, shipment, row, ran in zip(
+            self._received(task, shipment, row.tolist(), count)
+            for task, shipment, row, count in zip(
                 (*self._tasks, BESIDE),
                 second,
                 table.present,
@@ -184,7 +183,7 @@ class Averaging:
             if grad is not None:
                 parameter.grad = grad
         self._reset()
-        return rows, [ran > 0 for ran in table.ran]
+        return rows, [count > 0 for count in table.ran]
 
     def _send_early(
         self,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
 
 from gradsurgery import kernels
 from gradsurgery.distributed import pieces
@@ -79,7 +80,7 @@ class _Group:
 
     def averaging(self, flat: Tensor) -> Any:
         """Return the operation that averages ``flat``, which may be divided for it."""
-        if flat.is_cuda and "nccl" in str(dist.get_backend(self.group)):
+        if flat.is_cuda and "nccl" in c10d.get_backend_config(self.group):
             return dist.ReduceOp.AVG
         # Before the sum, not after: half precision would overflow.
         flat.div_(self.ranks)
@@ -232,8 +233,12 @@ class ReduceScatter(_Group):
     def _packed(
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None], sizes: Sequence[int]
     ) -> Tensor:
-        """Return ``[ranks, M]``: row r holds what rank r owns of each."""
-        first = parameters[0]
+        """Return ``[ranks, M]``: row r holds what rank r owns of each. A large gradient that can be
+        cut evenly is taken as it is."""
+        first, alone = parameters[0], grads[0] if len(grads) == 1 else None
+        even = alone is not None and alone.numel() == self.ranks * sizes[0] > 0
+        if even and alone is not None and pieces.fits(alone, first):
+            return pieces.flattened(alone).view(self.ranks, -1)
         table = torch.zeros(self.ranks, sum(sizes), dtype=pieces.dtype(first), device=first.device)
         for part, parameter, grad, size in zip(
             torch.split(table, list(sizes), dim=1), parameters, grads, sizes, strict=True

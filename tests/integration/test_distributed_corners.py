@@ -54,6 +54,8 @@ def odd_parameters() -> list[nn.Parameter]:
         torch.randn(6, dtype=torch.complex64),
         torch.randn(20).bfloat16(),
         torch.randn(20).half(),
+        torch.randn(8, 8),  # large, and evenly cut
+        torch.randn(16, 4).t(),
     ]
     return [nn.Parameter(value) for value in values]
 
