@@ -116,12 +116,10 @@ class AllReduce(_Group):
         """See :class:`Carrier`. Large gradients are averaged where they lie."""
         shipment = Shipment({}, [], [])
         for bucket in buckets(parameters, positions):
-            flat = self._packed([parameters[p] for p in bucket], [grads.get(p) for p in bucket])
+            flat, places = self._packed([parameters[p] for p in bucket], [*map(grads.get, bucket)])
             operation = self.averaging(flat)
             shipment.works.append(dist.all_reduce(flat, operation, self.group, async_op=True))
-            sizes = [parameters[p].numel() for p in bucket]
-            for p, part in zip(bucket, torch.split(flat, sizes), strict=True):
-                shipment.found[p] = pieces.shaped(part, parameters[p])
+            shipment.found.update(zip(bucket, places, strict=True))
         return shipment
 
     def gram(
@@ -139,26 +137,23 @@ class AllReduce(_Group):
         """See :class:`Carrier`: they are whole."""
         return list(grads)
 
-    def _packed(self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
-        """Return the gradients behind each other, a large one as it is if it fits."""
+    def _packed(
+        self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradients behind each other, a large one as it is if it fits; and the view of
+        each."""
         first, grad = parameters[0], grads[0]
         if len(parameters) == 1 and grad is not None and pieces.fits(grad, first):
-            return pieces.flattened(grad)
-        places: list[Tensor] = []
-        sources: list[Tensor] = []
-        size = sum(p.numel() for p in parameters)
-        flat = torch.empty(size, dtype=pieces.dtype(first), device=first.device)
-        for part, parameter, grad in zip(
-            torch.split(flat, [p.numel() for p in parameters]), parameters, grads, strict=True
-        ):
-            if grad is None:
-                part.zero_()
-            else:
-                places.append(pieces.shaped(part, parameter))
-                sources.append(grad)
-        if sources:
-            torch._foreach_copy_(places, sources)
-        return flat
+            return pieces.flattened(grad), [grad]
+        sizes = [p.numel() for p in parameters]
+        flat = torch.empty(sum(sizes), dtype=pieces.dtype(first), device=first.device)
+        places = [*map(pieces.shaped, torch.split(flat, sizes), parameters)]
+        there = [(place, g) for place, g in zip(places, grads, strict=True) if g is not None]
+        if len(there) < len(grads):
+            flat.zero_()
+        if there:
+            torch._foreach_copy_([place for place, _ in there], [grad for _, grad in there])
+        return flat, places
 
 
 class ReduceScatter(_Group):

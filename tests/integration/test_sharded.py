@@ -236,7 +236,7 @@ def test_clipping_sees_the_whole_gradient(
     world: int, results: dict[int, list[dict[str, Any]]]
 ) -> None:
     for ours, alone in zip(results[world][0]["clipped"], clip(fresh_model(), world), strict=True):
-        torch.testing.assert_close(ours, alone, rtol=0, atol=2e-6)
+        torch.testing.assert_close(ours, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -272,7 +272,7 @@ def test_a_checkpoint_loads_at_another_world_size(
     assert torch.equal(found["rng"], alone["rng"])
     torch.testing.assert_close(found["target"], alone["target"], rtol=1e-5, atol=1e-6)
     for ours, whole in zip(found["weights"], alone["weights"], strict=True):
-        torch.testing.assert_close(ours, whole, rtol=0, atol=2e-6)
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
