@@ -41,17 +41,8 @@ _SURGERY = (DDP_TASK, ALL_REDUCE, REDUCE_SCATTER, FSDP_TASK)
 _SUM = (DDP_SUM, FSDP_SUM)
 
 
-class Heads(nn.Module):
-    """An encoder and K linear heads; every second starts out opposed to the one before."""
-
-    def __init__(self, size: str, tasks: int) -> None:
-        super().__init__()
-        self.encoder = workloads.encoder(size)
-        width = workloads.ENCODERS[size]["hidden_size"]
-        heads = [nn.Linear(width, 1) for _ in range(tasks)]
-        for one, other in zip(heads[::2], heads[1::2], strict=False):
-            other.weight.data.copy_(-one.weight.data)
-        self.heads = nn.ModuleList(heads)
+class Heads(steps.Opposed):
+    """A batch per task."""
 
     def forward(self, task: int, tokens: Tensor) -> Tensor:
         """Return a task's loss on its own ``tokens`` ([batch, length])."""

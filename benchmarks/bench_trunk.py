@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import backward
 
 from benchmarks import steps, workloads
@@ -30,17 +30,8 @@ KINDS = (JOINT, EACH, EXACT, FEATURES)
 COLUMNS = ("what", "median ms", "p20", "p80", "to sum(losses)", "to loss by loss", "rounds")
 
 
-class Trunk(nn.Module):
-    """An encoder and K linear heads; every second starts out opposed to the one before."""
-
-    def __init__(self, size: str, tasks: int) -> None:
-        super().__init__()
-        self.encoder = workloads.encoder(size)
-        width = workloads.ENCODERS[size]["hidden_size"]
-        heads = [nn.Linear(width, 1) for _ in range(tasks)]
-        for one, other in zip(heads[::2], heads[1::2], strict=False):
-            other.weight.data.copy_(-one.weight.data)
-        self.heads = nn.ModuleList(heads)
+class Trunk(steps.Opposed):
+    """One batch for all tasks."""
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the features and the tasks' losses on ``tokens`` ([batch, length])."""

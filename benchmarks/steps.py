@@ -84,6 +84,19 @@ class MultiTask(nn.Module):
         return {task: self.loss(task, features) for task in TASKS}
 
 
+class Opposed(nn.Module):
+    """An encoder and K linear heads; every second starts out opposed to the one before."""
+
+    def __init__(self, size: str, tasks: int) -> None:
+        super().__init__()
+        self.encoder = workloads.encoder(size)
+        width = workloads.ENCODERS[size]["hidden_size"]
+        heads = [nn.Linear(width, 1) for _ in range(tasks)]
+        for one, other in zip(heads[::2], heads[1::2], strict=False):
+            other.weight.data.copy_(-one.weight.data)
+        self.heads = nn.ModuleList(heads)
+
+
 class Problem(NamedTuple):
     """A model and its batches; a shared batch is the first task's.
 

@@ -89,12 +89,12 @@ class Capture:
         """Return the gradients now in ``parameters``, fit to be kept and overwritten."""
         taken = {p: _owned(task, p, p.grad) for p in parameters if p.grad is not None}
         if not taken:
-            hint = " (FSDP2 keeps them back after set_requires_gradient_sync(False))"
+            hint = ""
+            if any(map(is_sharded, parameters)):
+                hint = " (FSDP2 keeps them back after set_requires_gradient_sync(False))"
             raise RuntimeError(
                 f"no gradient reached the optimizer's parameters during task({task!r}): call "
-                "backward() inside the with block, on a loss that depends on them"
-                + hint
-                * any(map(is_sharded, parameters))
+                f"backward() inside the with block, on a loss that depends on them{hint}"
             )
         for other, grads in (*self.grads.items(), *self.sent.items()):
             if other != task:

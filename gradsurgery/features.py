@@ -22,6 +22,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from gradsurgery import grouping as _grouping
 from gradsurgery.combination import deliver
+from gradsurgery.distributed.meshes import is_sharded
 
 #: The outputs of a trunk: one tensor, or several.
 Features = Tensor | Sequence[Tensor]
@@ -148,7 +149,7 @@ def refuse_sharded(tensors: Iterable[Tensor]) -> None:
         NotImplementedError: where there is one.
     """
     for tensor in tensors:
-        if hasattr(tensor, "device_mesh"):
+        if is_sharded(tensor):
             raise NotImplementedError(
                 f"features= does not know sharded parameters, and one is a {type(tensor).__name__} "
                 f"of shape {list(tensor.shape)}; {EXACT}"

@@ -22,6 +22,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from gradsurgery.distributed import agreement
 from gradsurgery.distributed.carriers import CARRIERS, Carrier, Shipment
+from gradsurgery.distributed.meshes import is_sharded
 
 #: In the sum over ranks: a gradient that is there, and one that was not sent yet.
 PRESENT, LATE = 1, 1 << 31
@@ -289,7 +290,7 @@ def _refuse_unaverageable(whose: str, grads: Grads) -> None:
                 f"{list(parameter.shape)}: with process_group only dense gradients are averaged; "
                 "build the embedding with sparse=False"
             )
-        if hasattr(grad, "device_mesh"):
+        if is_sharded(grad):
             raise RuntimeError(
                 f"{whose} left a sharded gradient (DTensor): FSDP2 and tensor parallel "
                 "average gradients themselves, so leave process_group out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,18 @@ def wrap(
     """A wrapped SGD over ``parameters``."""
     built = base(parameters, lr=lr)  # type: ignore[call-arg]
     return GradientSurgery(built, method or PCGrad(), tasks=tasks, **options)  # type: ignore[arg-type]
+
+
+class Fails(torch.autograd.Function):
+    """Passes its input on, and has a backward that raises."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise MemoryError("out of memory in task b")
 
 
 class TwoHeads(nn.Module):

@@ -18,7 +18,7 @@ from gradsurgery import GradVac, Method, PCGrad, Sum, split
 from gradsurgery import functional as F
 from gradsurgery.order import visiting_order
 from tests import oracles
-from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+from tests.gradsurgery.problems import Fails, linear_losses, same, vectors, wrap
 
 TASKS = ("a", "b", "c")
 METHODS = [PCGrad(seed=3), GradVac(beta=0.3, seed=3), Sum()]
@@ -614,15 +614,6 @@ def test_sharded_parameters_are_refused() -> None:
 
 
 def test_a_failing_head_leaves_nothing_behind() -> None:
-    class Fails(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            raise MemoryError("out of memory in task b")
-
     model = Shared()
     optimizer = wrap(list(model.parameters()), tasks=TASKS)
     z = model.trunk(batch())

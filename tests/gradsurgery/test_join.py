@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradsurgery import GradVac, PCGrad, Sum
 from gradsurgery.join import shared
-from tests.gradsurgery.problems import TwoHeads, linear_losses, losses_of, vectors, wrap
+from tests.gradsurgery.problems import Fails, TwoHeads, linear_losses, losses_of, vectors, wrap
 
 
 def test_it_is_the_sum_of_the_losses() -> None:
@@ -170,15 +170,6 @@ def test_a_second_backward_is_refused() -> None:
 
 
 def test_a_failing_backward_leaves_nothing_behind() -> None:
-    class Fails(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            raise MemoryError("out of memory in task b")
-
     w = nn.Parameter(torch.ones(2))
     w.grad = torch.tensor([5.0, 5.0])
     optimizer = wrap([w], tasks=("a", "b"))

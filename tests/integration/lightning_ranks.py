@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from tests.gradsurgery.problems import same
 from tests.integration import ranks
 from tests.integration.lightning_problem import (
     BATCHES,
@@ -25,6 +27,7 @@ from tests.integration.lightning_problem import (
     fresh_model,
     loss_of,
     losses_of,
+    plain_loop,
     surgery,
 )
 
@@ -37,6 +40,16 @@ Weights = dict[str, Tensor]
 def outcome(scenario: str) -> list[Any]:
     """What each rank has to say of a scenario: its weights, or ``{"error": text}``."""
     return [said[scenario] for said in _outcomes()]
+
+
+def assert_together(scenario: str) -> None:
+    """Both ranks hold what one process gets from the whole batches; the last word accumulates."""
+    first, second = outcome(scenario)
+    assert "error" not in first, first["error"]
+    assert same(first, second)
+    alone = plain_loop(EPOCHS, accumulate=int(scenario.split()[-1]))[0]
+    for name, weight in alone.state_dict().items():
+        assert torch.allclose(first[name], weight, atol=1e-6)
 
 
 @functools.cache  # both files of tests ask, and starting costs seconds

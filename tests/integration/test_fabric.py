@@ -132,19 +132,9 @@ def test_a_resumed_run_is_bitwise_the_one_that_never_stopped(tmp_path: Path) -> 
 # ------------------------------------------------------------------------------- two processes
 
 
-def assert_together(scenario: str) -> None:
-    """Both ranks hold what one process gets from the whole batches; the last word accumulates."""
-    first, second = lightning_ranks.outcome(scenario)
-    assert "error" not in first, first["error"]
-    assert same(first, second)
-    alone = plain_loop(lightning_ranks.EPOCHS, accumulate=int(scenario.split()[-1]))[0]
-    for name, weight in alone.state_dict().items():
-        assert torch.allclose(first[name], weight, atol=1e-6)
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ddp_averages_each_task(accumulate: int) -> None:
-    assert_together(f"DDP: fabric, {accumulate}")
+    lightning_ranks.assert_together(f"DDP: fabric, {accumulate}")
 
 
 def test_ddp_refuses_the_backwards_after_all_forwards() -> None:
@@ -154,4 +144,4 @@ def test_ddp_refuses_the_backwards_after_all_forwards() -> None:
 
 @pytest.mark.parametrize("name", ["fabric, 2", "fabric join, 1", "fabric join, 2"])
 def test_gradsurgery_averages_in_every_way(name: str) -> None:
-    assert_together(f"ours: {name}")
+    lightning_ranks.assert_together(f"ours: {name}")

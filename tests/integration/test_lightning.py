@@ -148,19 +148,9 @@ def test_combining_too_late_is_an_error(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- two processes
 
 
-def assert_together(scenario: str) -> None:
-    """Both ranks hold what one process gets from the whole batches; the last word accumulates."""
-    first, second = lightning_ranks.outcome(scenario)
-    assert "error" not in first, first["error"]
-    assert same(first, second)
-    alone = plain_loop(lightning_ranks.EPOCHS, accumulate=int(scenario.split()[-1]))[0]
-    for name, weight in alone.state_dict().items():
-        assert torch.allclose(first[name], weight, atol=1e-6)
-
-
 @pytest.mark.parametrize("scenario", ["DDP: manual, 2", "DDP: manual with bucket views, 1"])
 def test_ddp_averages_each_task(scenario: str) -> None:
-    assert_together(scenario)
+    lightning_ranks.assert_together(scenario)
 
 
 @pytest.mark.parametrize("scenario", ["DDP: automatic", "DDP: manual join"])
@@ -171,4 +161,4 @@ def test_ddp_refuses_several_backwards_after_its_one_forward(scenario: str) -> N
 
 @pytest.mark.parametrize("name", ["automatic, 1", "automatic, 2", "manual, 2", "manual join, 2"])
 def test_gradsurgery_averages_in_every_way(name: str) -> None:
-    assert_together(f"ours: {name}")
+    lightning_ranks.assert_together(f"ours: {name}")
