@@ -1,9 +1,9 @@
 """Benchmarks: what surgery costs, beside plain training, its floor and its peers, in one run.
 
 ``python -m benchmarks [THEME ...]`` measures and writes ``benchmarks/results``. There is one file
-per theme (``bench_*.py``), on what they share: :mod:`~benchmarks.harness` (timing),
-:mod:`~benchmarks.floor` (what the memory allows), :mod:`~benchmarks.workloads` and
+per theme (``themes/``), on what they share: :mod:`~benchmarks.harness` (timing),
+:mod:`~benchmarks.roofline` (what the memory allows), :mod:`~benchmarks.workloads` and
 :mod:`~benchmarks.steps` (what is measured), :mod:`~benchmarks.results` (tables and files). Other
-implementations are in :mod:`~benchmarks.peers`, :mod:`~benchmarks.peer_steps` and
-:mod:`~benchmarks.loops`; :mod:`~benchmarks.vetting` asks whether their update is ours.
+implementations are in :mod:`~benchmarks.peers`, whose :mod:`~benchmarks.peers.equivalence` compares
+their update with ours.
 """

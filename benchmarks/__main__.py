@@ -22,28 +22,28 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import (
-    bench_distributed,
-    bench_integrations,
-    bench_memory,
-    bench_peers,
-    bench_scaling,
-    bench_step,
-    bench_surgery,
-    bench_trunk,
-)
+from benchmarks.options import Setting
 from benchmarks.results import Result, write
-from benchmarks.setting import Setting
+from benchmarks.themes import (
+    distributed,
+    integrations,
+    memory,
+    peers,
+    scaling,
+    step,
+    surgery,
+    trunk,
+)
 
 THEMES: dict[str, Callable[[Setting], Result]] = {
-    "surgery": bench_surgery.run,
-    "step": bench_step.run,
-    "memory": bench_memory.run,
-    "scaling": bench_scaling.run,
-    "peers": bench_peers.run,
-    "trunk": bench_trunk.run,
-    "distributed": bench_distributed.run,
-    "integrations": bench_integrations.run,
+    "surgery": surgery.run,
+    "step": step.run,
+    "memory": memory.run,
+    "scaling": scaling.run,
+    "peers": peers.run,
+    "trunk": trunk.run,
+    "distributed": distributed.run,
+    "integrations": integrations.run,
 }
 
 RESULTS = Path(__file__).parent / "results"

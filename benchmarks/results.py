@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import gradsurgery
-from benchmarks.setting import Setting
+from benchmarks.options import Setting
 
 #: Packages whose version matters to the figures.
 PACKAGES = ("torch", "triton", "transformers", "torchjd", "pytorch_optimizer", "LibMTL")

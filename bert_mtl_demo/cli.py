@@ -14,7 +14,7 @@ from typing import Any
 from bert_mtl_demo.config import Config, read_settings
 from bert_mtl_demo.data import DataError
 from bert_mtl_demo.errors import DemoError, DivergedError
-from bert_mtl_demo.settings import default_of, switch
+from bert_mtl_demo.setting_types import default_of, switch
 
 EXIT_REFUSED = 2  # as argparse does: nothing was run, the input has to change
 EXIT_FAILED = 1  # it was run and could not go on

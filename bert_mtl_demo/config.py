@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.errors import ConfigError, unknown
-from bert_mtl_demo.settings import (
+from bert_mtl_demo.setting_types import (
     any_names,
     choice,
     default_of,

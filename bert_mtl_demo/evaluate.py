@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     from bert_mtl_demo.errors import ConfigError
-    from bert_mtl_demo.settings import integer
+    from bert_mtl_demo.setting_types import integer
 
     try:
         top = integer(0)(arguments.top)
@@ -74,8 +74,8 @@ def evaluate(
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
     from bert_mtl_demo.data import load
+    from bert_mtl_demo.reporting.loaded_run import load_trained
     from bert_mtl_demo.tasks import resolve
-    from bert_mtl_demo.trained import load_trained
 
     trained = load_trained(run, device)
     config = trained.config
@@ -95,8 +95,8 @@ def evaluate(
 
 def _assess(answers: Any, examples: Any, place: Path, top: int) -> dict[str, Any]:
     """Score, picture and mistakes of one task."""
-    from bert_mtl_demo import plots
-    from bert_mtl_demo.metrics import confusion
+    from bert_mtl_demo.reporting import plots
+    from bert_mtl_demo.training.metrics import confusion
 
     task = examples.task
     found: dict[str, Any] = {"metric": task.metric, "examples": len(examples)}
@@ -158,7 +158,7 @@ def _overall(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _scores(found: Mapping[str, Any]) -> str:
-    from bert_mtl_demo.progress import score_line
+    from bert_mtl_demo.training.progress import score_line
 
     scores = {name: part["score"] for name, part in found["tasks"].items()}
     return score_line(scores, found["mean"], found["leaderboard"])
@@ -177,7 +177,7 @@ def _document(found: Mapping[str, Any]) -> str:
 
 
 def _mistakes(rows: Sequence[Mapping[str, Any]]) -> str:
-    from bert_mtl_demo.report import markdown
+    from bert_mtl_demo.reporting.run_report import markdown
 
     body = [
         [

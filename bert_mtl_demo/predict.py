@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    from bert_mtl_demo.trained import load_trained
+    from bert_mtl_demo.reporting.loaded_run import load_trained
 
     trained = load_trained(arguments.run, arguments.device)
     if arguments.task not in trained.model.tasks:

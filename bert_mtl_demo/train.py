@@ -11,7 +11,7 @@ from typing import Any
 
 from bert_mtl_demo.cli import given_settings, guard, reported, train_parser
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.processes import Processes, joined, only_main_speaks
+from bert_mtl_demo.training.processes import Processes, joined, only_main_speaks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +42,8 @@ def _train(settings: Mapping[str, Any], resume: str | None, processes: Processes
     config = Config.from_mapping(settings) if resume is None else None
     # Imported here: torch and transformers take seconds, and a wrong flag deserves its answer at
     # once.
-    from bert_mtl_demo.report import write_report
-    from bert_mtl_demo.session import continue_run, start_run
+    from bert_mtl_demo.reporting.run_report import write_report
+    from bert_mtl_demo.training.run import continue_run, start_run
 
     if config:
         outcome = start_run(config, processes)

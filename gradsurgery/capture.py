@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gradsurgery.distributed.meshes import is_sharded, settled
+from gradsurgery.distributed.sharded import is_sharded, settled
 
 #: ``{task: {parameter: gradient}}``; a task that ran is there, also when it reached no parameter.
 Captures = dict[str, dict[Tensor, Tensor]]

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from gradsurgery import grouping as _grouping
-from gradsurgery.combination import deliver
-from gradsurgery.distributed.meshes import is_sharded
+from gradsurgery.combine import deliver
+from gradsurgery.distributed.sharded import is_sharded
 
 #: The outputs of a trunk: one tensor, or several.
 Features = Tensor | Sequence[Tensor]

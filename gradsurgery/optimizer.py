@@ -25,13 +25,13 @@ from gradsurgery import features as _features
 from gradsurgery import grouping as _grouping
 from gradsurgery import kernels
 from gradsurgery.capture import Capture
-from gradsurgery.combination import combined, deliver
-from gradsurgery.distributed import agreement
-from gradsurgery.distributed.processes import Processes
+from gradsurgery.combine import combined, deliver
+from gradsurgery.distributed import consistency
+from gradsurgery.distributed.placement import Processes
 from gradsurgery.join import Losses, join, named_losses
-from gradsurgery.kernels.tables import send
+from gradsurgery.kernels.address_tables import send
 from gradsurgery.methods import Method, Verdict
-from gradsurgery.order import initial_rng, visiting_order
+from gradsurgery.methods.order import initial_rng, visiting_order
 from gradsurgery.statistics import ConflictStatistics
 
 #: The parameters' names, and what grouping makes of them.
@@ -446,7 +446,7 @@ class GradientSurgery(Optimizer):
 
     def _common(self) -> tuple[object, ...]:
         """What the optimizers of all ranks must have in common."""
-        settings = agreement.settings_of(self.method)
+        settings = consistency.settings_of(self.method)
         return self.tasks, settings, self._segmented, self._surgery["rng"]
 
     def _drop(self) -> None:

@@ -163,13 +163,13 @@ def draw(lines: Sequence[Line], directory: str | Path) -> list[Path]:
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
-    from gradsurgery import _pictures
+    from gradsurgery import _plots
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     found = []
     for log, own in _by_log(lines).items():
-        found += _pictures.draw(own, directory, Path(log).stem)
+        found += _plots.draw(own, directory, Path(log).stem)
     return found
 
 

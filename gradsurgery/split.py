@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.tables import send
+from gradsurgery.kernels.address_tables import send
 
 REDUCTIONS = ("mean", "sum")
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.tables import send
+from gradsurgery.kernels.address_tables import send
 from gradsurgery.methods import Verdict
 
 #: Steps, and numbers of their Gram matrices, that wait at most before they are added up.

@@ -4,7 +4,7 @@ Vocabulary: a *pass* is one way through all examples of a task, each seen exactl
 is an endless row of passes, each in a new order; a *scheme* names the tasks that share a step.
 Small sets are cycled because their stream simply goes on.
 
-`streams.py` has the streams, `together.py` and `alternating.py` the schemes, `batches.py` the table
+`streams.py` has the streams, `joint.py` and `alternating.py` the schemes, `batches.py` the table
 of them and what a trainer asks.
 """
 

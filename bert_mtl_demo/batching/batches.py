@@ -7,18 +7,12 @@ from typing import Any, final
 
 import torch
 
-from bert_mtl_demo.batching.alternating import (
-    Annealed,
-    Proportional,
-    RoundRobin,
-    Sequential,
-    Sqrt,
-)
+from bert_mtl_demo.batching.alternating import Annealed, Proportional, RoundRobin, Sequential, Sqrt
+from bert_mtl_demo.batching.joint import Method1, Method2, Method3, UniformPartial, Zipped
 from bert_mtl_demo.batching.scheme import Frame, Scheme
 from bert_mtl_demo.batching.streams import OnePositive, Stream, seed_of
-from bert_mtl_demo.batching.together import Method1, Method2, Method3, UniformPartial, Zipped
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.tokens import EncodedSet
+from bert_mtl_demo.data.tokenization import EncodedSet
 
 # The names and their order are those of `config.BATCHINGS`.
 SCHEMES: dict[str, type[Scheme]] = {

@@ -43,7 +43,7 @@ class Frame:
 class Scheme(ABC):
     """One rule, laid out in a frame.
 
-    >>> from bert_mtl_demo.batching.together import Zipped
+    >>> from bert_mtl_demo.batching.joint import Zipped
     >>> Zipped(Frame({"sst": 9, "sts": 4}, batch_size=4, epochs=2)).horizon
     6
     """

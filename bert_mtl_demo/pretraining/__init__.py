@@ -13,6 +13,6 @@ What a stage does to an encoder depends on the settings, the seed and the data a
 share the beginning of a chain share the entries of the cache.
 """
 
-from bert_mtl_demo.pretraining.chain import pretrained
+from bert_mtl_demo.pretraining.pipeline import pretrained
 
 __all__ = ["pretrained"]

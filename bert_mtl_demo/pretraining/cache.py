@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.encoder import Source, digest_of, locate, quiet
 from bert_mtl_demo.errors import ConfigError, EncoderError
+from bert_mtl_demo.model.encoder import Source, digest_of, locate, quiet
 
 FORMAT = 1  # of the entries; another one makes all keys new
 NOTE = "stage.json"

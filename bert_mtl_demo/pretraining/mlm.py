@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Examples, Skipped, load_texts
-from bert_mtl_demo.encoder import ATTENTION, Source, quiet
+from bert_mtl_demo.data.tokenization import tokenise
 from bert_mtl_demo.errors import EncoderError
+from bert_mtl_demo.model.encoder import ATTENTION, Source, quiet
 from bert_mtl_demo.pretraining.objective import Objective, Start
-from bert_mtl_demo.tokens import tokenise
 
 IGNORED = -100  # the collator's label of a token that was not chosen
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Examples
-from bert_mtl_demo.encoder import Source
-from bert_mtl_demo.pooling import mean_of_tokens
-from bert_mtl_demo.tokens import pad_rows, tokenise
+from bert_mtl_demo.data.tokenization import pad_rows, tokenise
+from bert_mtl_demo.model.encoder import Source
+from bert_mtl_demo.model.pooling import mean_of_tokens
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from torch import Tensor
 from bert_mtl_demo import data
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import DataError, Examples, Skipped
-from bert_mtl_demo.extras import POSITIVES
-from bert_mtl_demo.losses.evidence import all_cosines
-from bert_mtl_demo.losses.ranking import ranked
+from bert_mtl_demo.data.pretraining import POSITIVES
+from bert_mtl_demo.model.losses.in_batch import ranked
+from bert_mtl_demo.model.losses.inputs import all_cosines
 from bert_mtl_demo.pretraining.objective import Objective, Pairs, Start
 from bert_mtl_demo.tasks import resolve
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bert_mtl_demo.cli import EXIT_FAILED, guard
 from bert_mtl_demo.errors import ConfigError, unknown
-from bert_mtl_demo.study.arguments import (
+from bert_mtl_demo.study.cli import (
     WHAT,
     budget_of,
     chosen_rows,
@@ -20,8 +20,8 @@ from bert_mtl_demo.study.arguments import (
     seeds_of,
     whole,
 )
-from bert_mtl_demo.study.reports import REPORTS
-from bert_mtl_demo.study.rows import Report, Row
+from bert_mtl_demo.study.papers import REPORTS
+from bert_mtl_demo.study.published import Report, Row
 
 EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -110,7 +110,7 @@ def _conflicts(arguments: argparse.Namespace) -> int:
     budget, seeds = budget_of(arguments), seeds_of(arguments)
     workers = whole("jobs", arguments.jobs)
     refuse_what_is_missing(budget)
-    from bert_mtl_demo.study.conflicts import Options, page, run
+    from research.conflicts import Options, page, run
 
     place = Path(arguments.output).expanduser() / "conflicts"
     if arguments.page_only:

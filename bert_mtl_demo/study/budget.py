@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bert_mtl_demo.config import ALTERNATING, Config
-from bert_mtl_demo.encoder import PACKAGED
-from bert_mtl_demo.study.rows import Row
+from bert_mtl_demo.model.encoder import PACKAGED
+from bert_mtl_demo.study.published import Row
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from bert_mtl_demo.plots import new_panels, save
-from bert_mtl_demo.study.drawing import MOST_LINES, Picture, chosen, height, labels, style_of
+from bert_mtl_demo.reporting.plots import new_panels, save
 from bert_mtl_demo.study.outcomes import Outcomes, added
-from bert_mtl_demo.study.rows import Row
+from bert_mtl_demo.study.published import Row
+from bert_mtl_demo.study.style import MOST_LINES, Picture, chosen, height, labels, style_of
 from bert_mtl_demo.tasks import TASKS
 
 

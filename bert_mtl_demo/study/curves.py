@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.plots import new_panels, save
-from bert_mtl_demo.study.drawing import MOST_LINES, Picture, chosen, style_of
+from bert_mtl_demo.reporting.plots import new_panels, save
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.results import Result
+from bert_mtl_demo.study.style import MOST_LINES, Picture, chosen, style_of
 from bert_mtl_demo.tasks import TASKS
 
 

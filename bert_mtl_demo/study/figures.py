@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bert_mtl_demo.plots import draw_confusion, draw_similarity, new_panels, save
+from bert_mtl_demo.reporting.plots import draw_confusion, draw_similarity, new_panels, save
 from bert_mtl_demo.study.conflict_figures import draw_conflicts_by_epoch, draw_conflicts_by_pair
 from bert_mtl_demo.study.curves import draw_epochs, draw_losses
-from bert_mtl_demo.study.drawing import COLORS, MARKERS, Picture, height, rows_on_y
 from bert_mtl_demo.study.outcomes import Outcomes
+from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import Result
-from bert_mtl_demo.study.rows import Row
+from bert_mtl_demo.study.style import COLORS, MARKERS, Picture, height, rows_on_y
 from bert_mtl_demo.tasks import TASKS
 
 TIMES, APPENDIX = "bert_mastery", "sbert_simcse"  # reports with a figure of their own

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from bert_mtl_demo.progress import short
+from bert_mtl_demo.training.progress import short
 
 MISSING = "–"  # noqa: RUF001 - an en dash, where there is no number
 

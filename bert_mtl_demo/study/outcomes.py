@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from bert_mtl_demo.errors import ConfigError, unknown
 from bert_mtl_demo.study.intervals import Comparison, Interval, compare, interval
+from bert_mtl_demo.study.published import SCORES, Row
 from bert_mtl_demo.study.results import Pair, Result
-from bert_mtl_demo.study.rows import SCORES, Row
 from bert_mtl_demo.tasks import TASKS
 
 Seeds = Mapping[int, Result]

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.checkpoint import atomic
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.progress import short
-from bert_mtl_demo.report import markdown
+from bert_mtl_demo.reporting.run_report import markdown
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.intervals import MISSING
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
-from bert_mtl_demo.study.rows import SCORES, Report, Row
+from bert_mtl_demo.study.published import SCORES, Report, Row
 from bert_mtl_demo.study.tables import (
     cell,
     comparison_table,
@@ -27,6 +25,8 @@ from bert_mtl_demo.study.tables import (
     pair_table,
     score_table,
 )
+from bert_mtl_demo.training.checkpoint import atomic
+from bert_mtl_demo.training.progress import short
 
 # Where a run was, and what is on the page already: no part of what tells rows apart.
 _ELSEWHERE = ("data", "output", "cache", "seed", "device", "checkpoint_every", "log_every")

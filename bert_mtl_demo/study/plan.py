@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.study.budget import Budget
+from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import Result, merged, read_result
-from bert_mtl_demo.study.rows import Row
 
 # What says where a run is kept, not what it is.
 _BOOKKEEPING = ("output", "cache", "checkpoint_every", "log_every")

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.checkpoint import atomic
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
+from bert_mtl_demo.training.checkpoint import atomic
 
 THREE = ("sst", "para", "sts")  # what an overall score of the reports is made of
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bert_mtl_demo.checkpoint import atomic
-from bert_mtl_demo.logs import read_lines
 from bert_mtl_demo.runtime import Interrupts
-from bert_mtl_demo.study.one import KEEP
 from bert_mtl_demo.study.plan import Job
+from bert_mtl_demo.study.worker import KEEP
+from bert_mtl_demo.training.checkpoint import atomic
+from bert_mtl_demo.training.logs import read_lines
 
 POLL = 0.5  # seconds between two looks at the running processes
 
@@ -93,7 +93,7 @@ def _start(job: Job, keep: bool, workers: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     # Two runs that each take every core are slower than one after the other.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    command = [sys.executable, "-m", "bert_mtl_demo.study.one", str(job.place)]
+    command = [sys.executable, "-m", "bert_mtl_demo.study.worker", str(job.place)]
     with job.log.open("ab") as log:
         return subprocess.Popen(
             command + [KEEP] * keep,
@@ -130,8 +130,8 @@ def _share(job: Job) -> float:
 
 
 def _summary(job: Job) -> str:
-    from bert_mtl_demo.progress import score_line
     from bert_mtl_demo.study.results import read_result
+    from bert_mtl_demo.training.progress import score_line
 
     found = read_result(job.result)
     return score_line(found.scores, found.mean, found.leaderboard)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bert_mtl_demo.progress import short
-from bert_mtl_demo.report import markdown
+from bert_mtl_demo.reporting.run_report import markdown
 from bert_mtl_demo.study.intervals import MISSING, Comparison, holm, interval
 from bert_mtl_demo.study.outcomes import Outcomes, added
+from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import Pair, Result
-from bert_mtl_demo.study.rows import Row
+from bert_mtl_demo.training.progress import short
 
 IDENTICAL = "identical in every seed"
 

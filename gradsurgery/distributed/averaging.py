@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
-from gradsurgery.distributed import agreement
-from gradsurgery.distributed.carriers import CARRIERS, Carrier, Shipment
-from gradsurgery.distributed.meshes import is_sharded
+from gradsurgery.distributed import consistency
+from gradsurgery.distributed.collectives import CARRIERS, Carrier, Shipment
+from gradsurgery.distributed.sharded import is_sharded
 
 #: In the sum over ranks: a gradient that is there, and one that was not sent yet.
 PRESENT, LATE = 1, 1 << 31
@@ -70,7 +70,7 @@ class Averaging:
     Args:
         group: the processes.
         tasks: the tasks' names, in order.
-        exchange: of :data:`~gradsurgery.distributed.carriers.CARRIERS`.
+        exchange: of :data:`~gradsurgery.distributed.collectives.CARRIERS`.
     """
 
     def __init__(self, group: dist.ProcessGroup, tasks: Sequence[str], exchange: str) -> None:
@@ -224,10 +224,10 @@ class Averaging:
         pattern = [(does, had | missing) for does, had, missing in rows]
         changed = pattern != self._pattern or any(missing for _, _, missing in rows)
         self._pattern = pattern
-        head = [*agreement.votes(code), int(changed), len(self._broken)]
+        head = [*consistency.votes(code), int(changed), len(self._broken)]
         *total, changes, broken = self._summed(torch.tensor(head), parameters[0].device).tolist()
-        if not agreement.unanimous(total, self._ranks):
-            raise RuntimeError(agreement.DIFFERENT_SETTINGS)
+        if not consistency.unanimous(total, self._ranks):
+            raise RuntimeError(consistency.DIFFERENT_SETTINGS)
         if broken:
             raise RuntimeError(
                 "a task raised after a part of its gradients had been averaged with the other "

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.products import Products
-from gradsurgery.kernels.walk import Group, blocks, groups, runs, side_by_side
+from gradsurgery.kernels.dot_products import Products
+from gradsurgery.kernels.layout import Group, blocks, groups, runs, side_by_side
 
 #: ``grads[k][p]``: the gradient of task k for parameter p, None where there is none.
 Gradients = Sequence[Sequence[Tensor | None]]

@@ -25,10 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradsurgery.kernels import eager, programs
+from gradsurgery.kernels import eager, triton_kernels
+from gradsurgery.kernels.address_tables import Table, send, tables, walked_as_they_are
 from gradsurgery.kernels.eager import Gradients
-from gradsurgery.kernels.tables import Table, send, tables, walked_as_they_are
-from gradsurgery.kernels.walk import side_by_side
+from gradsurgery.kernels.layout import side_by_side
 
 #: Up to this many tasks each pair of rows is multiplied by itself; beyond, matrices are.
 FEW = 8
@@ -105,11 +105,11 @@ def _add_gram(table: Table, result: Tensor) -> None:
         arguments = (table.addresses, table.chunks, partial, parameters)
         meaning = {"K": tasks, "DTYPE": TYPES[table.dtype], "ALIGNED": table.aligned}
         if few:
-            programs.pairs[(chunks,)](*arguments, **meaning, **_small(tasks))
+            triton_kernels.pairs[(chunks,)](*arguments, **meaning, **_small(tasks))
         else:
-            programs.panel[(chunks,)](*arguments, **meaning, **_large(tasks))
+            triton_kernels.panel[(chunks,)](*arguments, **meaning, **_large(tasks))
         block = min(32, triton.next_power_of_2(pairs))
-        programs.reduce[(len(result), triton.cdiv(pairs, block))](
+        triton_kernels.reduce[(len(result), triton.cdiv(pairs, block))](
             partial,
             table.first,
             _cells(tasks, few, result.device)[1],
@@ -126,7 +126,7 @@ def _add_gram(table: Table, result: Tensor) -> None:
 def _add_up(table: Table, weights: Tensor) -> None:
     tasks, parameters = table.addresses.shape
     with _on(weights.device):
-        programs.combine[(len(table.chunks),)](
+        triton_kernels.combine[(len(table.chunks),)](
             table.addresses,
             table.chunks,
             weights,

@@ -3,6 +3,6 @@
 from gradsurgery.methods.base import Method, State, Verdict
 from gradsurgery.methods.gradvac import GradVac, gradvac
 from gradsurgery.methods.pcgrad import PCGrad, pcgrad
-from gradsurgery.methods.plain import Sum
+from gradsurgery.methods.sum import Sum
 
 __all__ = ["GradVac", "Method", "PCGrad", "State", "Sum", "Verdict", "gradvac", "pcgrad"]

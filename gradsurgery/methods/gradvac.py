@@ -82,9 +82,9 @@ def gradvac(
 
 def _fused(gram: Tensor, order: Tensor, target: Tensor, beta: float, update: UpdateRule) -> Verdict:
     """The same in one launch, on the device that holds ``gram``."""
-    from gradsurgery.kernels import solve
+    from gradsurgery.kernels import triton_methods
 
-    weights, altered, fresh = solve.visits(
+    weights, altered, fresh = triton_methods.visits(
         gram,
         order,
         target,

@@ -37,9 +37,9 @@ def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
         [2.0, 1.5]
     """
     if kernels.fused_on(gram.device, gram.shape[-1]):
-        from gradsurgery.kernels import solve
+        from gradsurgery.kernels import triton_methods
 
-        return Verdict(*solve.visits(gram, order, cancelled=CANCELLED)[:2], {})
+        return Verdict(*triton_methods.visits(gram, order, cancelled=CANCELLED)[:2], {})
     visits = Visits(gram)
     for partner in order.unbind(-1):
         dot, norm, other = visits.measure(partner)

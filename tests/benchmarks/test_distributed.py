@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessRaisedException
 
 from benchmarks import averaged_steps as averaged
-from benchmarks import bench_distributed, ranks
-from benchmarks.setting import Setting
+from benchmarks import launch
+from benchmarks.options import Setting
+from benchmarks.themes import distributed
 
 ELEMENTS = 1 << 20
 
@@ -24,7 +25,7 @@ def setting(folder: Path) -> Setting:
 
 def wire(device: torch.device) -> dict[str, float]:
     """What collectives send, over the elements that they are given."""
-    count = ranks.Wire()
+    count = launch.Wire()
     if not count.counts:
         return {}
     part, whole = torch.ones(ELEMENTS // 2), torch.ones(ELEMENTS)
@@ -54,7 +55,7 @@ def test_the_wire_is_what_collectives_send(tmp_path: Path) -> None:
 
     At least: other tests' processes may be using the loopback device.
     """
-    found, _ = ranks.start(wire, 2, (), setting(tmp_path), limit=120)
+    found, _ = launch.start(wire, 2, (), setting(tmp_path), limit=120)
     if not found:
         pytest.skip("no counter of the loopback device")
     assert found["all-reduce"] > 0.95
@@ -73,19 +74,19 @@ def test_the_wire_counts_without_barriers(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(dist, "barrier", lambda: send(7))
     monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(ranks, "loopback_bytes", lambda: sent)
-    assert ranks.Wire().sent(lambda: send(1000), 3) == 500
+    monkeypatch.setattr(launch, "loopback_bytes", lambda: sent)
+    assert launch.Wire().sent(lambda: send(1000), 3) == 500
 
 
 def test_a_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(ProcessRaisedException, match="out of luck"):
-        ranks.start(fails_on_the_second, 2, (), setting(tmp_path), limit=60)
+        launch.start(fails_on_the_second, 2, (), setting(tmp_path), limit=60)
 
 
 def test_ranks_that_hang_are_ended(tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match="2 ranks were not done after 1 s"):
-        ranks.start(sleeps, 2, (), setting(tmp_path), limit=1)
+        launch.start(sleeps, 2, (), setting(tmp_path), limit=1)
     assert time.monotonic() - begun < 20
     assert threading.active_count() < 20
 
@@ -121,9 +122,9 @@ def test_a_round_is_as_slow_as_its_slowest_rank() -> None:
             "held": dict.fromkeys(averaged.KINDS, 40),
         }
 
-    rows = bench_distributed.figures([found(1.0, 5.0), found(3.0, 4.0)], tasks=3)
+    rows = distributed.figures([found(1.0, 5.0), found(3.0, 4.0)], tasks=3)
     plain, ours = rows[1], rows[4]
     assert plain["seconds"]["median"] == 4.0
     assert ours["seconds"]["median"] == 8.0
     assert ours["to_ddp_sum"] == 2.0
-    assert bench_distributed.tables(rows)[1].rows[4][3] == f"{60 / 120:.2f}"
+    assert distributed.tables(rows)[1].rows[4][3] == f"{60 / 120:.2f}"

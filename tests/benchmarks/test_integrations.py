@@ -14,12 +14,13 @@ pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
 pytest.importorskip("peft")
 
-from benchmarks import bench_integrations, framework_loops, own_loops, steps
-from benchmarks.bench_integrations import INTEGRATIONS, Integration
-from benchmarks.fits import Fit, Turns
+from benchmarks import integrations_managed, integrations_manual, steps
 from benchmarks.harness import Sample
-from benchmarks.own_loops import EACH, JOIN, SUM, TASK, Bench
-from benchmarks.setting import Setting
+from benchmarks.integrations_manual import EACH, JOIN, SUM, TASK, Bench
+from benchmarks.options import Setting
+from benchmarks.paused_loop import Fit, Turns
+from benchmarks.themes import integrations
+from benchmarks.themes.integrations import INTEGRATIONS, Integration
 
 CPU = torch.device("cpu")
 BENCH = Bench(steps.SIZES["quick"], CPU, threads=1, quick=True)
@@ -35,7 +36,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
         built.append(made.model)
         return made
 
-    monkeypatch.setattr(own_loops, "RATE", 0.01)
+    monkeypatch.setattr(integrations_manual, "RATE", 0.01)
     monkeypatch.setattr(Bench, "problem", problem)
     return built
 
@@ -44,7 +45,7 @@ def after_three_steps(
     build: Callable[[Bench], Any], kind: str, models: list[torch.nn.Module]
 ) -> Tensor:
     """All weights, behind each other."""
-    with bench_integrations.quiet():
+    with integrations.quiet():
         built = build(BENCH)
         step = built[kind]
         for _ in range(3):
@@ -54,18 +55,18 @@ def after_three_steps(
         for other in built.values():
             if isinstance(other, Fit):
                 other.close()
-        bench_integrations._forget_accelerate()
+        integrations._forget_accelerate()
     return torch.cat([p.detach().flatten() for p in models[-1].parameters()])
 
 
 SAME = {
-    "checkpointed": (own_loops.checkpointed, (SUM, EACH, JOIN, TASK)),
-    "compiled": (own_loops.compiled, (SUM, TASK)),
-    "accelerated": (own_loops.accelerated, (SUM, EACH, JOIN, TASK)),
-    "fabric": (own_loops.fabric, (SUM, EACH, JOIN, TASK)),
-    "trainer": (framework_loops.trainer, (SUM, JOIN, TASK)),
-    "lightning": (framework_loops.lightning, (SUM, JOIN)),
-    "lightning by hand": (framework_loops.lightning_by_hand, (SUM, TASK)),
+    "checkpointed": (integrations_manual.checkpointed, (SUM, EACH, JOIN, TASK)),
+    "compiled": (integrations_manual.compiled, (SUM, TASK)),
+    "accelerated": (integrations_manual.accelerated, (SUM, EACH, JOIN, TASK)),
+    "fabric": (integrations_manual.fabric, (SUM, EACH, JOIN, TASK)),
+    "trainer": (integrations_managed.trainer, (SUM, JOIN, TASK)),
+    "lightning": (integrations_managed.lightning, (SUM, JOIN)),
+    "lightning by hand": (integrations_managed.lightning_by_hand, (SUM, TASK)),
 }
 
 
@@ -75,7 +76,7 @@ def test_it_does_the_plain_loops_work(name: str, models: list[torch.nn.Module]) 
     build, kinds = SAME[name]
     for kind in kinds:
         ours = after_three_steps(build, kind, models)
-        by_hand = after_three_steps(own_loops.plain, kind, models)
+        by_hand = after_three_steps(integrations_manual.plain, kind, models)
         assert torch.allclose(ours, by_hand, atol=1e-6), kind
 
 
@@ -87,14 +88,15 @@ def test_surgery_and_clipping_change_the_weights(
         return (one - other).abs().mean().item()
 
     summed, each, joined, tasks = (
-        after_three_steps(own_loops.plain, kind, models) for kind in (SUM, EACH, JOIN, TASK)
+        after_three_steps(integrations_manual.plain, kind, models)
+        for kind in (SUM, EACH, JOIN, TASK)
     )
     assert apart(summed, each) < 1e-5
     assert apart(joined, tasks) < 1e-5
     assert apart(summed, joined) > 1e-3
     # Adam also takes away a factor that stays the same: this one changes from step to step.
-    monkeypatch.setattr(own_loops, "CLIP", 1e9)
-    assert apart(summed, after_three_steps(own_loops.plain, SUM, models)) > 1e-4
+    monkeypatch.setattr(integrations_manual, "CLIP", 1e9)
+    assert apart(summed, after_three_steps(integrations_manual.plain, SUM, models)) > 1e-4
 
 
 def test_a_loop_takes_a_step_when_told_to() -> None:
@@ -125,9 +127,9 @@ def test_a_loops_error_is_told() -> None:
 
 
 def test_a_missing_package_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = Integration("something", own_loops.plain, "no_such_package")
-    monkeypatch.setattr(bench_integrations, "INTEGRATIONS", (missing, INTEGRATIONS[0]))
-    found = bench_integrations.run(Setting(CPU, tmp_path, quick=True))
+    missing = Integration("something", integrations_manual.plain, "no_such_package")
+    monkeypatch.setattr(integrations, "INTEGRATIONS", (missing, INTEGRATIONS[0]))
+    found = integrations.run(Setting(CPU, tmp_path, quick=True))
     assert "something: no_such_package is not installed" in found.notes
     assert [row[0] for row in found.tables[0].rows] == ["plain loop"]
 
@@ -138,10 +140,10 @@ def test_the_verdict_knows_the_noise() -> None:
     def rows(low: float, high: float) -> list[dict[str, Any]]:
         rounds = {SUM: (1.0, 2.0), EACH: (0.5, 1.0), JOIN: (low, 2 * high), TASK: (0.9, 1.8)}
         times = {kind: [Sample(t, t) for t in taken] for kind, taken in rounds.items()}
-        return bench_integrations.figures("a loop", times)
+        return integrations.figures("a loop", times)
 
     groups = [rows(1.04, 1.04), rows(1.06, 1.06), rows(1.02, 1.12)]
-    lines = bench_integrations.ratios(groups, judged=True).rows
+    lines = integrations.ratios(groups, judged=True).rows
     ratios = ["1.040 ± 0.000", "0.900 ± 0.000", "1.800"]
     assert lines[0] == ["a loop", "1500", *ratios, "2", "met, met"]
     assert [line[-1] for line in lines[1:]] == ["missed, met", "open, met"]

@@ -8,10 +8,12 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import bench_peers, peer_steps, peers, steps, vetting
-from benchmarks.ascending import Ascending
-from benchmarks.given import Given
+from benchmarks import steps
 from benchmarks.harness import Candidate, Effort, alternate
+from benchmarks.peers import equivalence, implementations, training_steps
+from benchmarks.peers.fixed_gradients import Given
+from benchmarks.peers.fixed_order import Ascending
+from benchmarks.themes import peers as theme
 from gradsurgery import PCGrad
 
 CPU = torch.device("cpu")
@@ -20,17 +22,17 @@ CPU = torch.device("cpu")
 SLOW_VMAP = "ignore:There is a performance drop:UserWarning"
 
 
-def installed(peer: vetting.AnyPeer) -> None:
+def installed(peer: equivalence.AnyPeer) -> None:
     if peer.package and importlib.util.find_spec(peer.package) is None:
-        pytest.skip(peers.INSTALL[peer.package])
+        pytest.skip(implementations.INSTALL[peer.package])
 
 
-def by_name(peer: vetting.AnyPeer) -> str:
+def by_name(peer: equivalence.AnyPeer) -> str:
     return peer.name
 
 
 def given(conflicts: str = "all") -> Given:
-    return vetting.gradients("mini", conflicts, CPU)
+    return equivalence.gradients("mini", conflicts, CPU)
 
 
 def twice(problem: Given) -> Candidate:
@@ -46,14 +48,14 @@ def missing(problem: Given) -> Candidate:
     raise ModuleNotFoundError("No module named 'torchjd'", name="torchjd.autojac")
 
 
-@pytest.mark.parametrize("peer", peers.PEERS, ids=by_name)
-def test_every_peer_delivers_our_update(peer: peers.Peer) -> None:
+@pytest.mark.parametrize("peer", implementations.PEERS, ids=by_name)
+def test_every_peer_delivers_our_update(peer: implementations.Peer) -> None:
     installed(peer)
-    assert vetting.vet(peer, CPU).refused == ""
+    assert equivalence.vet(peer, CPU).refused == ""
 
 
-@pytest.mark.parametrize("peer", peers.PEERS, ids=by_name)
-def test_every_peer_keeps_what_it_was_given(peer: peers.Peer) -> None:
+@pytest.mark.parametrize("peer", implementations.PEERS, ids=by_name)
+def test_every_peer_keeps_what_it_was_given(peer: implementations.Peer) -> None:
     installed(peer)
     problem, fresh = given(), given()
     candidate = peer.build(problem)
@@ -66,11 +68,11 @@ def test_every_peer_keeps_what_it_was_given(peer: peers.Peer) -> None:
 
 
 @pytest.mark.filterwarnings(SLOW_VMAP)
-@pytest.mark.parametrize("peer", peer_steps.STEP_PEERS, ids=by_name)
-def test_every_peer_steps_like_ours(peer: peer_steps.StepPeer) -> None:
+@pytest.mark.parametrize("peer", training_steps.STEP_PEERS, ids=by_name)
+def test_every_peer_steps_like_ours(peer: training_steps.StepPeer) -> None:
     installed(peer)
     problem = steps.problem(steps.SIZES["quick"], CPU, dropout=0.0)
-    verdict, candidate = vetting.admit_step(peer, problem)
+    verdict, candidate = equivalence.admit_step(peer, problem)
     assert verdict.refused == ""
     assert candidate is not None
     before = [p.clone() for p in problem.model.heads.parameters()]
@@ -84,7 +86,7 @@ def test_every_peer_steps_like_ours(peer: peer_steps.StepPeer) -> None:
     ("build", "said"),
     [
         (twice, "not timed: its update differs from ours by"),
-        (peers.plain_sum, "not timed: its update differs from ours by"),
+        (implementations.plain_sum, "not timed: its update differs from ours by"),
         (broken, "fails here: ValueError: no such dtype"),
         (missing, "not installed: pip install torchjd==0.18.0"),
     ],
@@ -92,24 +94,24 @@ def test_every_peer_steps_like_ours(peer: peer_steps.StepPeer) -> None:
 def test_a_peer_that_is_wrong_or_broken_or_missing_is_a_row_without_times(
     build: object, said: str
 ) -> None:
-    wrong = peers.Peer("wrong", build, "torchjd")  # type: ignore[arg-type]
-    rows, problem = [peers.PEERS[0], wrong], given()
-    admit = partial(vetting.admit_aggregation, given=problem)
-    verdicts, candidates = vetting.admissions(rows, admit)
-    assert list(candidates) == [peers.OURS]
+    wrong = implementations.Peer("wrong", build, "torchjd")  # type: ignore[arg-type]
+    rows, problem = [implementations.PEERS[0], wrong], given()
+    admit = partial(equivalence.admit_aggregation, given=problem)
+    verdicts, candidates = equivalence.admissions(rows, admit)
+    assert list(candidates) == [implementations.OURS]
     times = alternate(candidates, Effort(2, 2, 0), CPU)
     least = [1e-3] * 2
-    found = bench_peers.figures(rows, verdicts, times, least, {"comparison": "test"})
+    found = theme.figures(rows, verdicts, times, least, {"comparison": "test"})
     assert found[1]["refused"].startswith(said)
     assert "seconds" not in found[1]
-    assert bench_peers.table(found).rows[1][1].startswith(said)
+    assert theme.table(found).rows[1][1].startswith(said)
 
 
 def test_an_update_right_at_full_size_only_is_refused() -> None:
     """The check on small gradients is the strict one: 1% off passes for rounding only later."""
 
     def off(problem: Given) -> Candidate:
-        right = peers.ours(problem, lambda: Ascending(PCGrad()))
+        right = implementations.ours(problem, lambda: Ascending(PCGrad()))
 
         def run() -> None:
             right.run()
@@ -119,15 +121,17 @@ def test_an_update_right_at_full_size_only_is_refused() -> None:
 
         return Candidate(run, right.prepare)
 
-    assert vetting.vet(peers.Peer("off", off), CPU).refused
+    assert equivalence.vet(implementations.Peer("off", off), CPU).refused
     problem = given()
     candidate = off(problem)
-    verdict = vetting.compare(peers.Peer("off", off), problem, candidate, 1, vetting.LARGE)
+    verdict = equivalence.compare(
+        implementations.Peer("off", off), problem, candidate, 1, equivalence.LARGE
+    )
     assert verdict.difference == pytest.approx(0.01, rel=1e-3)
 
 
 def test_nan_is_refused() -> None:
-    assert vetting.judged(float("nan"), 1.0).refused
+    assert equivalence.judged(float("nan"), 1.0).refused
 
 
 def test_targets_are_judged_on_what_was_measured() -> None:
@@ -135,5 +139,5 @@ def test_targets_are_judged_on_what_was_measured() -> None:
         {"comparison": "c", "implementation": "torchjd, as it comes", "times_ours": 4.5},
         {"comparison": "c", "implementation": "torchjd, gramian path", "times_ours": 1.5},
     ]
-    verdicts = [row[-1] for row in bench_peers.targets(rows).rows]
-    assert verdicts == ["met", "missed", *["not measured"] * (len(bench_peers.TARGETS) - 2)]
+    verdicts = [row[-1] for row in theme.targets(rows).rows]
+    assert verdicts == ["met", "missed", *["not measured"] * (len(theme.TARGETS) - 2)]

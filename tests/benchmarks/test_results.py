@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.options import Setting
 from benchmarks.results import Result, Table, digits, slug, versions, write
-from benchmarks.setting import Setting
 
 TABLE = Table("Figures", ("case", "ms"), [["a", "1.5"], ["b", "2.5"]])
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_memory, bench_scaling, bench_step, bench_trunk, steps
+from benchmarks import steps
 from benchmarks.__main__ import THEMES, command, main
 from benchmarks.harness import Sample
-from benchmarks.setting import Setting
+from benchmarks.options import Setting
+from benchmarks.themes import memory, scaling, step, trunk
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -68,14 +69,14 @@ def test_the_command_says_how_it_was_measured_and_not_where_it_was_written() -> 
 
 def test_memory_is_compared_process_by_process() -> None:
     peaks = {steps.PLAIN: [100, 200, 300], steps.EACH: [90, 190, 290], "pcgrad": [110, 205, 330]}
-    rows = bench_memory.figures(peaks, allowed=20, feed=steps.OWN)
+    rows = memory.figures(peaks, allowed=20, feed=steps.OWN)
     assert [row["over_plain_bytes"] for row in rows] == [0, -10, 10]
-    assert bench_memory.table(rows).rows[2][-1] == "50%"
+    assert memory.table(rows).rows[2][-1] == "50%"
 
 
 def test_the_bound_is_that_of_the_encoder(tmp_path: Path) -> None:
     setting = Setting(torch.device("cpu"), tmp_path)
-    assert bench_memory.bound(setting) == 2 * 4 * 22_565_376
+    assert memory.bound(setting) == 2 * 4 * 22_565_376
 
 
 def test_exponents_of_a_sweep() -> None:
@@ -83,33 +84,33 @@ def test_exponents_of_a_sweep() -> None:
         {"tasks": k, "elements": 10, "seconds": {"median": k**2}, "floor_seconds": 2 * k}
         for k in (2, 4, 8)
     ]
-    found = bench_scaling.exponents("K", rows)
+    found = scaling.exponents("K", rows)
     assert found == pytest.approx({"measured": 2.0, "floor": 1.0})
 
 
 def test_a_trunks_ratios_are_taken_within_rounds() -> None:
     taken = {
-        bench_trunk.JOINT: [1.0, 2.0, 4.0],
-        bench_trunk.EACH: [2.0, 4.0, 8.0],
-        bench_trunk.EXACT: [3.0, 6.0, 12.0],
-        bench_trunk.FEATURES: [1.5, 2.0, 4.0],
+        trunk.JOINT: [1.0, 2.0, 4.0],
+        trunk.EACH: [2.0, 4.0, 8.0],
+        trunk.EXACT: [3.0, 6.0, 12.0],
+        trunk.FEATURES: [1.5, 2.0, 4.0],
     }
     times = {kind: [Sample(s, s) for s in seconds] for kind, seconds in taken.items()}
-    rows = [{"tasks": 3, "part": "backward", **row} for row in bench_trunk.figures(times)]
+    rows = [{"tasks": 3, "part": "backward", **row} for row in trunk.figures(times)]
     assert [row["to_joint"] for row in rows] == [1, 2, 3, 1]
     assert [row["to_loss_by_loss"] for row in rows] == [0.5, 1, 1.5, 0.5]
-    assert bench_trunk.table(rows).rows[2][4:] == ["3.00", "1.50", "3"]
+    assert trunk.table(rows).rows[2][4:] == ["3.00", "1.50", "3"]
 
 
 def test_a_trunks_kinds_do_the_same_work() -> None:
     """Without conflicts and dropout all leave the same gradients."""
     torch.manual_seed(0)
-    model = bench_trunk.Trunk("mini", 2).eval()
+    model = trunk.Trunk("mini", 2).eval()
     model.heads[1].load_state_dict(model.heads[0].state_dict())
     tokens = torch.randint(0, 100, (2, 8))
     found = []
-    for kind in bench_trunk.KINDS:
-        step = bench_trunk.Step(kind, model, tokens)
+    for kind in trunk.KINDS:
+        step = trunk.Step(kind, model, tokens)
         step.forward()
         step.backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -119,12 +120,12 @@ def test_a_trunks_kinds_do_the_same_work() -> None:
 
 
 def test_a_stopwatch_counts_and_passes_through() -> None:
-    watch = bench_step.Stopwatch()
+    watch = step.Stopwatch()
     assert watch.around(lambda a, b=0: a + b)(1, b=2) == 3
     assert len(watch.seconds) == 1
 
 
 def test_a_stopwatch_lets_errors_through() -> None:
-    watch = bench_step.Stopwatch()
+    watch = step.Stopwatch()
     with pytest.raises(ZeroDivisionError):
         watch.around(lambda: 1 / 0)()

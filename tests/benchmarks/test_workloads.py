@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import bench_scaling, bench_surgery, steps, workloads
-from benchmarks.setting import Setting
+from benchmarks import steps, workloads
+from benchmarks.options import Setting
+from benchmarks.themes import scaling, surgery
 from gradsurgery import functional
 
 CPU = torch.device("cpu")
@@ -69,12 +70,12 @@ def test_a_case_too_large_for_the_memory_is_refused_with_the_sizes(
 ) -> None:
     setting = Setting(CPU, results=None)  # type: ignore[arg-type]
     monkeypatch.setattr(workloads, "free_bytes", lambda device: 1 << 30)
-    reason = bench_surgery.obstacle(bench_surgery.Case("bert-base", 2), setting)
+    reason = surgery.obstacle(surgery.Case("bert-base", 2), setting)
     assert reason == "gradients of 0.8 GiB exceed half of the free 1.0 GiB"
-    assert bench_surgery.obstacle(bench_surgery.Case("minilm", 2), setting) is None
-    assert bench_scaling.fitting(setting, [2, 64], [1 << 22]) == ([2], [1 << 22])
+    assert surgery.obstacle(surgery.Case("minilm", 2), setting) is None
+    assert scaling.fitting(setting, [2, 64], [1 << 22]) == ([2], [1 << 22])
 
 
 def test_mixing_weights_sum_to_one() -> None:
-    assert bench_surgery.mixing(4).tolist() == pytest.approx([0.5, 0.5 / 3, 0.5 / 3, 0.5 / 3])
-    assert bench_surgery.mixing(1).tolist() == [0.5]
+    assert surgery.mixing(4).tolist() == pytest.approx([0.5, 0.5 / 3, 0.5 / 3, 0.5 / 3])
+    assert surgery.mixing(1).tolist() == [0.5]

@@ -13,10 +13,10 @@ from bert_mtl_demo.batching import SCHEMES
 from bert_mtl_demo.cli import given_settings, train_parser
 from bert_mtl_demo.config import METHODS, Config
 from bert_mtl_demo.errors import ConfigError
-from bert_mtl_demo.heads import HEADS
-from bert_mtl_demo.optimization import METHODS as BUILDERS
-from bert_mtl_demo.pooling import POOLINGS
+from bert_mtl_demo.model.heads import HEADS
+from bert_mtl_demo.model.pooling import POOLINGS
 from bert_mtl_demo.runtime import PRECISIONS
+from bert_mtl_demo.training.optimizer import METHODS as BUILDERS
 
 REFUSED = [
     (["--method", "pcgard"], ["method = pcgard", "did you mean 'pcgrad'", "gradvac"]),
@@ -64,8 +64,8 @@ def test_a_wrong_flag_is_refused_before_anything_is_loaded(
     def touched(*args: object, **kwargs: object) -> None:
         raise AssertionError("loaded something")
 
-    monkeypatch.setattr("bert_mtl_demo.session.load", touched)
-    monkeypatch.setattr("bert_mtl_demo.session.load_encoder", touched)
+    monkeypatch.setattr("bert_mtl_demo.training.run.load", touched)
+    monkeypatch.setattr("bert_mtl_demo.training.run.load_encoder", touched)
     monkeypatch.chdir(tmp_path)
     assert train.main(flags) == 2
     message = capsys.readouterr().err

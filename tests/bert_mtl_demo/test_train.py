@@ -13,9 +13,9 @@ from bert_mtl_demo.config import METHODS
 from bert_mtl_demo.data import load
 from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.evaluate import evaluate
-from bert_mtl_demo.report import write_report
-from bert_mtl_demo.session import continue_run, load_splits, start_run
+from bert_mtl_demo.reporting.run_report import write_report
 from bert_mtl_demo.tasks import resolve
+from bert_mtl_demo.training.run import continue_run, load_splits, start_run
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,7 +69,7 @@ def test_the_best_epoch_is_kept_not_the_last(settings, rows_of, monkeypatch):
     from safetensors import safe_open
 
     means = iter([0.5, 0.9, 0.7])
-    monkeypatch.setattr("bert_mtl_demo.trainer.mean_score", lambda scores: next(means))
+    monkeypatch.setattr("bert_mtl_demo.training.trainer.mean_score", lambda scores: next(means))
     path = start_run(settings(epochs=3)).path
     dev = [row for row in rows_of(path, "metrics.jsonl") if row["kind"] == "dev"]
     assert [row["best"] for row in dev] == [True, True, False]

@@ -15,12 +15,12 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
-    {"kernels", "grouping", "order", "sparse"},
+    {"kernels", "grouping", "sparse"},
     {"methods", "distributed"},
-    {"capture", "combination", "statistics", "split"},
+    {"capture", "combine", "statistics", "split"},
     {"features"},
     {"join"},
-    {"log", "functional", "_pictures"},
+    {"log", "functional", "_plots"},
     {"optimizer", "report"},
     {"__init__"},
 ]

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import gradsurgery.features
 from gradsurgery import GradVac, Method, PCGrad, Sum, split
 from gradsurgery import functional as F
-from gradsurgery.order import visiting_order
+from gradsurgery.methods.order import visiting_order
 from tests import oracles
 from tests.gradsurgery.problems import Fails, linear_losses, same, vectors, wrap
 

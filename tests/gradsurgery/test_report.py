@@ -62,8 +62,8 @@ def test_one_task_in_several_segments_has_a_picture(tmp_path: Path) -> None:
 def test_without_matplotlib_there_is_a_table_and_a_hint(
     log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "gradsurgery._pictures", raising=False)
-    monkeypatch.delattr("gradsurgery._pictures", raising=False)
+    monkeypatch.delitem(sys.modules, "gradsurgery._plots", raising=False)
+    monkeypatch.delattr("gradsurgery._plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert report.main([str(log)]) == 0
     assert "pip install matplotlib" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import GradientSurgery, Method, PCGrad, Sum
-from gradsurgery.distributed import agreement, carriers
+from gradsurgery.distributed import collectives, consistency
 from gradsurgery.methods import Verdict
 from tests.gradsurgery.problems import linear_losses
 from tests.integration import ranks
@@ -115,8 +115,8 @@ def odd_steps(exchange: str | None) -> list[list[Tensor | None]]:
     base = torch.optim.SGD([{"params": parameters[:half]}, {"params": parameters[half:]}], lr=0.1)
     group = {"process_group": dist.group.WORLD, "exchange": exchange} if exchange else {}
     optimizer = GradientSurgery(base, PCGrad(seed=2), tasks=TASKS, grouping="tensor", **group)
-    before = carriers.BUCKET, carriers.LARGE
-    carriers.BUCKET, carriers.LARGE = 100, 130
+    before = collectives.BUCKET, collectives.LARGE
+    collectives.BUCKET, collectives.LARGE = 100, 130
     found = []
     for step in range(STEPS):
         if step == 18:
@@ -138,7 +138,7 @@ def odd_steps(exchange: str | None) -> list[list[Tensor | None]]:
             optimizer.combine()
         found.append([None if p.grad is None else p.grad.clone() for p in parameters])
         optimizer.zero_grad(set_to_none=step % 5 > 0)
-    carriers.BUCKET, carriers.LARGE = before
+    collectives.BUCKET, collectives.LARGE = before
     return found
 
 
@@ -284,13 +284,13 @@ def one_optimizer_more() -> str:
 def debugged_shards() -> int:
     """How often the ranks compared what they decided."""
     compared = []
-    original = agreement.compare
-    agreement.compare = lambda *args: compared.append(original(*args))  # type: ignore[assignment]
+    original = consistency.compare
+    consistency.compare = lambda *args: compared.append(original(*args))  # type: ignore[assignment]
     dist.set_debug_level(dist.DebugLevel.INFO)
     try:
         train(fully_shard(fresh_model()), WORLD)
     finally:
-        agreement.compare = original
+        consistency.compare = original
         dist.set_debug_level(dist.DebugLevel.OFF)
     return len(compared)
 
@@ -415,7 +415,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORLD)
-    monkeypatch.setattr(agreement, "unanimous", lambda total, ranks: True)
+    monkeypatch.setattr(consistency, "unanimous", lambda total, ranks: True)
     try:
         yield
     finally:
@@ -426,13 +426,13 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def sent(nobody: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many gradients each message had a place for."""
     places: list[int] = []
-    original = carriers.AllReduce.send
+    original = collectives.AllReduce.send
 
-    def send(self: Any, parameters: Any, positions: Any, grads: Any) -> carriers.Shipment:
+    def send(self: Any, parameters: Any, positions: Any, grads: Any) -> collectives.Shipment:
         places.extend([len(positions)] * bool(positions))
         return original(self, parameters, positions, grads)
 
-    monkeypatch.setattr(carriers.AllReduce, "send", send)
+    monkeypatch.setattr(collectives.AllReduce, "send", send)
     return places
 
 
@@ -546,9 +546,9 @@ def test_a_large_gradient_laid_out_otherwise_is_copied(
     exchange: str, grad: Tensor, nobody: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not sent from where it lies. The other rank sends nothing: the average is half of it."""
-    monkeypatch.setattr(carriers, "LARGE", 1)
+    monkeypatch.setattr(collectives, "LARGE", 1)
     parameter, before = nn.Parameter(torch.ones(4, 3)), grad.clone()
-    carrier = carriers.CARRIERS[exchange](dist.group.WORLD)
+    carrier = collectives.CARRIERS[exchange](dist.group.WORLD)
     shipment = carrier.send([parameter], [0], {0: grad})
     assert torch.equal(grad, before)
     assert shipment.found[0].dtype == parameter.dtype
@@ -562,14 +562,14 @@ def test_a_large_gradient_laid_out_otherwise_is_copied(
 def test_gradients_wider_than_their_parameter_stay_so(exchange: str, nobody: None) -> None:
     parameter = nn.Parameter(torch.ones(3).bfloat16())
     parameter.grad_dtype = torch.float32
-    carrier = carriers.CARRIERS[exchange](dist.group.WORLD)
+    carrier = collectives.CARRIERS[exchange](dist.group.WORLD)
     shipment = carrier.send([parameter], [0], {0: torch.full((3,), 1.001)})
     assert shipment.found[0].dtype == torch.float32
 
 
 def test_scattering_holds_one_task_at_a_time(nobody: None) -> None:
     parameter = nn.Parameter(torch.ones(3))
-    carrier = carriers.ReduceScatter(dist.group.WORLD)
+    carrier = collectives.ReduceScatter(dist.group.WORLD)
     first, second = (carrier.send([parameter], [0], {0: torch.ones(3)}) for _ in range(2))
     assert not first.sources
     assert second.sources

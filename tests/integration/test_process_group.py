@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import GradVac, PCGrad, Sum
-from gradsurgery.distributed import carriers
+from gradsurgery.distributed import collectives
 from tests.integration import ranks
-from tests.integration.whole import (
-    alternating,
-    fresh_model,
-    loss_of,
-    parts,
-    train,
-    uneven,
-    wrapped,
-)
+from tests.integration.whole import alternating, fresh_model, loss_of, parts, train, uneven, wrapped
 
 EXCHANGES = ("all_reduce", "reduce_scatter")
 
@@ -56,12 +48,12 @@ def in_group(**options: Any) -> dict[str, Any]:
 
 def in_small_buckets(**options: Any) -> dict[str, Any]:
     """Several buckets, and some parameters by themselves."""
-    before = carriers.BUCKET, carriers.LARGE
-    carriers.BUCKET, carriers.LARGE = 100, 60
+    before = collectives.BUCKET, collectives.LARGE
+    collectives.BUCKET, collectives.LARGE = 100, 60
     try:
         return in_group(**options)
     finally:
-        carriers.BUCKET, carriers.LARGE = before
+        collectives.BUCKET, collectives.LARGE = before
 
 
 def in_any_order(**options: Any) -> dict[str, Any]:

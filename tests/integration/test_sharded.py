@@ -29,14 +29,7 @@ from torch.distributed.tensor.parallel import (
 from gradsurgery import GradientSurgery, GradVac
 from tests.integration import ranks
 from tests.integration.test_process_group import assert_agree, assert_close
-from tests.integration.whole import (
-    fresh_model,
-    loss_of,
-    mine,
-    share,
-    train,
-    wrapped,
-)
+from tests.integration.whole import fresh_model, loss_of, mine, share, train, wrapped
 
 
 def mesh_of(*sizes: int) -> DeviceMesh:

@@ -1,0 +1,143 @@
+"""Ranks: real processes that measure together, and fail together.
+
+The parent waits for all of them, with a limit: a rank that raises or hangs ends the others and is
+an error here. What goes over the wire is read off the kernel's counter of the loopback device, so
+nothing else may use it meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from benchmarks.options import Setting
+
+#: Takes a device and arguments, runs on every rank, returns what JSON can hold.
+Work = Callable[..., Any]
+
+#: Seconds that one collective may take before its rank gives up.
+PATIENCE = 120
+
+DEVICES = Path("/proc/net/dev")
+
+
+def backend(setting: Setting, world: int) -> str:
+    """Return "nccl" where each rank can have a GPU of its own, else "gloo"."""
+    cuda = setting.device.type == "cuda" and torch.cuda.device_count() >= world
+    return "nccl" if cuda else "gloo"
+
+
+def start(
+    work: Work, world: int, arguments: tuple[Any, ...], setting: Setting, limit: float
+) -> list[Any]:
+    """Run ``work(device, *arguments)`` on every rank of a process group.
+
+    Args:
+        work: a function of a module.
+        world: ranks.
+        arguments: can be pickled.
+        setting: for device and threads, which the ranks share.
+        limit: seconds that all may take.
+
+    Returns:
+        What it returned, by rank.
+
+    Raises:
+        TimeoutError: when they take longer; they are ended then.
+        torch.multiprocessing.ProcessRaisedException: with the first rank's error.
+    """
+    threads, end = max(1, setting.threads // world), time.monotonic() + limit
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rest = (world, work, arguments, backend(setting, world), threads, folder)
+        context = spawn(_main, rest, nprocs=world, join=False)  # type: ignore[no-untyped-call]
+        try:
+            while not context.join(timeout=1):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{world} ranks were not done after {limit:.0f} s")
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def _main(
+    rank: int,
+    world: int,
+    work: Work,
+    arguments: tuple[Any, ...],
+    backend: str,
+    threads: int,
+    folder: Path,
+) -> None:
+    torch.set_num_threads(threads)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), TQDM_DISABLE="1")
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend,
+        init_method=f"file://{folder / 'meet'}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=PATIENCE),
+    )
+    found = work(device, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def greatest(value: float, device: torch.device) -> float:
+    """Return the greatest of the ranks' values, the same on all."""
+    held = torch.tensor(value, device=device)
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return held.item()
+
+
+class Wire:
+    """Counts the bytes that a rank sends, on average; every rank has to build and ask one."""
+
+    def __init__(self) -> None:
+        self.counts = dist.get_backend() == "gloo" and DEVICES.exists()
+        self._barrier = 0.0
+        if self.counts:
+            # With the two around them these are twelve.
+            self._barrier = 10 * self.sent(dist.barrier, 10) * dist.get_world_size() / 12
+
+    def sent(self, work: Callable[[], object], times: int) -> float:
+        """Return the bytes that ``work``, done so often, sends for each time and rank.
+
+        Nobody sends anything while the counter is read: it lies between two barriers.
+        """
+        before = self._read()
+        for _ in range(times):
+            work()
+        after = self._read()
+        # Of the two barriers of each reading, one lies between the readings.
+        moved = after - before - 2 * self._barrier
+        return max(0.0, moved) / times / dist.get_world_size()
+
+    def _read(self) -> int:
+        dist.barrier()
+        found = loopback_bytes()
+        dist.barrier()
+        return found
+
+
+def loopback_bytes() -> int:
+    """Return the bytes that this machine (this container) has sent to itself."""
+    lines = (line.partition(":") for line in DEVICES.read_text().splitlines())
+    return next(int(counts.split()[8]) for name, _, counts in lines if name.strip() == "lo")

@@ -1,0 +1,1 @@
+"""Implementations by other libraries, and whether their update equals ours."""

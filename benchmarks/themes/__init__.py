@@ -1,0 +1,1 @@
+"""The themes of the benchmarks, one file each."""

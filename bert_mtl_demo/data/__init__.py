@@ -1,0 +1,19 @@
+"""Data of the tasks and of the pre-training stages: the embedded sample, a directory, or the hub.
+
+`load` serves the tasks; the three others serve the stages before them.
+"""
+
+from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
+from bert_mtl_demo.data.loading import load
+from bert_mtl_demo.data.pretraining import load_inference, load_positives, load_texts
+
+__all__ = [
+    "DataError",
+    "Examples",
+    "Skipped",
+    "Splits",
+    "load",
+    "load_inference",
+    "load_positives",
+    "load_texts",
+]

@@ -1,0 +1,136 @@
+"""Loads the public data sets from the Hugging Face hub: no files to prepare, a network needed.
+
+The hub's splits are the original ones (Quora has 363,846 training pairs there against the reports'
+141,506), so scores from here stand beside each other, not beside the reports'. The validation split
+serves as dev: GLUE does not publish test labels. CFIMDB is not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bert_mtl_demo.data.directory import LAYOUTS
+from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
+from bert_mtl_demo.data.validation import Gate
+from bert_mtl_demo.tasks import Task
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the hub and the names of its columns."""
+
+    path: tuple[str, ...]  # the positional arguments of load_dataset: repository, configuration
+    texts: tuple[str, ...]
+    label: str | None = "label"
+
+    @property
+    def name(self) -> str:
+        """The data set, as messages name it."""
+        return "/".join(self.path)
+
+    def of(self, split: str) -> str:
+        """One split of it, as messages name it.
+
+        >>> HubData(("nyu-mll/glue", "stsb"), ("sentence1", "sentence2")).of("train")
+        'nyu-mll/glue/stsb[train]'
+        """
+        return f"{self.name}[{split}]"
+
+
+DATASETS: dict[str, HubData] = {
+    "sst": HubData(("SetFit/sst5",), ("text",)),
+    "para": HubData(("nyu-mll/glue", "qqp"), ("question1", "question2")),
+    "sts": HubData(("nyu-mll/glue", "stsb"), ("sentence1", "sentence2")),
+}
+
+_INSTEAD = 'Or train on files (a directory) or on the embedded data ("sample") instead.'
+
+
+def load_hub(tasks: Sequence[Task], *, refuse: bool) -> tuple[dict[str, Splits], list[Skipped]]:
+    """Load train and validation of `tasks` from the hub; see `bert_mtl_demo.data.load`.
+
+    Raises:
+        DataError: when a task is not on the hub, `datasets` is not installed, the hub cannot be
+            reached, or a data set has changed its shape.
+    """
+    for task in tasks:
+        if task.name not in DATASETS:
+            layout = LAYOUTS[task.name].file
+            raise DataError(
+                f"Task {task.name!r} has no data set on the hub. Give a directory that holds "
+                f"{layout.format(split='train')} and {layout.format(split='dev')}, use the "
+                'embedded data ("sample"), or leave the task out.'
+            )
+    splits: dict[str, Splits] = {}
+    skipped: list[Skipped] = []
+    for task in tasks:
+        source = DATASETS[task.name]
+        tables = fetch(source)
+        train, bad_train = _read(tables, source, "train", task, refuse)
+        dev, bad_dev = _read(tables, source, "validation", task, refuse)
+        splits[task.name] = Splits(train, dev)
+        skipped += bad_train + bad_dev
+    return splits, skipped
+
+
+def fetch(source: HubData) -> Any:
+    """All splits of a data set.
+
+    Raises:
+        DataError: when `datasets` is not installed, or the hub cannot be reached.
+    """
+    try:
+        # By name, because the package is optional and heavy: nothing else in the demo needs it.
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise DataError(
+            f'The source "hub" needs the package datasets: pip install datasets. {_INSTEAD}'
+        ) from error
+    try:
+        return datasets.load_dataset(*source.path)
+    except Exception as error:
+        # All of them: the hub's clients raise errors of four families, and not all are OSErrors.
+        raise DataError(
+            f"Could not load {source.name} from the hub "
+            f"({type(error).__name__}: {error}). "
+            f"Check the network and HF_HUB_OFFLINE. {_INSTEAD}"
+        ) from error
+
+
+def rows_of(
+    tables: Any, source: HubData, split: str
+) -> Iterator[tuple[int, tuple[object, ...], object]]:
+    """Yield (row from 1, texts, label) of a split, as they are there.
+
+    Raises:
+        DataError: when the split or a column is not there.
+    """
+    name = source.of(split)
+    if split not in tables:
+        raise DataError(
+            f"{name}: no such split, only {list(tables)}; the data set has changed. {_INSTEAD}"
+        )
+    table = tables[split]
+    columns = (*source.texts, *([source.label] if source.label else []))
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{name}: no column {missing[0]!r} in {table.column_names}; "
+            f"the data set has changed. {_INSTEAD}"
+        )
+    width = len(source.texts)
+    rows = zip(*(list(table[column]) for column in columns), strict=True)
+    for number, row in enumerate(rows, start=1):
+        yield number, row[:width], row[width] if source.label else None
+
+
+def _read(
+    tables: Any, source: HubData, split: str, task: Task, refuse: bool
+) -> tuple[Examples, list[Skipped]]:
+    gate = Gate(task, source.of(split), refuse)
+    for number, texts, label in rows_of(tables, source, split):
+        gate.offer(number, texts, label)
+    return gate.close(), gate.skipped

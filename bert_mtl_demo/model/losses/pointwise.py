@@ -1,0 +1,62 @@
+"""Losses of each example on its own: how far its answer is from its label.
+
+All of them work in float32 whatever the model ran in: a loss is a mean over few examples, and bf16
+would round it to two digits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bert_mtl_demo.model.losses.inputs import Evidence
+
+
+def cross_entropy(seen: Evidence) -> Tensor:
+    """-log softmax(logits)[label], averaged.
+
+    >>> round(cross_entropy(Evidence(torch.zeros(1, 2), torch.tensor([1]))).item(), 4)
+    0.6931
+    """
+    return F.cross_entropy(seen.answer.float(), seen.labels)
+
+
+def bce(seen: Evidence) -> Tensor:
+    """-log sigmoid(+-logit), averaged: two classes told apart by one logit.
+
+    >>> round(bce(Evidence(torch.zeros(1), torch.tensor([1]))).item(), 4)
+    0.6931
+    """
+    return F.binary_cross_entropy_with_logits(seen.answer.float(), seen.labels.float())
+
+
+def squared_probability(seen: Evidence) -> Tensor:
+    """(sigmoid(logit) - label)^2, averaged.
+
+    The bert_mastery report trains paraphrase with a mean squared error and does not say of what.
+    This takes the sigmoid of one logit, which its code base rounds to predict: so the error and the
+    prediction are about the same number.
+
+    >>> squared_probability(Evidence(torch.zeros(1), torch.tensor([1]))).item()
+    0.25
+    """
+    return F.mse_loss(torch.sigmoid(seen.answer.float()), seen.labels.float())
+
+
+def mse(seen: Evidence) -> Tensor:
+    """(score - label)^2, averaged.
+
+    >>> mse(Evidence(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))).item()
+    2.0
+    """
+    return F.mse_loss(seen.answer.float(), seen.labels.float())
+
+
+def huber(seen: Evidence) -> Tensor:
+    """d^2 / 2 where d = |score - label| is at most 1, d - 1/2 beyond it, averaged.
+
+    >>> huber(Evidence(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 5.0]))).item()
+    1.0
+    """
+    return F.huber_loss(seen.answer.float(), seen.labels.float(), delta=1.0)

@@ -1,0 +1,1 @@
+"""What a finished run is made into: a report, pictures, and a model that answers."""

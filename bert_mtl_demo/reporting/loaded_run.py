@@ -1,0 +1,65 @@
+"""A finished run as a model that answers: the common ground of `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.data import Examples
+from bert_mtl_demo.data.tokenization import encode
+from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.model.encoder import Source, blank_encoder, load_tokenizer
+from bert_mtl_demo.model.multitask import MultitaskModel, new_model
+from bert_mtl_demo.model.pooling import needs_pooler
+from bert_mtl_demo.runtime import Precision, choose_device
+from bert_mtl_demo.training.checkpoint import RunDirectory, load_weights
+from bert_mtl_demo.training.inference import Answers, answer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best weights of a run, ready to answer."""
+
+    run: RunDirectory
+    config: Config
+    model: MultitaskModel
+    tokenizer: Any
+    precision: Precision
+
+    def answer(self, examples: Examples) -> Answers:
+        """The model's answers, in the order of the examples."""
+        length, pairs = self.config.max_length, self.config.pairs
+        encoded = encode(examples, examples.task, self.tokenizer, length, pairs)
+        return answer(self.model, encoded, self.precision)
+
+    def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:
+        """The model's answers to sentences, or pairs of sentences, that have no labels."""
+        found = self.model.tasks[task]
+        unlabelled = [0] * len(first)
+        return self.answer(
+            Examples(found, list(first), None if second is None else list(second), unlabelled)
+        )
+
+
+def load_trained(directory: str | Path, device: str | None = None) -> Trained:
+    """The best weights of a run.
+
+    >>> load_trained("no-such-run")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
+    """
+    run = RunDirectory(Path(directory))
+    config = run.load_config()
+    place = choose_device(device or "auto")
+    weights = load_weights(run.best)
+    tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
+    model = new_model(config, blank_encoder(run.encoder, pooler=needs_pooler(config)))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{run.best}: does not fit {run.config} ({reason})") from None
+    return Trained(run, config, model.to(place).eval(), tokenizer, Precision(config.amp, place))

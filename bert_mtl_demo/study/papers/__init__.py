@@ -1,0 +1,15 @@
+"""The five reports, each a module of its rows."""
+
+from bert_mtl_demo.study.papers import (
+    bert_mastery,
+    mtl_surgery_mlm,
+    optimusbert,
+    pals_gradvac,
+    sbert_simcse,
+)
+from bert_mtl_demo.study.published import Report
+
+REPORTS: dict[str, Report] = {
+    module.REPORT.name: module.REPORT
+    for module in (pals_gradvac, optimusbert, bert_mastery, mtl_surgery_mlm, sbert_simcse)
+}

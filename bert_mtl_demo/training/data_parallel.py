@@ -1,0 +1,120 @@
+"""What each process has of a run: a share of every batch, its own dropout, the same first weights.
+
+A batch of N examples is dealt out to W processes, n_r of them to process r, and gradsurgery
+averages the gradients. With l_r the mean loss of a share, the weight n_r W / N makes the average
+that of the whole batch:
+
+    1/W sum_r (n_r W / N) grad l_r  =  1/N sum over all N examples of their gradients
+
+It holds for losses that are a mean over examples. Those that compare the examples of a batch are
+refused: of a share they are another loss.
+
+A process that has nothing of a small batch takes its first example with weight 0: it would wait
+for the others anyway, and so all of them run the same tasks in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bert_mtl_demo.batching.streams import seed_of
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.errors import ConfigError
+from bert_mtl_demo.runtime import random_state, seed_all, set_random_state
+from bert_mtl_demo.training.processes import Processes
+
+# Losses of similarity that are a mean over examples.
+BY_EXAMPLE = ("mse", "huber", "cosine_embedding")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a batch.
+
+    >>> shares = [Share.of([7, 8, 9], Processes(rank, 2)) for rank in range(2)]
+    >>> [share.indices for share in shares], [round(share.weight, 2) for share in shares]
+    ([[7, 9], [8]], [1.33, 0.67])
+    """
+
+    indices: list[int]  # what is run, at least one
+    part: float  # of the whole batch: n / N
+    weight: float  # of the mean loss: n W / N
+    whole: int  # N
+
+    @classmethod
+    def of(cls, indices: Sequence[int], processes: Processes) -> Share:
+        """Every W-th example; shares differ by one example at most."""
+        mine = list(indices[processes.rank :: processes.size])
+        part = len(mine) / len(indices)
+        return cls(mine or list(indices[:1]), part, part * processes.size, len(indices))
+
+
+def refuse_comparing(config: Config, processes: Processes) -> None:
+    """A loss that compares the examples of a batch is refused in several processes.
+
+    >>> refuse_comparing(Config(sts_loss="simcse"), Processes(size=1))
+    """
+    if processes.size > 1 and "sts" in config.trained and config.sts_loss not in BY_EXAMPLE:
+        raise ConfigError(
+            f"sts_loss = {config.sts_loss} in {processes.size} processes: this loss compares the "
+            "pairs of a batch with each other, and each process sees its share of them only. Use "
+            f"one process, or --sts-loss {', '.join(BY_EXAMPLE[:-1])} or {BY_EXAMPLE[-1]}."
+        )
+
+
+def warnings(config: Config, processes: Processes) -> list[str]:
+    """What is allowed in so many processes but probably not what was meant.
+
+    >>> warnings(Config(batch_size=2), Processes(size=4))[0][:33]
+    'batch_size 2 in 4 processes: of a'
+    """
+    if config.batch_size >= processes.size:
+        return []
+    return [
+        f"batch_size {config.batch_size} in {processes.size} processes: of a batch, "
+        f"{processes.size - config.batch_size} processes have nothing. batch_size is that of all "
+        "processes together."
+    ]
+
+
+def begin_alike(model: torch.nn.Module, group: Any) -> None:
+    """Give every process main's weights; `group` is `Processes.gradients`, None alone."""
+    if group is None:
+        return
+    import torch.distributed as dist
+
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0, group=group)
+
+
+def draw_apart(config: Config, processes: Processes, step: int = 0) -> None:
+    """Have each process draw its own dropout from here on; main's is a single process's.
+
+    After `step` steps, which is where a run goes on in another number of processes.
+    """
+    if not processes.is_main or step:
+        own = f"{config.seed}/step {step}/process {processes.rank} of {processes.size}"
+        seed_all(seed_of(own))
+
+
+def random_states(processes: Processes) -> dict[str, Any]:
+    """The random state of every process, for the checkpoint.
+
+    >>> list(random_states(Processes(size=1)))
+    ['random', 'random_elsewhere']
+    """
+    main, *others = processes.gather(random_state())
+    return {"random": main, "random_elsewhere": others}
+
+
+def restore_random(state: Mapping[str, Any], config: Config, processes: Processes) -> None:
+    """Put the generators back; where they were those of another number of processes, seed anew."""
+    states = [state["random"], *state.get("random_elsewhere", [])]
+    if len(states) == processes.size:
+        set_random_state(states[processes.rank])
+    else:
+        draw_apart(config, processes, state["progress"]["step"])

@@ -1,0 +1,95 @@
+"""A model's answers on a set of examples, without gradients, dropout or randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bert_mtl_demo.data.tokenization import EncodedSet
+from bert_mtl_demo.model.multitask import MultitaskModel
+from bert_mtl_demo.runtime import Precision
+from bert_mtl_demo.tasks import Task
+from bert_mtl_demo.training.metrics import METRICS
+from bert_mtl_demo.training.processes import ALONE, Processes
+
+BATCH_SIZE = 64  # examples; without gradients there is room for more than in training
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says about N examples of one task.
+
+    `values` are predicted classes or scores [N]; `probabilities` [N, C] are there for tasks of
+    classes only. One logit stands for two classes; the second one is predicted where its
+    probability is above one half.
+    """
+
+    task: Task
+    values: NDArray[np.float64]
+    probabilities: NDArray[np.float64] | None
+
+    def score(self, labels: list[float] | list[int]) -> float:
+        """The task's metric against the labels."""
+        return METRICS[self.task.metric](labels, self.values)
+
+    def is_constant(self) -> bool:
+        """Whether a similarity task got the same score everywhere, for which r is not defined."""
+        return self.task.classes is None and float(np.ptp(self.values)) == 0.0
+
+
+@torch.inference_mode()
+def answer(
+    model: MultitaskModel,
+    examples: EncodedSet,
+    precision: Precision,
+    processes: Processes = ALONE,
+) -> Answers:
+    """The model's answers, in the order of the examples.
+
+    Batches hold examples of like length, which leaves little padding; the order is restored
+    afterwards. The batches are dealt out to the processes, and all of them have all answers.
+    """
+    was_training = model.training
+    model.eval()
+    lengths = examples.lengths()
+    order = sorted(range(len(examples)), key=lambda i: lengths[i])
+    starts = range(0, len(order), BATCH_SIZE)
+    mine = {}
+    for start in starts[processes.rank :: processes.size]:
+        batch = examples.collate(order[start : start + BATCH_SIZE], precision.device)
+        with precision.autocast():
+            mine[start] = model(examples.task.name, batch).float().cpu()
+    model.train(was_training)
+    parts = {start: part for some in processes.gather(mine) for start, part in some.items()}
+    restored = torch.empty_like(found := torch.cat([parts[start] for start in starts]))
+    restored[order] = found
+    return _answers(examples.task, restored)
+
+
+def score_all(
+    model: MultitaskModel,
+    sets: Mapping[str, EncodedSet],
+    precision: Precision,
+    processes: Processes = ALONE,
+) -> dict[str, Answers]:
+    """Answers for every task."""
+    return {name: answer(model, found, precision, processes) for name, found in sets.items()}
+
+
+def _answers(task: Task, raw: torch.Tensor) -> Answers:
+    if task.classes is None:
+        return Answers(task, raw.double().numpy(), None)
+    probabilities = _probabilities(raw.double()).numpy()
+    return Answers(task, probabilities.argmax(-1).astype(np.float64), probabilities)
+
+
+def _probabilities(raw: torch.Tensor) -> torch.Tensor:
+    """[N, C] of logits [N, C], or [N, 2] of the one logit [N] that two classes may have."""
+    if raw.ndim > 1:
+        return torch.softmax(raw, dim=-1)
+    # Each from its own sigmoid: 1 - p would lose a small probability of class 0 to rounding.
+    return torch.stack([torch.sigmoid(-raw), torch.sigmoid(raw)], dim=-1)

@@ -1,0 +1,285 @@
+"""One run as a whole: check what can be wrong, load data and model, train, say how it ended.
+
+The order matters. Everything that is cheap to check is checked before anything is loaded, and the
+output directory is made only when all that could be refused has been accepted.
+
+In several processes each does all of this, but for what is done once and left to the first: the
+output directory, the stages before the tasks, the logs. What one of them refuses, all refuse.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bert_mtl_demo.batching import build_batches
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.data import Skipped, Splits, load
+from bert_mtl_demo.data.tokenization import EncodedSet, encode
+from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
+from bert_mtl_demo.model.multitask import MultitaskModel, new_model
+from bert_mtl_demo.model.pooling import needs_pooler
+from bert_mtl_demo.pretraining import pretrained
+from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
+from bert_mtl_demo.tasks import resolve
+from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
+from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
+from bert_mtl_demo.training.logs import Log, NoLog, RunLog
+from bert_mtl_demo.training.processes import ALONE, Processes
+from bert_mtl_demo.training.trainer import Trainer
+
+# What a resumed run may change: how far to go, how to keep books, where the same data now lie. The
+# data are compared.
+EXTENDABLE = (
+    *("epochs", "max_steps", "checkpoint_every", "max_nonfinite"),
+    *("data", "device", "cache"),
+)
+# Which task a step has depends on how many epochs there are, so they cannot become more.
+PLANNED = ("sequential", "annealed")
+
+Encoded = tuple[dict[str, EncodedSet], dict[str, EncodedSet]]  # train, dev: task -> its set
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    >>> Outcome(Path("runs/first"), done=True, exit_code=0).done
+    True
+    """
+
+    path: Path
+    done: bool
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a trainer is made of."""
+
+    config: Config
+    run: RunDirectory
+    model: MultitaskModel
+    sets: Encoded
+    precision: Precision
+    state: dict[str, Any] | None = None  # to go on from
+
+
+def start_run(config: Config, processes: Processes = ALONE) -> Outcome:
+    """Train from the beginning.
+
+    >>> start_run(Config(encoder="no-such-encoder"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bert_mtl_demo.errors.EncoderError: unknown encoder 'no-such-encoder': ...
+    """
+    run = RunDirectory(processes.from_main(output_of(config)))
+    parts = processes.agree(lambda: _begun(config, run, processes))
+    draw_apart(config, processes)
+    return _train(parts, processes)
+
+
+def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
+    """Everything for a new run."""
+    device = processes.device(config.device)
+    refuse_comparing(config, processes)
+    source = locate(config.encoder)
+    source.refuse_longer(config.max_length)
+    if processes.is_main:
+        run.refuse_if_used()
+    _announce(config, run, processes)
+    splits, skipped = load_splits(config)
+    if processes.is_main:  # the others get the weights that come of it
+        source = pretrained(config, source, device, skipped=skipped)
+    tokenizer = load_tokenizer(source)
+    encoder = load_encoder(source, pooler=needs_pooler(config))
+    config = portable(config)
+    sets = _encode(config, splits, tokenizer)
+    model = _build(config, encoder, device)
+    build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
+    if processes.is_main:
+        run.create(config, encoder, tokenizer)
+        _note_data(run, splits, skipped)
+    return _Parts(config, run, model, sets, Precision(config.amp, device))
+
+
+def continue_run(
+    directory: str | Path, settings: Mapping[str, Any], processes: Processes = ALONE
+) -> Outcome:
+    """Train on from a run's last checkpoint.
+
+    >>> continue_run("no-such-run", {})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
+    """
+    run = RunDirectory(Path(directory))
+    return _train(processes.agree(lambda: _continued(run, settings, processes)), processes)
+
+
+def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Processes) -> _Parts:
+    """Everything for a run that is there."""
+    config = portable(extended(run.load_config(), settings, run.path))
+    device = processes.device(config.device)
+    refuse_comparing(config, processes)
+    state = load_state(run.last)
+    _announce(config, run, processes)
+    splits, _ = load_splits(config)
+    tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
+    encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
+    sets = _encode(config, splits, tokenizer)
+    model = _build(config, encoder, device)
+    return _Parts(config, run, model, sets, Precision(config.amp, device), state)
+
+
+def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
+    """The saved settings with those changes that a resumed run may make; any other is refused.
+
+    >>> extended(Config(), {"max_steps": 40, "lr": Config().lr}, Path("runs/first")).max_steps
+    40
+    """
+    wanted = Config.from_mapping({**saved.to_dict(), **settings})
+    for name in settings:
+        before, after = getattr(saved, name), getattr(wanted, name)
+        if before == after or name in EXTENDABLE:
+            continue
+        if name == "output" and Path(after).resolve() == path.resolve():
+            continue
+        raise CheckpointError(
+            f"--resume {path}: {name} = {after} was given, but this run was started with {name} = "
+            f"{before}. Leave it out to go on with this run, or start a new one without --resume."
+        )
+    if wanted.epochs != saved.epochs and saved.batching in PLANNED:
+        raise CheckpointError(
+            f"--resume {path}: epochs = {wanted.epochs} was given, but batching = {saved.batching} "
+            f"was laid out over {saved.epochs} epochs. Leave it out to go on with this run, or "
+            "start a new one without --resume."
+        )
+    return replace(wanted, output=saved.output)
+
+
+def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
+    """What a run trains on and is scored on, within its limits, and the rows that were skipped."""
+    splits, skipped = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    limits = config.train_limit, config.dev_limit
+    return {name: found.limited(*limits) for name, found in splits.items()}, skipped
+
+
+def portable(config: Config) -> Config:
+    """The settings with a data directory spelled out, so that a run resumes from anywhere."""
+    if config.data in ("sample", "hub"):
+        return config
+    return replace(config, data=str(Path(config.data).expanduser().resolve()))
+
+
+def output_of(config: Config) -> Path:
+    """Where a run goes: the directory that was named, or one named after time, method and seed."""
+    if config.output is not None:
+        return Path(config.output).expanduser()
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-seed{config.seed}"
+    return Path("runs") / stem
+
+
+def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
+    if not processes.is_main:
+        return
+    together = f", in {processes.size} processes" if processes.size > 1 else ""
+    print(
+        f"{config.method} on {', '.join(config.tasks)} of {config.data}, encoder {config.encoder}"
+        f"{together}"
+    )
+    print(f"writing to {run.path}")
+    for sentence in config.warnings() + warnings(config, processes):
+        print(f"warning: {sentence}")
+
+
+def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequence[Skipped]) -> None:
+    """Say, and keep for the report, how much data is used and which rows could not be."""
+    skipped = list(dict.fromkeys(skipped))  # a stage may have read the tasks' own files again
+    for row in skipped[:3]:
+        print(f"skipped {row}")
+    if skipped:
+        print(f"skipped {len(skipped)} rows in all; {run.data.name} lists them")
+    sizes = {name: {"train": len(s.train), "dev": len(s.dev)} for name, s in splits.items()}
+    rows = [{"file": str(row.file), "line": row.line, "reason": row.reason} for row in skipped]
+    run.data.write_text(json.dumps({"sizes": sizes, "skipped": rows}, indent=1) + "\n", "utf-8")
+
+
+def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
+    def encoded(part: str, names: Sequence[str]) -> dict[str, EncodedSet]:
+        return {
+            task.name: encode(
+                getattr(splits[task.name], part), task, tokenizer, config.max_length, config.pairs
+            )
+            for task in resolve(names)
+        }
+
+    return encoded("train", config.trained), encoded("dev", config.tasks)
+
+
+def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel:
+    """The model on its device; from here on nothing else may draw, dropout comes next."""
+    seed_all(config.seed)
+    return new_model(config, encoder).to(device)
+
+
+def _train(parts: _Parts, processes: Processes) -> Outcome:
+    """Build the trainer, put it where the state says, and let it go."""
+    run, state = parts.run, parts.state
+    log: Log = NoLog()
+    if processes.is_main:
+        done_before = state["progress"]["step"] if state else 0
+        log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
+    say = tqdm.write if processes.is_main else _nothing
+    trainer = Trainer(
+        parts.config, parts.model, *parts.sets, run, log, parts.precision, say, processes
+    )
+    if state is not None:
+        processes.agree(lambda: _restore(trainer, state, run))
+    try:
+        return _fit(trainer, run)
+    finally:
+        log.close()
+
+
+def _nothing(line: str) -> None:
+    """Say nothing."""
+
+
+def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> None:
+    step = state["progress"]["step"]
+    for name, fingerprint in trainer.data.items():
+        if state["data"].get(name) != fingerprint:
+            raise CheckpointError(
+                f"--resume {run.path}: the {name} data are not the ones this run was started with. "
+                "Put "
+                "them back, or start a new run."
+            )
+    if trainer.goal < step:
+        raise CheckpointError(
+            f"--resume {run.path}: {step} steps are done, but epochs and max_steps ask for only "
+            f"{trainer.goal}. Raise them, or leave them out."
+        )
+    trainer.load_state_dict(state)
+    if trainer.processes.is_main:
+        run.save_config(trainer.config)
+
+
+def _fit(trainer: Trainer, run: RunDirectory) -> Outcome:
+    # None: no bar where nobody watches (a file, a pipe), only the lines.
+    hidden = None if trainer.processes.is_main else True
+    bar = tqdm(
+        total=trainer.goal, initial=trainer.progress.step, unit="step", disable=hidden, leave=False
+    )
+    with Interrupts() as stop, bar:
+        done = trainer.fit(stop, tick=bar.update)
+        # All stay under this roof until the state is written: a signal reaches one after the other.
+        trainer.processes.barrier()
+    # A signal during the very last evaluation came too late to stop anything.
+    return Outcome(run.path, done, 0 if done else stop.exit_code)

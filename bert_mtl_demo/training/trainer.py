@@ -1,0 +1,318 @@
+"""The training loop: step, log, evaluate, checkpoint, and all of its state in one place.
+
+The trainer is the loop only. It is given a model, data and settings, knows nothing of flags or
+files of settings, and can be stopped after any step: `state_dict` holds everything that decides
+what comes next, so that the run which continues from it is bitwise the run that never stopped.
+
+In several processes each has a trainer. They take the same steps, each on its share of the batches,
+and all that decides anything (losses, scores, the wish to stop) is what they found together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_mtl_demo.batching import build_batches
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.data.tokenization import Batch, EncodedSet
+from bert_mtl_demo.errors import DivergedError
+from bert_mtl_demo.model.multitask import MultitaskModel
+from bert_mtl_demo.runtime import Interrupts, Precision, peak_memory
+from bert_mtl_demo.tasks import leaderboard_score, mean_score
+from bert_mtl_demo.training.checkpoint import RunDirectory, save_state, save_weights
+from bert_mtl_demo.training.data_parallel import Share, begin_alike, random_states, restore_random
+from bert_mtl_demo.training.inference import score_all
+from bert_mtl_demo.training.logs import Log
+from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
+from bert_mtl_demo.training.processes import ALONE, Processes
+from bert_mtl_demo.training.progress import Progress, Window, score_line
+
+
+class Trainer:
+    """One run in memory.
+
+    Args:
+        config: the settings.
+        model: on its device.
+        train, dev: the encoded sets of each task.
+        run: where checkpoints go.
+        log: where lines go.
+        precision: autocast, scaler and device.
+        say: receives one line of text for the person who watches.
+        processes: those that train together; the model gets the weights of the first.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: MultitaskModel,
+        train: Mapping[str, EncodedSet],
+        dev: Mapping[str, EncodedSet],
+        run: RunDirectory,
+        log: Log,
+        precision: Precision,
+        say: Callable[[str], None] = print,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.config, self.model, self.train_sets, self.dev_sets = config, model, train, dev
+        self.run, self.log, self.precision, self.say = run, log, precision, say
+        self.processes = processes
+        self.batches = build_batches(config, train)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.horizon = self.batches.horizon  # what the schedule is stretched over
+        self.goal = min(self.horizon, config.max_steps or self.horizon)
+        group = processes.gradients(precision.device)
+        begin_alike(model, group)
+        self.optimizer = build_optimizer(config, model, group)
+        self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.progress = Progress()
+        self.window = Window()
+        self.data = {
+            f"{part}/{name}": examples.fingerprint()
+            for part, sets in (("train", train), ("dev", dev))
+            for name, examples in sets.items()
+        }
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 1, that the last step taken belongs to."""
+        return max(1, math.ceil(self.progress.step / self.steps_per_epoch))
+
+    def fit(self, stop: Interrupts, tick: Callable[[], None] = lambda: None) -> bool:
+        """Train until done or told to stop; True when done."""
+        self.model.train()
+        self._restart_clock()
+        if self.progress.step == 0:
+            self._log_size()
+            self.save()  # from now on there is something to resume from
+        while True:
+            if self._evaluation_is_due():
+                self.evaluate()
+                self.save()
+            if self.progress.step >= self.goal:
+                return True
+            self.step()
+            tick()
+            if self._told_to(stop):
+                self.save()
+                return False
+            if self.progress.step % self.config.checkpoint_every == 0:
+                self.save()
+
+    def _told_to(self, stop: Interrupts) -> bool:
+        """Whether any process was told to stop; all then know the signal."""
+        told = self.processes.highest(stop.signal or 0)
+        if told:  # else nothing is written: a signal may have come in the meantime
+            stop.signal = told
+        return told > 0
+
+    def step(self) -> None:
+        """One optimizer step: a batch and a backward pass per task, surgery, clipping, AdamW."""
+        problem = self._backward()
+        if problem is None:
+            problem = self._update()
+        self.progress.step += 1
+        self.window.steps += 1
+        self._count(problem)
+        if self._window_is_full():
+            self._write_window()
+
+    def _backward(self) -> str | None:
+        """Capture every task's gradient; the problem, if a loss is not finite."""
+        step = self.progress.step
+        batches = self._next_batches(step)
+        sizes = {task: share.whole for task, (share, _) in batches.items()}
+        for task, (share, batch) in batches.items():
+            with self.precision.autocast():
+                loss = self.model.loss(task, batch, self.batches.epoch(step))
+            value = self.processes.add(share.part * loss.item())
+            if not math.isfinite(value):
+                return f"loss of task {task} is {value}"
+            with self.optimizer.task(task):
+                weighted = self.model.weighting(task, share.weight * loss, sizes)
+                self.precision.scaler.scale(weighted).backward()
+            self.window.add_loss(task, value)
+        return None
+
+    def _next_batches(self, step: int) -> dict[str, tuple[Share, Batch]]:
+        """This process's share of each task's batch, on the device; the clock runs meanwhile."""
+        begun = time.perf_counter()
+        batches = {}
+        for task, indices in self.batches.at(step).items():
+            share = Share.of(indices, self.processes)
+            batch = self.train_sets[task].collate(share.indices, self.precision.device)
+            batches[task] = share, batch
+        self._data_seconds += time.perf_counter() - begun
+        return batches
+
+    def _update(self) -> str | None:
+        """Combine, clip and step; the problem, if the gradient is not finite."""
+        scaler = self.precision.scaler
+        self.optimizer.combine()
+        scaler.unscale_(self.optimizer)
+        norm = self._clip().item()
+        if not math.isfinite(norm) and not scaler.is_enabled():
+            return f"norm of the gradient is {norm}"
+        # With a scaler an infinite gradient is part of the plan: it skips the step and halves its
+        # scale.
+        scaler.step(self.optimizer)
+        scaler.update()
+        if not math.isfinite(norm):
+            return f"norm of the gradient is {norm} (loss scale now {scaler.get_scale():g})"
+        self.window.lr = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        self.window.norm[0] += norm
+        self.window.norm[1] += 1
+        return None
+
+    def _clip(self) -> Tensor:
+        """Clip the combined gradient, which is what AdamW will use; the norm before that."""
+        # Without clipping the norm is still measured: it is logged, and it tells whether to step.
+        return torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip or math.inf)
+
+    def _count(self, problem: str | None) -> None:
+        """Drop the gradients; count and report a skipped step, give up after too many in a row."""
+        self.optimizer.zero_grad()
+        if problem is None:
+            self.progress.in_a_row = 0
+            return
+        self.progress.nonfinite += 1
+        self.progress.in_a_row += 1
+        self.window.nonfinite += 1
+        self.say(f"step {self.progress.step}: skipped, as the {problem}")
+        if self.progress.in_a_row > self.config.max_nonfinite:
+            raise DivergedError(
+                f"gave up at step {self.progress.step}: the {problem}, and "
+                f"{self.progress.in_a_row} steps in a row were "
+                f"not finite (max_nonfinite = {self.config.max_nonfinite}). Lower --lr (now "
+                f"{self.config.lr:g}), "
+                f"clip harder with --clip (now {self.config.clip:g}), or use --amp off; "
+                f"{self.run.last.name} holds the "
+                "state at the last checkpoint."
+            )
+
+    def _window_is_full(self) -> bool:
+        step = self.progress.step
+        # A window ends with its epoch, so that conflicts can be added up by epoch.
+        full = step % self.config.log_every == 0
+        return full or step % self.steps_per_epoch == 0 or step == self.goal
+
+    def _write_window(self) -> None:
+        seconds, data_seconds = time.perf_counter() - self._clock, self._data_seconds
+        self._restart_clock()
+        self.log.write(
+            {
+                "kind": "train",
+                "step": self.progress.step,
+                "epoch": self.epoch,
+                **self.window.summary(),
+                **self._learned_weights(),
+                "seconds": seconds,
+                "steps_per_second": self.window.steps / seconds,
+                "data_seconds": data_seconds,
+            }
+        )
+        self.log.write_conflicts(self.optimizer.conflicts, self.progress.step, self.epoch)
+        self.window = Window()
+
+    def _learned_weights(self) -> dict[str, dict[str, float]]:
+        """The log-variances of uncertainty weighting; nothing with any other."""
+        found = getattr(self.model.weighting, "log_variance", None)
+        if found is None:
+            return {}
+        return {"log_variance": {task: found[task].item() for task in self.config.trained}}
+
+    def _evaluation_is_due(self) -> bool:
+        step = self.progress.step
+        return step > self.progress.evaluated and (
+            step % self.steps_per_epoch == 0 or step == self.goal
+        )
+
+    def evaluate(self) -> None:
+        """Score dev, and keep the weights if they are the best so far."""
+        begun = time.perf_counter()
+        answers = score_all(self.model, self.dev_sets, self.precision, self.processes)
+        scores = {name: found.score(self.dev_sets[name].labels) for name, found in answers.items()}
+        for name, found in answers.items():
+            if found.is_constant():
+                self.say(
+                    f"task {name}: every prediction is {found.values[0]:g}, so its r is counted as "
+                    "0"
+                )
+        mean, leaderboard = mean_score(scores), leaderboard_score(scores)
+        best = mean > self.progress.best_mean
+        self.progress.evaluated = self.progress.step
+        row = {
+            "kind": "dev",
+            "step": self.progress.step,
+            "epoch": self.epoch,
+            "scores": scores,
+            "mean": mean,
+            "leaderboard": leaderboard,
+            "best": best,
+        }
+        if best:
+            self.progress.best_mean, self.progress.best_epoch = mean, self.epoch
+            if self.processes.is_main:
+                save_weights(self.run.best, self.model.state_dict(), row)
+        spent = {
+            "seconds": time.perf_counter() - begun,
+            "peak_memory": peak_memory(self.precision.device),
+        }
+        self.log.write({**row, **spent})
+        self._restart_clock()
+        self.say(
+            f"epoch {self.epoch}: "
+            f"{score_line(scores, mean, leaderboard)}{'  (best)' if best else ''}"
+        )
+
+    def _restart_clock(self) -> None:
+        """Begin to time a window; what was spent before an interruption is not in it."""
+        self._clock, self._data_seconds = time.perf_counter(), 0.0
+
+    def _log_size(self) -> None:
+        size = sum(parameter.numel() for parameter in self.trained)
+        self.log.write({"kind": "model", "step": 0, "trained_parameters": size})
+
+    def save(self) -> None:
+        """Write the state to resume from."""
+        state = self.state_dict()
+        if self.processes.is_main:
+            save_state(self.run.last, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what the run does next; all processes ask together."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "conflicts": self.optimizer.conflicts.state_dict(),
+            "batches": self.batches.state_dict(),
+            **random_states(self.processes),
+            "progress": asdict(self.progress),
+            "window": asdict(self.window),
+            "logs": self.log.sizes(),
+            "data": self.data,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the run that the state was taken from."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        self.optimizer.conflicts.load_state_dict(state["conflicts"])
+        self.batches.load_state_dict(state["batches"])
+        self.progress = Progress(**state["progress"])
+        self.window = Window(**state["window"])
+        # Last: nothing after it may draw.
+        restore_random(state, self.config, self.processes)

@@ -1,0 +1,106 @@
+"""The probe: dot products of all tasks' gradients at effective batch sizes of 8, 16, .. thousands.
+
+The model stands still, in training mode. Micro-batches are added up by a binary counter; whenever
+two halves meet, their dot products are kept per layer, and nothing else is. That is enough for
+cosines between tasks at each batch size, for their noise floor (two halves of one task), for the
+expected gradients, and for what surgery would do: see `estimate`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsurgery import functional
+from research.conflicts.counter import Counter, Vectors
+from research.conflicts.gradients import Sampler, own_randomness
+
+
+def probe(
+    sampler: Sampler, *, batches: int, blocks: int, tick: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """Draw `batches` micro-batches of every task and keep their dot products.
+
+    Args:
+        sampler: where gradients come from.
+        batches: a power of two.
+        blocks: a power of two up to that; so many sums are kept as vectors at the end.
+        tick: called after each micro-batch.
+
+    Returns:
+        tasks, segments, batch_size, and
+
+        * levels: per level below the blocks, [R][S] rows of `packed` 2K x 2K products, of left
+          (first K) and right, as sums over 2 ** level micro-batches each;
+        * blocks: count, and [S] rows of `packed` BK x BK products, block by block.
+    """
+    top = (batches // blocks).bit_length() - 1
+    levels: list[list[list[list[float]]]] = [[] for _ in range(top)]
+
+    def meet(level: int, left: Vectors, right: Vectors) -> None:
+        gram = functional.gram([*left, *right], sampler.segment_of)
+        levels[level].append([packed(segment) for segment in gram])
+
+    counter = Counter(top, meet)
+    whole: Vectors = []
+    for _ in range(batches):
+        done = counter.add(sampler.draw())
+        if done is not None:
+            whole += done
+        tick()
+    gram = functional.gram(whole, sampler.segment_of)
+    return {
+        "tasks": sampler.tasks,
+        "segments": sampler.segments,
+        "batch_size": sampler.material.config.batch_size,
+        "batches": batches,
+        "levels": levels,
+        "blocks": {"count": blocks, "gram": [packed(segment) for segment in gram]},
+    }
+
+
+def probe_model(
+    sampler: Sampler, *, batches: int, blocks: int, seed: int, tick: Callable[[], object]
+) -> dict[str, Any]:
+    """The same with the model in training mode and dropout of its own seed."""
+    sampler.material.model.train()
+    with own_randomness(seed):
+        return probe(sampler, batches=batches, blocks=blocks, tick=tick)
+
+
+def seed_of(seed: int, stage: str) -> int:
+    """The seed of a stage: fresh examples at each.
+
+    >>> seed_of(0, "halfway") == seed_of(0, "after training")
+    False
+    """
+    return zlib.crc32(f"probe/{seed}/{stage}".encode())
+
+
+def packed(gram: Tensor) -> list[float]:
+    """The upper triangle of a symmetric matrix, row by row, to eight digits.
+
+    >>> packed(torch.tensor([[1.0, 2.0], [2.0, 4.0]]))
+    [1.0, 2.0, 4.0]
+    """
+    rows, columns = torch.triu_indices(*gram.shape).unbind()
+    return [float(f"{value:.8g}") for value in gram.cpu()[rows, columns].tolist()]
+
+
+def unpacked(rows: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[..., size, size] from [..., size (size + 1) / 2].
+
+    >>> unpacked([1.0, 2.0, 4.0], 2).tolist()
+    [[1.0, 2.0], [2.0, 4.0]]
+    """
+    values = np.asarray(rows, dtype=np.float64)
+    found = np.zeros((*values.shape[:-1], size, size))
+    upper = np.triu_indices(size)
+    found[..., upper[0], upper[1]] = values
+    found[..., upper[1], upper[0]] = values
+    return found

@@ -1,0 +1,201 @@
+"""The rows against what was published: names and numbers, twice transcribed.
+
+`published.tsv` was typed from the reports, apart from the modules under test. Where the summary of
+the reports that the project was planned from is at hand, its tables are read as a third source.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from bert_mtl_demo.config import ALTERNATING, Config
+from bert_mtl_demo.study.__main__ import main
+from bert_mtl_demo.study.budget import Budget
+from bert_mtl_demo.study.papers import REPORTS
+from bert_mtl_demo.study.plan import Plan, key_of
+from bert_mtl_demo.study.published import SCORES, Row
+
+HERE = Path(__file__)
+SUMMARY = HERE.parents[4] / "shared" / "study.md"
+ROWS = [row for report in REPORTS.values() for row in report.rows]
+
+
+def transcribed() -> dict[tuple[str, str], dict[str, float]]:
+    with HERE.with_name("published.tsv").open(encoding="utf-8", newline="") as file:
+        table = csv.DictReader(file, delimiter="\t")
+        return {
+            (line["report"], line["row"]): {s: float(line[s]) for s in SCORES if line[s]}
+            for line in table
+        }
+
+
+def test_every_published_row_is_there_with_its_numbers():
+    assert {(row.report, row.name): dict(row.published) for row in ROWS} == transcribed()
+
+
+def test_the_list_has_one_line_per_row(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [tuple(line.split("\t")) for line in lines] == list(transcribed())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.report}: {row.name}")
+def test_overall_scores_are_the_means_of_their_row(row: Row):
+    """A slip of a digit breaks the mean. The reports rounded, or averaged rounded scores."""
+    given = row.published
+    if "not the printed" in row.note:  # one row is published with a mean that is not its own
+        assert row.name == "BERT: PCGrad"
+        return
+    if {"sst", "para", "sts"} <= set(given):
+        parts = [given["sst"], given["para"], given["sts"]]
+        if "mean" in given:
+            assert math.isclose(sum(parts) / 3, given["mean"], abs_tol=6e-4), row.name
+        if "leaderboard" in given:
+            parts[2] = (parts[2] + 1) / 2
+            assert math.isclose(sum(parts) / 3, given["leaderboard"], abs_tol=7e-4), row.name
+
+
+# --- the summary
+
+
+def section(name: str) -> str:
+    text = SUMMARY.read_text(encoding="utf-8")
+    return re.search(rf"^## [A-E]\. {name}\b.*?(?=^## |\Z)", text, re.M | re.S).group(0)
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(word) for word in re.findall(r"(?<![\d.])\.\d{3,4}\b", cell)]
+
+
+def table_of(name: str) -> list[tuple[float, ...]]:
+    """The scores of each table line; a line of two settings (a / b, or a (b)) becomes two."""
+    lines = [line for line in section(name).splitlines() if line.startswith("|")][2:]
+    found = []
+    for line in lines:
+        cells = [numbers(cell) for cell in line.strip("|").split("|")[1:]]
+        for place in range(max(len(cell) for cell in cells)):
+            found.append(tuple(cell[place] for cell in cells if cell))
+    return found
+
+
+# Rows whose numbers stand in a report's text and not in a table.
+TEXT = ("Section 6.4", "Section 3.5", "Section 4.1", "Section 5.1")
+
+
+@pytest.mark.skipif(not SUMMARY.exists(), reason="the summary of the reports is not at hand")
+@pytest.mark.parametrize("name", REPORTS)
+def test_tables_agree_with_the_summary(name: str):
+    ours = [
+        tuple(row.published[score] for score in SCORES if score in row.published)
+        for row in REPORTS[name].rows
+        if row.table not in TEXT
+    ]
+    assert ours == table_of(name)
+
+
+@pytest.mark.skipif(not SUMMARY.exists(), reason="the summary of the reports is not at hand")
+@pytest.mark.parametrize("name", REPORTS)
+def test_numbers_outside_tables_stand_in_the_summary(name: str):
+    known = set(numbers(section(name).replace("\n", " ")))
+    report = REPORTS[name]
+    # Three single-task scores stand in the report's text only.
+    only_in_the_report = {
+        "single-task sst: CLS, regularised",
+        "single-task para: BERT",
+        "single-task para: siamese alone",
+    }
+    for row in report.rows:
+        if row.table in TEXT and row.name not in only_in_the_report:
+            assert set(row.published.values()) <= known, row.name
+    for row_name, scores in report.test_scores:
+        assert set(scores.values()) <= known, row_name
+
+
+# --- rows as settings
+
+
+def test_names_and_slugs_are_unique():
+    for report in REPORTS.values():
+        assert len({row.name for row in report.rows}) == len(report.rows)
+        assert len({row.slug for row in report.rows}) == len(report.rows)
+        assert report.row(report.baseline)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.report}: {row.name}")
+def test_a_row_is_a_valid_config_that_does_what_its_name_says(row: Row):
+    config = Config.from_mapping(dict(row.settings))
+    name = row.name.lower()
+    if config.tasks != ("cfimdb",):
+        assert set(row.published) <= {*config.tasks, "mean", "leaderboard"}
+    with_pcgrad = ("pcgrad" in name and "without" not in name) or name == "pcgrad"
+    assert (config.method == "pcgrad") == with_pcgrad
+    assert (config.method == "gradvac") == ("gradient vaccine" in name or "gradvac" in name)
+    assert (config.adapter == "pals") == ("pals" in name)
+    assert ("mlm" in config.pretrain) == (row.report == "mtl_surgery_mlm" and "mlm" in name)
+    assert config.freeze_encoder == (
+        "pretrain mode" in name
+        or name in ("baseline (separate)", "single-task pretrain", "sts only: linear baseline")
+    )
+    if config.method != "sum":
+        assert config.batching not in ALTERNATING, "surgery where no two gradients meet"
+    assert row.separate == (
+        row.name.startswith("single-task") and row.report != "sbert_simcse"
+    ) or (row.name == "method 3, sst / para / sts alone")
+
+
+def test_experiments_on_task_counts_give_every_run_as_many_batches():
+    """The report's 189 batches of the smallest set, also where that set has no part."""
+    for row in REPORTS["bert_mastery"].rows:
+        if row.table in ("Table 3", "Table 4"):
+            config = Config.from_mapping(dict(row.settings))
+            assert config.batching == "method_3"
+            assert config.steps_per_epoch == 189 or config.tasks == ("sst", "para", "sts")
+
+
+# --- budgets and plans
+
+
+def test_a_budget_gives_every_task_the_same_number_of_batches():
+    turns = Row("r", "turns", "t", {}, {"batching": "round_robin", "steps_per_epoch": 54_000})
+    zipped = Row("r", "zipped", "t", {}, {"batching": "zipped", "steps_per_epoch": 18_000})
+    (one,), (other,) = (Budget(steps=50).configs(row, 0) for row in (turns, zipped))
+    assert (one.steps_per_epoch, other.steps_per_epoch) == (150, 50)
+
+
+def test_a_budget_never_spends_more_than_the_row():
+    row = Row("r", "short", "t", {}, {"epochs": 2, "steps_per_epoch": 7, "lr": 0.5})
+    (config,) = Budget(epochs=9, steps=50, lr_scale=4).configs(row, 3)
+    assert (config.epochs, config.steps_per_epoch, config.lr, config.seed) == (2, 7, 1.0, 3)
+
+
+def test_the_packaged_encoder_gets_the_mean_instead_of_a_pooler_it_does_not_have(tiny_encoder):
+    row = Row("r", "pooled", "t", {}, {"pooling": "pooler"})
+    assert Budget().configs(row, 0)[0].pooling == "mean"
+    assert Budget(encoder=tiny_encoder).configs(row, 0)[0].pooling == "pooler"
+    assert any("Quora" in sentence for sentence in Budget().substitutions())
+
+
+def test_rows_with_the_same_settings_share_their_runs(tmp_path: Path):
+    rows = REPORTS["bert_mastery"].rows
+    plan = Plan(tmp_path, rows, [0, 1], Budget())
+    assert plan.shared() == {
+        "sst + para + sts": "method 3",
+        "sst + sts without PCGrad (table 4)": "sst + sts (table 3)",
+        "sst + para without PCGrad (table 4)": "sst + para (table 3)",
+        "sts + para without PCGrad (table 4)": "sts + para (table 3)",
+    }
+    separate = sum(row.separate for row in rows)
+    # Without a limit of steps, single tasks of Table 3 are runs of their own.
+    assert len(plan.jobs) == 2 * (len(rows) - 4 + 2 * separate)
+
+
+def test_the_key_of_a_run_is_all_that_decides_its_outcome():
+    base = Config()
+    assert key_of(base) == key_of(Config(output="x", checkpoint_every=7, cache="y"))
+    for changes in ({"seed": 1}, {"lr": 1e-3}, {"data": "hub"}, {"amp": "bf16"}):
+        assert key_of(base) != key_of(Config(**changes))

@@ -1,0 +1,254 @@
+"""Running a study: every row runs, nothing is repeated, an interruption and a crash cost little."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.study import runner, worker
+from bert_mtl_demo.study.__main__ import main
+from bert_mtl_demo.study.budget import Budget
+from bert_mtl_demo.study.papers import REPORTS
+from bert_mtl_demo.study.plan import Job, Plan
+from bert_mtl_demo.study.published import Row
+from bert_mtl_demo.study.results import read_result
+
+ROWS = [row for report in REPORTS.values() for row in report.rows]
+
+
+@pytest.fixture
+def budget(tiny_encoder: str, tmp_path: Path, small_data: None) -> Budget:
+    """Two steps of the smallest kind; the sample in place of data."""
+    small = {
+        "device": "cpu",
+        "max_length": 64,
+        "max_steps": 2,
+        "log_every": 1,
+        "pretrain_steps": 1,
+        "train_limit": 64,
+        "dev_limit": 16,
+        "cache": str(tmp_path / "cache"),
+    }
+    return Budget(encoder=tiny_encoder, epochs=1, steps=2, settings=small)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.report}: {row.name}")
+def test_every_row_trains_two_steps(row: Row, budget: Budget, tmp_path: Path):
+    for number, config in enumerate(budget.configs(row, 0)):
+        place = tmp_path / str(number)
+        write_settings(place, config)
+        assert worker.run(place) == 0
+        result = read_result(place / "result.json")
+        assert set(result.scores) == set(config.tasks)
+        assert result.conflicts is not None
+        assert result.conflicts.steps == 2
+        if config.method != "sum" and config.batching != "uniform_partial":
+            # A ranking loss without a positive in the batch has no gradient to compare.
+            always = config.trained if "mnrl" not in config.sts_loss else ("sst", "para")
+            possible, _, _ = result.conflicts.count()
+            least = 2 * len(always) * (len(always) - 1)
+            assert possible >= least, "surgery that met no two gradients was never applied"
+        assert result.trained_parameters
+        assert not list(place.rglob("*.safetensors"))
+        assert not list(place.rglob("last.pt"))
+
+
+def write_settings(place: Path, config: Config) -> None:
+    place.mkdir(parents=True)
+    (place / "settings.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+
+
+@pytest.fixture
+def command(tiny_encoder: str, tmp_path: Path) -> Callable[..., list[str]]:
+    """The flags of a small study."""
+
+    def make(*words: str, output: str = "study", steps: int = 2) -> list[str]:
+        flags = ["--encoder", tiny_encoder, "--epochs", "1", "--steps", str(steps)]
+        small = ["device=cpu", "max_length=64", "train_limit=48", "dev_limit=16", "batch_size=4"]
+        place = str(tmp_path / output)
+        return [*words, *flags, "--output", place, "--set", *small]
+
+    return make
+
+
+def test_a_study_runs_resumes_and_writes_its_page(command, tmp_path: Path, capfd):
+    words = command(
+        *("optimusbert", "--rows", "multitask finetune", "multitask + PCGrad", "--seeds", "0", "1")
+    )
+    assert main(words) == 0
+    page = (tmp_path / "study" / "optimusbert.md").read_text(encoding="utf-8")
+    assert ".774" in page  # published
+    results = sorted((tmp_path / "study").rglob("result.json"))
+    assert len(results) == 4
+    before = [file.stat().st_mtime_ns for file in results]
+    capfd.readouterr()
+    assert main(words) == 0
+    assert [file.stat().st_mtime_ns for file in results] == before
+    assert "4 of 4 runs are finished already" in capfd.readouterr().out
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(budget, tmp_path: Path, monkeypatch):
+    """The killed process had taken one step of two: the result is that of the unbroken run."""
+    row = REPORTS["optimusbert"].row("multitask + PCGrad")
+    (config,) = Budget(
+        encoder=budget.encoder, epochs=1, steps=2, settings={**budget.settings, "max_steps": 2}
+    ).configs(row, 0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for place in (whole, broken):
+        write_settings(place, config)
+    assert worker.run(whole) == 0
+
+    from bert_mtl_demo.training.trainer import Trainer
+
+    step = Trainer.step
+
+    def killed(self: Trainer) -> None:
+        if self.progress.step == 1:
+            self.save()
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            worker.run(broken)
+    assert not (broken / "result.json").exists()
+    assert worker.run(broken) == 0
+    first, second = (read_result(place / "result.json") for place in (whole, broken))
+    assert first.scores == second.scores
+    assert [row.loss for row in first.losses] == [row.loss for row in second.losses]
+
+
+def test_a_row_that_cannot_run_is_reported_and_the_others_go_on(command, tmp_path, capfd):
+    words = command("pals_gradvac", "--rows", "Naive multitask", "Cosine similarity", "--jobs", "2")
+    broken = Plan(tmp_path / "study", [], [0], Budget())
+    assert broken.jobs == {}
+    # One of the two finds a file where its folder should be.
+    from bert_mtl_demo.study import runner
+
+    start = runner._start
+
+    def first_fails(job: Job, keep: bool, workers: int) -> subprocess.Popen[bytes]:
+        if "cosine" in job.place.name:
+            job.place.mkdir(parents=True)
+            (job.place / "run").write_text("in the way", encoding="utf-8")
+        return start(job, keep, workers)
+
+    runner._start, saved = first_fails, start
+    try:
+        code = main(words)
+    finally:
+        runner._start = saved
+    said = capfd.readouterr().out
+    assert code == 1
+    assert re.search(r"cosine-similarity-\S+: failed with exit code", said)
+    page = (tmp_path / "study" / "pals_gradvac.md").read_text(encoding="utf-8")
+    assert "Cosine similarity" in page
+    assert len(list((tmp_path / "study").rglob("result.json"))) == 1
+
+
+def test_a_signal_stops_the_study_and_the_same_command_finishes_it(command, tmp_path: Path):
+    words = command("optimusbert", "--rows", "multitask finetune", steps=4000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bert_mtl_demo.study", *words], stdout=subprocess.PIPE, text=True
+    )
+    place = tmp_path / "study"
+    deadline = time.monotonic() + 120
+    while not list(place.rglob("last.pt")):
+        assert process.poll() is None, process.stdout
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    assert list(place.rglob("last.pt"))
+    assert not list(place.rglob("result.json"))
+
+
+def test_whatever_stops_the_study_stops_its_runs(tmp_path: Path, monkeypatch):
+    """A run that ends well but leaves no result is an error here, and the other must not go on."""
+    jobs = {name: Job(Config(), tmp_path / name) for name in ("short", "long")}
+    started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(job: Job, keep: bool, workers: int) -> subprocess.Popen[bytes]:
+        wait = "import time; time.sleep(60)" if job.place.name == "long" else ""
+        process = subprocess.Popen([sys.executable, "-S", "-c", wait], stderr=subprocess.DEVNULL)
+        return started.setdefault(job.place.name, process)
+
+    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(runner, "POLL", 0.05)
+    with pytest.raises(CheckpointError, match=r"result\.json"):
+        runner.run_all(jobs, workers=2)
+    assert started["long"].poll() is not None
+
+
+def test_progress_survives_a_line_that_is_just_being_written(tmp_path: Path):
+    job = Job(Config(epochs=2, steps_per_epoch=5), tmp_path)
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"step": 5}\n', encoding="utf-8")
+    assert runner._share(job) == 0.5
+    log.write_text('{"step": 5}\n{"st', encoding="utf-8")
+    assert runner._share(job) == 0
+
+
+def test_a_damaged_result_is_named_before_anything_runs(command, tmp_path: Path, capfd):
+    words = command("optimusbert", "--rows", "multitask finetune", "--seeds", "0", "1")
+    # In the folder that the second seed would have.
+    made: list[Job] = []
+
+    def note(jobs: dict[str, Job], **_: object) -> runner.Ended:
+        made.extend(jobs.values())
+        return runner.Ended({}, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run_all", note)
+        assert main(words) == 0
+        made[1].place.mkdir(parents=True)
+        made[1].result.write_text("{", encoding="utf-8")
+        made.clear()
+        assert main(words) == 2
+    assert not made
+    assert "delete it and run the row again" in capfd.readouterr().err
+
+
+def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
+    assert main(command("optimusbert", "--rows", "multitask finetune", "--page-only")) == 0
+    page = (tmp_path / "study" / "optimusbert.md").read_text(encoding="utf-8")
+    assert "Only 1 of the report's 9 rows were asked for." in page.split("## Scores")[0]
+    assert str(tmp_path / "study") not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pals_gradvacc"], "did you mean 'pals_gradvac'"),
+        (["pals_gradvac", "--rows", "Naive"], "unknown row 'Naive'"),
+        (["pals_gradvac", "--steps", "0"], "steps = 0"),
+        (["pals_gradvac", "--seeds", "x"], "seeds = x"),
+        (["pals_gradvac", "--set", "amp"], "must be NAME=VALUE"),
+        (["pals_gradvac", "--set", "ampp=off"], "did you mean 'amp'"),
+        (["all", "--rows", "Naive multitask"], "name the report whose rows they are"),
+        (["pals_gradvac", "--probe-batches", "8"], "only the study 'conflicts'"),
+        (["conflicts", "--keep-weights"], "leave it out"),
+        (["conflicts", "--page-only"], "without --page-only"),
+        (["pals_gradvac", "--lr-scale", "0"], "lr_scale = 0"),
+        (["pals_gradvac", "--data", "no-such-directory"], "no-such-directory"),
+        (["pals_gradvac", "--encoder", "no-such-encoder"], "no-such-encoder"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_runs(words, says, tmp_path, capsys):
+    assert main([*words, "--output", str(tmp_path / "study")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
