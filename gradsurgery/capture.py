@@ -1,4 +1,4 @@
-"""Capture: take the gradients that autograd made for one task, without copying them.
+"""Capture: the gradients that autograd made for one task, taken without a copy.
 
 While a task is open the parameters' ``.grad`` is empty (or holds what the same task captured
 before, so that autograd itself accumulates micro-batches in place). When it closes, the tensors
@@ -41,7 +41,7 @@ class Capture:
         """The tasks with captured gradients."""
         return [task for task in self._tasks if task in self.grads or task in self.sent]
 
-    def send(self, task: str, left: dict[Tensor, Tensor], sent: dict[Tensor, Tensor]) -> None:
+    def hand_over(self, task: str, left: dict[Tensor, Tensor], sent: dict[Tensor, Tensor]) -> None:
         """Part with the gradients of ``task``, all but those ``left``: they are being averaged, in
         the memory of ``sent``.
 
@@ -66,8 +66,8 @@ class Capture:
         """
         self._may_open(task)
         before = [p.grad for p in parameters]
-        mine = self.grads.pop(task, {})
-        _put(parameters, [mine.get(p) for p in parameters])
+        earlier = self.grads.pop(task, {})
+        _put(parameters, [earlier.get(p) for p in parameters])
         self._open = task
         try:
             yield

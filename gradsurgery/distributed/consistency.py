@@ -1,4 +1,4 @@
-"""Agreement: do all ranks mean the same? A difference is refused before it reaches a weight.
+"""Consistency of the ranks: a difference in what they do is refused before it reaches a weight.
 
 Ranks that went different ways do not fail: they train different models, in silence. What is looked
 at, and when:
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
-from gradsurgery.kernels.address_tables import send
+from gradsurgery.transfer import to_device
 
 #: A fingerprint's size: its square times any number of ranks fits into 63 bits.
 BITS = 20
@@ -112,7 +112,6 @@ class _Call(NamedTuple):
     name: str
     answers: Tensor  # [groups, 4] int64
     works: list[Any]
-    kept: Tensor  # what the answers are copied from
 
 
 class RollCall:
@@ -128,19 +127,19 @@ class RollCall:
 
     def __init__(self, meshes: Sequence[Any]) -> None:
         self.groups = [group for mesh in meshes for group in mesh.get_all_groups()]
-        self._device = torch.device(meshes[0].device_type)
+        self.device = torch.device(meshes[0].device_type)
         self._calls: list[_Call] = []
 
     def call(self, name: str, *parts: object) -> None:
         """Say ``name``, and what else must be the same everywhere."""
-        own = votes(fingerprint(name)) + votes(fingerprint(*parts))
-        kept, answers = send(torch.tensor([own] * len(self.groups)), self._device)
+        ballot = votes(fingerprint(name)) + votes(fingerprint(*parts))
+        answers = to_device(torch.tensor([ballot] * len(self.groups)), self.device)
         works = [
             dist.all_reduce(answer, group=group, async_op=True)
             for answer, group in zip(answers, self.groups, strict=True)
         ]
-        self._calls.append(_Call(name, answers, works, kept))
-        if debugging() or self._device.type == "cpu":
+        self._calls.append(_Call(name, answers, works))
+        if debugging() or self.device.type == "cpu":
             self.check()
 
     def check(self) -> None:
