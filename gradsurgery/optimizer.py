@@ -546,7 +546,7 @@ def _if_finite(finite: Tensor, verdict: Verdict, before: dict[str, Tensor]) -> V
     """The verdict, or where gradients are not finite the plain sum and the state before."""
     return Verdict(
         torch.where(finite, verdict.weights, 1.0),
-        verdict.altered & finite,
+        None if verdict.altered is None else verdict.altered & finite,
         {name: torch.where(finite, value, before[name]) for name, value in verdict.state.items()},
     )
 

@@ -35,11 +35,12 @@ class Verdict(NamedTuple):
     Attributes:
         weights: ``[..., K]`` float64. The update is ``sum_k weights[k] * g_k``.
         altered: ``[..., K, K]`` bool. ``[i, j]``: gradient i received a multiple of gradient j.
+            None for a method for which that has no meaning.
         state: the tensors that the next call is to be given; new ones, never edited in place.
     """
 
     weights: Tensor
-    altered: Tensor
+    altered: Tensor | None
     state: State
 
 

@@ -15,7 +15,7 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
-    {"kernels", "grouping", "sparse"},
+    {"kernels", "grouping", "sparse", "summary"},
     {"methods", "distributed"},
     {"capture", "combine", "statistics", "split"},
     {"features"},
