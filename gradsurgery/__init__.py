@@ -7,19 +7,43 @@ Wrap any ``torch.optim`` optimizer in :class:`GradientSurgery` with a method (:c
 
 from gradsurgery import functional
 from gradsurgery.log import ConflictLog
-from gradsurgery.methods import GradVac, Method, PCGrad, Sum, Verdict
+from gradsurgery.methods import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    GradVac,
+    Method,
+    NashMTL,
+    PCGrad,
+    Sum,
+    UPGrad,
+    Verdict,
+)
 from gradsurgery.optimizer import GradientSurgery
 from gradsurgery.split import split
 from gradsurgery.statistics import ConflictStatistics
 
 __all__ = [
+    "IMTLG",
+    "MGDA",
+    "AlignedMTL",
+    "CAGrad",
+    "ConFIG",
     "ConflictLog",
     "ConflictStatistics",
+    "DualProj",
+    "FairGrad",
     "GradVac",
     "GradientSurgery",
     "Method",
+    "NashMTL",
     "PCGrad",
     "Sum",
+    "UPGrad",
     "Verdict",
     "functional",
     "split",
