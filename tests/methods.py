@@ -22,6 +22,8 @@ from gradsurgery import (
     Method,
     NashMTL,
     PCGrad,
+    Primary,
+    RandomWeights,
     Sum,
     UPGrad,
     Verdict,
@@ -103,6 +105,11 @@ METHODS: dict[str, Row] = {
     "upgrad": Row(lambda seed: UPGrad(), _SOLVED),
     "dual_proj": Row(lambda seed: DualProj(), _SOLVED),
     "config": Row(lambda seed: ConFIG(), _SOLVED),
+    "primary": Row(lambda seed: Primary(0), frozenset({SCALE, ALONE, SEGMENTS})),
+    "primary_pcgrad": Row(
+        lambda seed: Primary(0, PCGrad(seed)), frozenset({SCALE, ALONE, SEGMENTS})
+    ),
+    "random_weights": Row(lambda seed: RandomWeights(seed), frozenset({SCALE, SEGMENTS})),
     "throwaway mgda": Row(lambda seed: ThrowawayMGDA(), frozenset({SEGMENTS})),
     "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS})),
 }

@@ -211,6 +211,8 @@ LENGTHS = {
     "upgrad": lambda tasks, g: g,
     "dual_proj": lambda tasks, g: g,
     "config": lambda tasks, g: tasks * g,
+    "primary": lambda tasks, g: tasks * g,
+    "random_weights": lambda tasks, g: g,
 }
 
 
