@@ -65,34 +65,41 @@ class CAGrad(Method):
         """Decide by (3)."""
         unit = directions(gram, present)
         start = unit.mean * unit.norms
-        radius = self.c * unit.square(start).sqrt()  # [S, 1]
-        detour = unit.weights(_detour(unit, start, radius, self.c))
-        return unit.verdict(unit.mean + detour, gram.device)
+        detour = _detour(unit, start, self.c * unit.square(start).sqrt())
+        return unit.verdict(unit.mean + unit.weights(detour), gram.device)
 
     def __repr__(self) -> str:
         return f"CAGrad(c={self.c})"
 
 
-def _detour(unit: Directions, start: Tensor, radius: Tensor, c: float) -> Tensor:
-    """Return d - g_0 in unit gradients, ``[S, K]``; d . u_k >= t * unit.inverse for the best t."""
-    along = unit.dot(start)
-    at_zero = nonnegative(unit.cosines, -along)
-    hull = shortest(unit)
+def _detour(unit: Directions, start: Tensor, radius: Tensor) -> Tensor:
+    """Return d - g_0 in unit gradients, ``[S, K]``: d . u_k >= t * unit.inverse for the best t.
+
+    Args:
+        unit: the unit gradients.
+        start: ``[S, K]``, g_0 in them.
+        radius: ``[S, 1]``, of the ball around g_0.
+    """
+    along, hull = unit.dot(start), shortest(unit)
     height = unit.square(hull).sqrt()
+    # No d of the ball does more for any convex combination of the gradients, so none does for t:
+    over_hull = (hull * along).sum(-1, keepdim=True) + radius * height
+    over_task = torch.where(unit.there, (along + radius) / unit.inverse, torch.inf)
+    bound = torch.minimum(over_hull, over_task.amin(-1, keepdim=True))
+    detour = torch.zeros_like(start)
+    searched = radius > 0
     stuck = unit.zero.any(-1, keepdim=True) | (height <= CANCELLED * hull.sum(-1, keepdim=True))
-    behind = unit.square(at_zero).sqrt() >= radius  # the best t is negative
-    best = torch.where((behind | ~stuck).expand_as(at_zero), 0, at_zero)
-    moving = ((radius > 0) & (behind | ~stuck)).squeeze(-1).nonzero().squeeze(-1)
-    # d . g_w >= t for the shortest point g_w of the hull, and |d| <= (1 + c) |g_0|: an upper bound.
-    bound = torch.where(behind, 0, (1 + c) * unit.square(start).sqrt() * height)
-    if len(moving):
-        best[moving] = _reach(
-            unit.segments(moving),
-            along[moving],
-            radius[moving],
-            bound[moving],
-        )
-    return best
+    if stuck.any():  # t = 0 is as good as it gets, if the ball reaches that far
+        at_zero = nonnegative(unit.cosines, -along)
+        reached = stuck & (unit.square(at_zero).sqrt() < radius)
+        detour = torch.where(reached, at_zero, detour)
+        bound = torch.where(stuck, bound.clamp(max=0), bound)
+        searched = searched & ~reached
+    index = searched.squeeze(-1).nonzero().squeeze(-1)
+    if len(index):
+        part = unit.segments(index)
+        detour[index] = _reach(part, along[index], radius[index], bound[index])
+    return detour
 
 
 def _reach(unit: Directions, along: Tensor, radius: Tensor, t: Tensor) -> Tensor:
