@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradsurgery import IMTLG, GradVac, Method, PCGrad, Primary, Sum, UPGrad, Verdict
+from gradsurgery import IMTLG, Constant, GradVac, Method, PCGrad, Primary, Sum, UPGrad, Verdict
 from tests.families import Problem, problems
 from tests.gradsurgery.checks import gram_of, update_of
 from tests.gradsurgery.problems import linear_losses, vectors, wrap
@@ -82,6 +82,13 @@ def test_an_absent_primary_task_leaves_the_sum() -> None:
     del losses["a"]
     wrap([w], Primary("a")).join(losses).backward()
     assert w.grad.tolist() == [-1, 6]
+
+
+def test_negative_weights_cannot_turn_the_others_against_the_primary_task() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    method = Primary("a", Constant([0, -2, 1]))
+    wrap([w], method).join(linear_losses([w], vectors((1, 0), (3, 0), (0, 5)))).backward()
+    assert w.grad.tolist() == [1, 5]
 
 
 def test_an_unknown_primary_task_is_refused() -> None:
