@@ -49,7 +49,7 @@ def balance(matrix: Tensor, factors: Tensor, power: float) -> Tensor:
     ridge = LONG ** -min(1 + power, 3)
     soft = matrix + ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
     rough, _ = _newton(soft, factors, power, _start(soft, factors, power), 100, ROUGH)
-    z, solved = _newton(matrix, factors, power, rough, 15, RESIDUAL)
+    z, solved = _newton(matrix, factors, power, rough, 40, RESIDUAL)
     if not solved.all():
         lost = ~solved
         z[lost], _ = _newton(soft[lost], factors[lost], power, rough[lost], 100, RESIDUAL)
@@ -77,13 +77,17 @@ def _newton(
         noise = 4 * EPSILON * point * point.sum(-1, keepdim=True)
         holds = (excess.abs() <= residual * fair + noise).all(-1)
         solved[left] = holds & (noise < LOST * fair).all(-1)
-        left, open_ = left[~holds], ~holds
+        open_ = ~holds & (noise < fair).all(-1)  # else z grows without bound
+        left = left[open_]
         if not len(left):
             break
         point, c, f, fair, excess = (v[open_] for v in (point, c, f, fair, excess))
         hessian = point.unsqueeze(-1) * c * point.unsqueeze(-2)
         hessian.diagonal(dim1=-2, dim2=-1).add_(power * fair)
-        step = torch.linalg.solve_ex(hessian, -excess)[0]
+        # To a unit diagonal: entries of z may be twenty orders of magnitude apart.
+        scale = hessian.diagonal(dim1=-2, dim2=-1).rsqrt()
+        scaled = scale.unsqueeze(-1) * hessian * scale.unsqueeze(-2)
+        step = scale * torch.linalg.solve_ex(scaled, -scale * excess)[0]
         near = bool((step.abs() < 0.1).all())  # nothing to search for
         z[left] = point * (1 + step) if near else _best(c, f, power, point, step)
     return z, solved

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -175,9 +177,9 @@ def test_segments_are_separate_problems(name: str) -> None:
 
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tasks", [1, 2, 3, 8, 16, 32])
-def test_degenerate_gradients_have_finite_weights(name: str, family: str, tasks: int) -> None:
-    for seed in range(3):
+def test_degenerate_gradients_have_finite_weights(name: str, family: str) -> None:
+    """More tasks than dimensions, norms twelve orders apart, zeros, and nobody there."""
+    for tasks, seed in product([1, 2, 3, 8, 16, 32], range(3)):
         grads = draw_gradients(family, tasks, -tasks + 1 + 3 * seed, seed, spread=1e6)
         for scale in (1e-12, 1.0, 1e12):
             weights = weights_of(name, scale * grads)

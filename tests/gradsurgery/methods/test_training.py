@@ -66,12 +66,10 @@ def test_gradients_of_half_precision_are_combined(name: str, dtype: torch.dtype)
     assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("throwaway")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gram_matrix_that_is_not_finite_raises_nothing(name: str, value: float) -> None:
     """On a GPU nobody looks first: the step falls back on the plain sum afterwards."""
-    if name.startswith("throwaway"):
-        pytest.skip("of the tests alone")
     gram = torch.eye(3, dtype=torch.float64)
     gram[0, 1] = gram[1, 0] = gram[2, 2] = value
     weights = METHODS[name].decide(gram, torch.arange(3).expand(3, -1)).weights
