@@ -1,8 +1,8 @@
 """gradsurgery: multi-task training without gradient conflicts, at the cost of plain joint training.
 
 Wrap any ``torch.optim`` optimizer in :class:`GradientSurgery` with a method (:class:`PCGrad`,
-:class:`GradVac`, or the control :class:`Sum`), and replace ``sum(losses).backward()`` by
-``optimizer.join(losses).backward()``.
+:class:`GradVac`, a dozen others, or the control :class:`Sum`), and replace
+``sum(losses).backward()`` by ``optimizer.join(losses).backward()``.
 """
 
 from gradsurgery import functional

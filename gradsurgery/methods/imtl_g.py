@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
@@ -44,11 +45,9 @@ class IMTLG(Method):
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (5)."""
         unit = directions(gram, present)
-        there = unit.there.double()
         # [[C, -1], [1/|g|, 0]] (w |g|, projection) = (0, 1)
-        bordered = torch.zeros(*gram.shape[:-2], *(n + 1 for n in gram.shape[-2:])).double()
-        bordered[..., :-1, :-1] = unit.cosines
-        bordered[..., :-1, -1] = -there
+        bordered = F.pad(unit.cosines, (0, 1, 0, 1))
+        bordered[..., :-1, -1] = -unit.there.double()
         bordered[..., -1, :-1] = unit.inverse
         weights = torch.linalg.pinv(bordered, rtol=RANK)[..., :-1, -1] * unit.inverse
         stopped = unit.zero.any(-1, keepdim=True)

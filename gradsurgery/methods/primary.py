@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict, check_method
+from gradsurgery.methods.projection import CANCELLED
 
 
 @final
@@ -80,12 +81,11 @@ class Primary(Method):
         primary = torch.arange(tasks, device=gram.device) == index
         dots, size = gram[..., index, :], gram[..., index, index, None]  # g_k . g_p and |g_p|^2
         opposing = torch.where((size > 0) & ~primary, dots / size, 0).clamp(max=0)
-        projected = torch.eye(tasks, dtype=gram.dtype, device=gram.device) - torch.where(
-            primary, opposing.unsqueeze(-1), 0
-        )  # row k: g_k' in the original gradients
-        inner = self._combined(projected @ gram @ projected.mT, primary, state, facts)
+        projection = torch.eye(tasks, dtype=gram.dtype, device=gram.device)
+        projection = projection - torch.where(primary, opposing.unsqueeze(-1), 0)  # row k: g_k'
+        inner = self._combined(_projected(gram, projection, primary), primary, state, facts)
         weights = torch.where(primary, 0, inner.weights)
-        weights = (weights.unsqueeze(-2) @ projected).squeeze(-2)
+        weights = (weights.unsqueeze(-2) @ projection).squeeze(-2)
         along = (weights * dots).sum(-1, keepdim=True)
         excess = torch.where(size > 0, along / size, 0).clamp(max=0)
         altered = (opposing < 0).unsqueeze(-1) & primary
@@ -102,9 +102,8 @@ class Primary(Method):
         if "losses" in facts:
             facts["losses"] = torch.where(primary, torch.nan, facts["losses"])
         facts["present"] = facts["present"] & ~primary
-        outer = primary.unsqueeze(-1) | primary
         needed = {need: facts[need] for need in self.method.needs}
-        return self.method(torch.where(outer, 0, gram), state=state, **needed)
+        return self.method(gram, state=state, **needed)
 
     def _position(self, tasks: int) -> int:
         if self._index is None:
@@ -119,3 +118,14 @@ class Primary(Method):
     def __repr__(self) -> str:
         method = "" if self.method is None else f", {self.method!r}"
         return f"Primary({self.task!r}{method})"
+
+
+def _projected(gram: Tensor, projection: Tensor, primary: Tensor) -> Tensor:
+    """Return the Gram matrix of the g_k', without the primary gradient.
+
+    A g_k' of which rounding alone is left is zero: it has no direction.
+    """
+    rest = projection @ gram @ projection.mT
+    before, after = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (gram, rest))
+    gone = primary | (after <= CANCELLED**2 * before)
+    return torch.where(gone.unsqueeze(-1) | gone.unsqueeze(-2), 0, rest)

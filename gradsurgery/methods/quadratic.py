@@ -56,14 +56,9 @@ def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Ten
     x, free = torch.zeros_like(linear), free.clone()
     left = torch.arange(len(linear))
     for _ in range(ROUNDS):
-        a, b, f = (
-            (matrix, linear, free)
-            if len(left) == len(linear)
-            else (matrix[left], linear[left], free[left])
-        )
+        a, b, f = matrix[left], linear[left], free[left]
         trial = solve_free(a, b, f)
-        tolerance = _tolerance(b, trial)
-        wrong = torch.where(f, trial, _gradient(a, b, trial)) < -tolerance
+        wrong = torch.where(f, trial, _gradient(a, b, trial)) < -_tolerance(b, trial)
         x[left] = trial.clamp(min=0)
         open_ = wrong.any(-1)
         if not open_.any():

@@ -13,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradsurgery import IMTLG, Constant, GradVac, Method, PCGrad, Primary, Sum, UPGrad, Verdict
+from gradsurgery import (
+    IMTLG,
+    ConFIG,
+    Constant,
+    GradVac,
+    Method,
+    NashMTL,
+    PCGrad,
+    Primary,
+    Sum,
+    UPGrad,
+    Verdict,
+)
 from tests.families import Problem, problems
 from tests.gradsurgery.checks import gram_of, update_of
 from tests.gradsurgery.problems import linear_losses, vectors, wrap
@@ -89,6 +101,20 @@ def test_negative_weights_cannot_turn_the_others_against_the_primary_task() -> N
     method = Primary("a", Constant([0, -2, 1]))
     wrap([w], method).join(linear_losses([w], vectors((1, 0), (3, 0), (0, 5)))).backward()
     assert w.grad.tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("method", [NashMTL(), UPGrad(), ConFIG(), Sum()], ids=repr)
+@given(scale=st.floats(0.1, 10), seed=st.integers(0, 99))
+def test_what_rounding_leaves_of_an_opposed_gradient_has_no_direction(
+    method: Method, scale: float, seed: int
+) -> None:
+    primary = np.random.default_rng(seed).standard_normal(7)
+    grads = np.stack([primary, -scale * primary, -3 * scale * primary])
+    gram = torch.from_numpy(grads @ grads.T)[None]
+    present = torch.ones(1, 3, dtype=torch.bool)
+    weights = Primary(0, method)(gram, present=present, state={}).weights[0].numpy()
+    assert weights @ grads == pytest.approx(primary)
+    assert np.abs(weights).max() < 100
 
 
 def test_an_unknown_primary_task_is_refused() -> None:
