@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bert_mtl_demo.cli import given_settings, guard, reported, train_parser
+from bert_mtl_demo.cli import guard, reported, settings_of, train_parser
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.training.processes import Processes, joined, only_main_speaks
 
@@ -35,7 +35,7 @@ def _joined(argv: Sequence[str] | None) -> int:
     # Errors are reported while the processes are together: nobody ends before the report is out.
     with joined() as processes:
         arguments = train_parser().parse_args(argv)
-        return reported(lambda: _train(given_settings(arguments), arguments.resume, processes))
+        return reported(lambda: _train(settings_of(arguments), arguments.resume, processes))
 
 
 def _train(settings: Mapping[str, Any], resume: str | None, processes: Processes) -> int:

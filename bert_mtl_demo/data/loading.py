@@ -25,7 +25,8 @@ def load(
             ids-sst-{train,dev}.csv, quora-{train,dev}.csv, sts-{train,dev}.csv and
             ids-cfimdb-{train,dev}.csv, of which only the files of `tasks` are read. A directory
             that is itself called sample or hub is ``"./sample"``, or a `Path`.
-        tasks: what to load, e.g. ``resolve(["sst", "sts"])``; the result has this order.
+        tasks: what to load, e.g. ``resolve(["sst", "sts"])``; the result has this order. A user's
+            tasks come from their own tables, whatever the source.
         bad_rows: ``"skip"`` leaves bad rows out and returns them, for the report to count;
             ``"refuse"`` raises at the first one.
 
@@ -49,8 +50,21 @@ def load(
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"The tasks to load are {names}; give at least one, and each once.")
+    refuse = bad_rows == "refuse"
+    splits, skipped = _built_in(source, [task for task in tasks if not task.custom], refuse)
+    if custom := [task for task in tasks if task.custom]:
+        tables, bad_rows_of_tables = load_directory(Path(), custom, refuse=refuse)
+        splits, skipped = splits | tables, skipped + bad_rows_of_tables
+    return {name: splits[name] for name in names}, skipped
+
+
+def _built_in(
+    source: str | Path, tasks: Sequence[Task], refuse: bool
+) -> tuple[dict[str, Splits], list[Skipped]]:
+    if not tasks:
+        return {}, []
     if source == "sample":
         return load_sample(tasks), []
     if source == "hub":
-        return load_hub(tasks, refuse=bad_rows == "refuse")
-    return load_directory(Path(source), tasks, refuse=bad_rows == "refuse")
+        return load_hub(tasks, refuse=refuse)
+    return load_directory(Path(source), tasks, refuse=refuse)

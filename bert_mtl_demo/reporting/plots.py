@@ -93,21 +93,36 @@ def draw_confusion(axes: Any, table: ArrayLike, names: Sequence[str], title: str
     axes.set(title=title, xlabel="predicted", ylabel="true")
 
 
-def similarity(truth: ArrayLike, found: ArrayLike, title: str, path: Path) -> Path:
+def similarity(
+    truth: ArrayLike,
+    found: ArrayLike,
+    title: str,
+    path: Path,
+    limits: tuple[float, float] = (0.0, 5.0),
+) -> Path:
     """Predicted against true similarity, with the line on which they would agree."""
     figure, (axes,) = new_panels(1)
-    draw_similarity(axes, truth, found, title)
+    draw_similarity(axes, truth, found, title, limits)
     return save(figure, path)
 
 
-def draw_similarity(axes: Any, truth: ArrayLike, found: ArrayLike, title: str) -> None:
-    """Predicted against true similarity on given axes."""
+def draw_similarity(
+    axes: Any,
+    truth: ArrayLike,
+    found: ArrayLike,
+    title: str,
+    limits: tuple[float, float] = (0.0, 5.0),
+) -> None:
+    """Predicted against true similarity on given axes; labels lie within the limits."""
     found = np.asarray(found)
-    axes.plot([0, 5], [0, 5], color="grey", linewidth=0.8)
+    low, high = limits
+    axes.plot(limits, limits, color="grey", linewidth=0.8)
     axes.scatter(np.asarray(truth), found, s=10, alpha=0.5)
-    # Heads without bounds answer outside of 0..5, and those answers count as well.
-    reach = min(0.0, found.min(initial=0.0)) - 0.1, max(5.0, found.max(initial=5.0)) + 0.1
-    axes.set(title=title, xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=reach)
+    # Heads without bounds answer outside of the limits, and those answers count as well.
+    margin = (high - low) / 50
+    reach = found.min(initial=low) - margin, found.max(initial=high) + margin
+    xlim = low - margin, high + margin
+    axes.set(title=title, xlabel="true", ylabel="predicted", xlim=xlim, ylim=reach)
 
 
 def new_panels(

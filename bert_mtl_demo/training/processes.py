@@ -1,7 +1,7 @@
 """Several processes on one run: who is in it, and what they tell each other.
 
 torchrun and `accelerate launch` start N copies of a command and tell each its place through the
-environment. Every copy does the same, each with its share of every batch; the first one, *main*,
+environment. Every copy does the same, each with its shard of every batch; the first one, *main*,
 also does what is done once: it prints, writes, and trains the stages before the tasks.
 
 What they say to each other here is small (losses, answers, "stop now") and goes over gloo; the

@@ -17,27 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.data import Skipped, Splits, load
+from bert_mtl_demo.data import Skipped, Splits, load, with_labels
 from bert_mtl_demo.data.tokenization import EncodedSet, encode
-from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.errors import CheckpointError, ConfigError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
-from bert_mtl_demo.tasks import resolve
+from bert_mtl_demo.tasks import Task
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
 from bert_mtl_demo.training.logs import Log, NoLog, RunLog
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.trainer import Trainer
+from bert_mtl_demo.user_tasks import file_of, user_tasks, written
 
-# What a resumed run may change: how far to go, how to keep books, where the same data now lie. The
-# data are compared.
+# What a resumed run may change: how far to go, how to keep books, where the same data now lie (also
+# the tables of a user's tasks). The data are compared.
 EXTENDABLE = (
     *("epochs", "max_steps", "checkpoint_every", "max_nonfinite"),
     *("data", "device", "cache"),
@@ -90,11 +92,13 @@ def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
     """Everything for a new run."""
     device = processes.device(config.device)
     refuse_comparing(config, processes)
+    _refuse_module_names(config)
     source = locate(config.encoder)
     source.refuse_longer(config.max_length)
     if processes.is_main:
         run.refuse_if_used()
     _announce(config, run, processes)
+    config = labelled(config)
     splits, skipped = load_splits(config)
     if processes.is_main:  # the others get the weights that come of it
         source = pretrained(config, source, device, skipped=skipped)
@@ -145,8 +149,11 @@ def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
     40
     """
     wanted = Config.from_mapping({**saved.to_dict(), **settings})
+    wanted = replace(wanted, task=_moved(saved.task, wanted.task))
     for name in settings:
         before, after = getattr(saved, name), getattr(wanted, name)
+        if name == "task":
+            before, after = (written(_at(task, "") for task in tasks) for tasks in (before, after))
         if before == after or name in EXTENDABLE:
             continue
         if name == "output" and Path(after).resolve() == path.resolve():
@@ -166,16 +173,54 @@ def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
 
 def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
     """What a run trains on and is scored on, within its limits, and the rows that were skipped."""
-    splits, skipped = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    tasks = tuple(config.definitions.values())
+    splits, skipped = load(config.data, tasks, bad_rows=config.bad_rows)
     limits = config.train_limit, config.dev_limit
-    return {name: found.limited(*limits) for name, found in splits.items()}, skipped
+    return {name: parts.limited(*limits) for name, parts in splits.items()}, skipped
+
+
+def labelled(config: Config) -> Config:
+    """The settings with the labels of a user's tasks, and with absolute paths of their tables."""
+    tables = [_at(task, _absolute(file_of(task))) for task in config.task]
+    return replace(config, task=tuple(with_labels(task) for task in tables))
 
 
 def portable(config: Config) -> Config:
     """The settings with a data directory spelled out, so that a run resumes from anywhere."""
     if config.data in ("sample", "hub"):
         return config
-    return replace(config, data=str(Path(config.data).expanduser().resolve()))
+    return replace(config, data=_absolute(config.data))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _at(task: Task, file: str) -> Task:
+    """A user's task with its table in another place."""
+    assert task.layout is not None
+    return replace(task, layout=replace(task.layout, file=file))
+
+
+def _moved(saved: Sequence[Task], wanted: Sequence[Task]) -> tuple[Task, ...]:
+    """The wanted tasks; those that were saved with the labels they were saved with."""
+    known = written(_at(task, "") for task in saved)
+    tasks = []
+    for task in wanted:
+        values, before = written([_at(task, "")])[task.name], known.get(task.name, {})
+        if values.items() <= before.items():
+            (task,) = user_tasks({task.name: {**before, "file": file_of(task)}})
+        tasks.append(_at(task, _absolute(file_of(task))))
+    return tuple(tasks)
+
+
+def _refuse_module_names(config: Config) -> None:
+    for task in config.task:
+        if any(hasattr(dict_(), task.name) for dict_ in (nn.ModuleDict, nn.ParameterDict)):
+            raise ConfigError(
+                f"task = {task.name}: torch's modules have an attribute of this name; choose "
+                "another one"
+            )
 
 
 def output_of(config: Config) -> Path:
@@ -191,7 +236,7 @@ def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
         return
     together = f", in {processes.size} processes" if processes.size > 1 else ""
     print(
-        f"{config.method} on {', '.join(config.tasks)} of {config.data}, encoder {config.encoder}"
+        f"{config.method} on {', '.join(config.tasks)} ({config.sources}), encoder {config.encoder}"
         f"{together}"
     )
     print(f"writing to {run.path}")
@@ -214,10 +259,14 @@ def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequenc
 def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
     def encoded(part: str, names: Sequence[str]) -> dict[str, EncodedSet]:
         return {
-            task.name: encode(
-                getattr(splits[task.name], part), task, tokenizer, config.max_length, config.pairs
+            name: encode(
+                getattr(splits[name], part),
+                config.definitions[name],
+                tokenizer,
+                config.max_length,
+                config.pairs,
             )
-            for task in resolve(names)
+            for name in names
         }
 
     return encoded("train", config.trained), encoded("dev", config.tasks)

@@ -10,7 +10,7 @@ import pytest
 
 from bert_mtl_demo import train
 from bert_mtl_demo.batching import SCHEMES
-from bert_mtl_demo.cli import given_settings, train_parser
+from bert_mtl_demo.cli import settings_of, train_parser
 from bert_mtl_demo.config import METHODS, Config
 from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.model.heads import HEADS
@@ -107,7 +107,7 @@ def test_defaults_then_file_then_flags(tmp_path, kind):
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     file.write_text(json.dumps(values) if kind == "json" else "\n".join(lines))
     arguments = train_parser().parse_args(["--config", str(file), "--epochs", "9"])
-    config = Config.from_mapping(given_settings(arguments))
+    config = Config.from_mapping(settings_of(arguments))
     assert (config.lr, config.epochs, config.tasks) == (0.25, 9, ("sts", "sst"))
     assert config.batch_size == Config().batch_size
 
@@ -136,7 +136,7 @@ def test_a_wrong_file_is_refused(tmp_path, capsys, content, parts):
 
 def test_every_choice_has_its_builder_and_every_builder_its_choice():
     """`config` stays free of torch by naming the entries of the tables; here they are compared."""
-    kinds = {entry.name: entry.metadata["kind"] for entry in fields(Config)}
+    types = {entry.name: entry.metadata["parse"] for entry in fields(Config)}
     tables = {
         "method": BUILDERS,
         "batching": SCHEMES,
@@ -146,20 +146,20 @@ def test_every_choice_has_its_builder_and_every_builder_its_choice():
     }
     for name, table in tables.items():
         for key in table:
-            assert kinds[name](key) == key
+            assert types[name](key) == key
         with pytest.raises(ValueError, match="Known: ") as caught:
-            kinds[name]("?")
+            types[name]("?")
         assert str(caught.value).split("Known: ")[1].split(", ") == list(table)
     assert tuple(BUILDERS) == METHODS
 
 
 def test_the_default_config_has_a_flag_with_help_for_every_field(capsys):
     with pytest.raises(SystemExit) as caught:
-        train.main(["--help"])
+        train.main(["--help-all"])
     assert caught.value.code == 0
-    shown = capsys.readouterr().out
+    text = capsys.readouterr().out
     for entry in fields(Config):
-        assert "--" + entry.name.replace("_", "-") in shown
+        assert "--" + entry.name.replace("_", "-") in text
 
 
 def test_a_config_survives_json():

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LossInputs:
     """One batch as a loss sees it; B examples.
 
-    >>> seen = Evidence(torch.tensor([2.5]), torch.tensor([5.0]))
-    >>> seen.answer.item(), seen.epoch
+    >>> inputs = LossInputs(torch.tensor([2.5]), torch.tensor([5.0]))
+    >>> inputs.answer.item(), inputs.epoch
     (2.5, 1)
     """
 
