@@ -82,8 +82,8 @@ class Config:
     task: tuple[Task, ...] = setting(
         (),
         user_tasks,
-        "add a task of your own, as NAME=KIND:FILE: NAME appears in logs and reports, KIND is one "
-        f"of {', '.join(KINDS)}, FILE holds {{split}} for train and dev (repeatable)",
+        f"add your own task; KIND is one of {', '.join(KINDS)}; FILE contains {{split}}, which "
+        "stands for train and dev; repeatable",
     )
     untrained: tuple[str, ...] = setting((), names, "tasks to score but not train", rare=True)
     max_length: int = setting(128, integer(8), "tokens kept of a sentence")
@@ -220,7 +220,7 @@ class Config:
     device: str = setting("auto", text, "'auto', 'cpu', 'cuda', 'cuda:1', ...")
     seed: int = setting(0, integer(0), "seed of heads, dropout, batches and surgery")
     output: str | None = setting(
-        None, optional(text), "run directory; none: runs/<time>-<method>-seed<seed>"
+        None, optional(text), "run directory; none: runs/TIME-METHOD-seedSEED"
     )
     log_every: int = setting(25, integer(1), "steps per line of the logs")
     checkpoint_every: int = setting(100, integer(1), "steps between checkpoints")
@@ -384,6 +384,9 @@ class Config:
         "method 'pcgrad' with batching 'round"
         """
         sentences = []
+        unread = len(self.task) == len(self.tasks) and not self.pretrain
+        if unread and self.data != default_of(fields(self)[0]):
+            sentences.append(f"data {self.data!r} is not read: every task has its own table.")
         if self.method != "sum" and self.batching in ALTERNATING:
             sentences.append(
                 f"method {self.method!r} with batching {self.batching!r}: each step has one task, "

@@ -172,7 +172,7 @@ def build_head(task: Task, config: Config, width: int, cross_width: int | None =
         cross_width: of the [CLS] vector of a pair in one row; None: the same. It is the encoder's,
             to which the sentence model may have added parts.
 
-    The scores of a crossed pair are linear and without bounds.
+    The scores of a crossed pair are linear and without bounds, those of one sentence are bounded.
     """
     # A head that is not used is not built: its initial weights would shift those of the next one.
     if not task.pair or config.pairs == "siamese":
@@ -185,8 +185,9 @@ def build_head(task: Task, config: Config, width: int, cross_width: int | None =
 def _siamese(task: Task, config: Config, width: int) -> nn.Module:
     if task.kind == "similarity":
         return HEADS[config.sts_head](width, config.dropout, config.hidden_layers)
-    features = config.para_head if task.pair else "alone"
-    return Projection(features, width, _outputs(task, config), config.dropout, config.hidden_layers)
+    features, bounded = config.para_head if task.pair else "alone", task.classes is None
+    outputs = _outputs(task, config)
+    return Projection(features, width, outputs, config.dropout, config.hidden_layers, bounded)
 
 
 def _cross(task: Task, config: Config, width: int) -> nn.Module:

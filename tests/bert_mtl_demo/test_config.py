@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from bert_mtl_demo import train
 from bert_mtl_demo.batching import SCHEMES
-from bert_mtl_demo.cli import settings_of, train_parser
-from bert_mtl_demo.config import METHODS, Config
+from bert_mtl_demo.cli import settings_of, train_parser, with_settings
+from bert_mtl_demo.config import GROUPS, METHODS, Config
 from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.model.heads import HEADS
 from bert_mtl_demo.model.pooling import POOLINGS
 from bert_mtl_demo.runtime import PRECISIONS
+from bert_mtl_demo.setting_types import Choice
 from bert_mtl_demo.training.optimizer import METHODS as BUILDERS
 
 REFUSED = [
@@ -191,3 +193,35 @@ def test_a_ranking_that_a_linear_head_cannot_learn_is_warned_about(loss):
 def test_a_config_cannot_be_invalid():
     with pytest.raises(ConfigError, match="epochs = 0"):
         Config(epochs=0)
+
+
+def test_the_usual_flags_fit_on_two_screens_and_show_choices_and_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    assert text.count("\n") <= 2 * 50
+    assert max(map(len, text.splitlines())) <= 100
+    words = " ".join(text.split())
+    for entry in fields(Config):
+        flag = "--" + entry.name.replace("_", "-")
+        visible = f" {flag} " in words or f" {flag}, " in words
+        assert visible == (not entry.metadata["rare"])
+        if not entry.metadata["rare"] and isinstance(entry.metadata["parse"], Choice):
+            default = str(entry.default).lower()
+            assert f"{', '.join(entry.metadata['parse'].names)} (default: {default})" in words
+    for title in GROUPS.values():
+        assert (f"\n{title}:\n" in text) == (title != "stages before the tasks")
+
+
+def test_a_rare_flag_works_like_any_other():
+    arguments = train_parser().parse_args(["--layer-decay", "0.9", "--pretrain", "nli", "simcse"])
+    assert settings_of(arguments) == {"layer_decay": "0.9", "pretrain": "nli simcse"}
+
+
+def test_the_table_of_settings_in_the_docs_is_up_to_date():
+    """`python -m bert_mtl_demo.cli docs/demo.md` writes it."""
+    page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text("utf-8")
+    assert page == with_settings(page)
+    for entry in fields(Config):
+        assert f"| `--{entry.name.replace('_', '-')}` |" in page
