@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,14 @@ SCORE_LOSSES = ("mse", "huber")
 # Losses on the two sentence vectors alone, which leave the head as it is.
 VECTOR_LOSSES = ("cosine_embedding", "simcse", "triplet")
 STS_LOSSES = (
-    *SCORE_LOSSES,
-    "cosine_embedding",
-    "mnrl_one",
-    "mnrl_label",
-    "mnrl_cosine",
-    "simcse",
-    "triplet",
-    "negative_sampling",
+    *(*SCORE_LOSSES, "cosine_embedding", "mnrl_one", "mnrl_label", "mnrl_cosine"),
+    *("simcse", "triplet", "negative_sampling"),
 )
 
+
+COUNT = optional(integer(1))
+RATE = real(0, 1, open_low=True)
+rare = partial(setting, rare=True)
 
 # The first setting of each group of flags -> the group's title.
 GROUPS = {
@@ -85,130 +84,83 @@ class Config:
         f"add your own task; KIND is one of {', '.join(KINDS)}; FILE contains {{split}}, which "
         "stands for train and dev; repeatable",
     )
-    untrained: tuple[str, ...] = setting((), names, "tasks to score but not train", rare=True)
+    untrained: tuple[str, ...] = rare((), names, "tasks to score but not train")
     max_length: int = setting(128, integer(8), "tokens kept of a sentence")
-    train_limit: int | None = setting(
-        None, optional(integer(1)), "train on at most this many examples of each task"
-    )
-    dev_limit: int | None = setting(
-        None, optional(integer(1)), "score at most this many examples of each task"
-    )
+    train_limit: int | None = setting(None, COUNT, "maximum number of training examples per task")
+    dev_limit: int | None = setting(None, COUNT, "maximum number of dev examples per task")
 
     encoder: str = setting("minilm", text, "'minilm' (packaged), a directory, or a name on the hub")
     freeze_encoder: bool = setting(False, switch, "keep the encoder's weights fixed")
-    encoder_dropout: float | None = setting(
-        None,
-        optional(real(0, 0.99)),
-        "dropout probability in the encoder; none: the encoder's own",
-        rare=True,
+    encoder_dropout: float | None = rare(
+        None, optional(real(0, 0.99)), "dropout probability in the encoder; none: its own"
     )
-    adapter: str = setting(
-        "none", choice("none", "pals", "low_rank"), "task-specific adapters per layer", rare=True
+    adapter: str = rare("none", choice("none", "pals", "low_rank"), "task-specific layer adapters")
+    adapter_size: int | None = rare(
+        None, COUNT, "adapter width; none: 204 (pals) or 100 (low_rank) at width 768, scaled"
     )
-    adapter_size: int | None = setting(
-        None,
-        optional(integer(1)),
-        "inner width of the adapters; none: 204 (pals) or 100 (low_rank) at width 768, scaled",
-        rare=True,
-    )
-    layer_decay: float = setting(
-        1.0,
-        real(0, 1, open_low=True),
-        "learning rate of each layer relative to the one above it",
-        rare=True,
-    )
+    layer_decay: float = rare(1.0, RATE, "learning rate of a layer relative to the one above it")
 
-    pretrain: tuple[str, ...] = setting(
-        (), names, f"pre-training stages, in order: any of {', '.join(STAGES)}", rare=True
+    pretrain: tuple[str, ...] = rare(
+        (), names, f"pre-training stages, in order: any of {', '.join(STAGES)}"
     )
-    pretrain_epochs: int = setting(1, integer(1), "passes over a stage's data", rare=True)
-    pretrain_steps: int | None = setting(
-        None, optional(integer(1)), "maximum number of steps in a stage", rare=True
-    )
-    pretrain_batch_size: int = setting(16, integer(2), "batch size of a stage", rare=True)
-    pretrain_accumulation: int = setting(
-        1, integer(1), "batches accumulated in a step of a stage", rare=True
-    )
-    pretrain_lr: float = setting(
-        1e-5, real(0, 1, open_low=True), "peak learning rate of a stage", rare=True
-    )
-    temperature: float = setting(
-        0.05, real(0, open_low=True), "softmax temperature of SimCSE", rare=True
-    )
-    cache: str | None = setting(
-        None,
-        optional(text),
-        "directory for pre-trained encoders; none: ~/.cache/bert_mtl_demo",
-        rare=True,
+    pretrain_epochs: int = rare(1, integer(1), "passes over a stage's data")
+    pretrain_steps: int | None = rare(None, COUNT, "maximum number of steps in a stage")
+    pretrain_batch_size: int = rare(16, integer(2), "batch size of a stage")
+    pretrain_accumulation: int = rare(1, integer(1), "batches accumulated in a step of a stage")
+    pretrain_lr: float = rare(1e-5, RATE, "peak learning rate of a stage")
+    temperature: float = rare(0.05, real(0, open_low=True), "softmax temperature of SimCSE")
+    cache: str | None = rare(
+        None, optional(text), "directory for pre-trained encoders; none: ~/.cache/bert_mtl_demo"
     )
 
     pooling: str = setting(
         "mean", Choice(POOLINGS, several=True), "sentence vector; join several with +"
     )
     pairs: str = setting(
-        "siamese",
-        choice("siamese", "cross", "ensemble"),
-        "encode the sentences of a pair apart, together, or both",
+        "siamese", choice("siamese", "cross", "ensemble"), "encode a pair's sentences apart or not"
     )
-    hidden_layers: int = setting(0, integer(0), "hidden layers in each head", rare=True)
+    hidden_layers: int = rare(0, integer(0), "hidden layers in each head")
     para_head: str = setting(
-        "concat",
-        choice("concat", "difference"),
-        "input of pair-classification heads: [u; v] or [u; v; |u - v|]",
+        "concat", choice("concat", "difference"), "input of pair-classification heads"
     )
     sts_head: str = setting(
-        "cosine",
-        choice("cosine", "concat", "linear", "difference"),
-        "head of similarity tasks",
+        "cosine", choice("cosine", "concat", "linear", "difference"), "head of similarity tasks"
     )
     dropout: float = setting(0.3, real(0, 0.99), "dropout probability in the heads")
     para_loss: str = setting(
-        "cross_entropy",
-        choice("cross_entropy", "bce", "mse"),
-        "loss of pair classification with two classes",
+        "cross_entropy", choice("cross_entropy", "bce", "mse"), "loss of two-class pair tasks"
     )
     sts_loss: str = setting("mse", choice(*STS_LOSSES), "loss of similarity tasks")
-    weighting: str = setting(
-        "none",
-        choice("none", "uncertainty", "inverse_share"),
-        "weights of the tasks' losses",
-        rare=True,
+    weighting: str = rare(
+        "none", choice("none", "uncertainty", "inverse_share"), "weights of the tasks' losses"
     )
 
     method: str = setting("pcgrad", choice(*METHODS), "how conflicting gradients are combined")
     grouping: str = setting(
         "model", choice("model", "layer", "tensor"), "unit in which gradients are compared"
     )
-    gradvac_beta: float = setting(
-        0.01, real(0, 1), "GradVac: how fast the targets follow the measured cosines"
+    gradvac_beta: float = setting(0.01, real(0, 1), "GradVac: step size of the moving targets")
+    gradvac_update: str = rare(
+        "always", choice("always", "on_alter"), "GradVac: when the targets move"
     )
-    gradvac_update: str = setting(
-        "always", choice("always", "on_alter"), "GradVac: when the targets move", rare=True
-    )
-    gradvac_target: float | None = setting(
-        None, optional(real(-1, 1)), "GradVac: initial target cosine; none: 0", rare=True
+    gradvac_target: float | None = rare(
+        None, optional(real(-1, 1)), "GradVac: initial target cosine; none: 0"
     )
 
     batching: str = setting("zipped", choice(*BATCHINGS), "which tasks share a step")
     batch_size: int = setting(8, integer(1), "examples of each task in a step")
-    partial_batch: int = setting(
-        4, integer(1), "examples per draw with batching uniform_partial", rare=True
-    )
+    partial_batch: int = rare(4, integer(1), "examples per draw with batching uniform_partial")
     epochs: int = setting(
-        2,
-        integer(1),
-        "number of epochs; dev is scored after each and the best weights are kept",
+        2, integer(1), "number of epochs; dev is scored after each and the best weights are kept"
     )
     steps_per_epoch: int | None = setting(
-        None,
-        optional(integer(1)),
-        "steps per epoch; none: one pass over the data (a third of one on the sample)",
+        None, COUNT, "steps per epoch; none: one pass over the data (a third of one on the sample)"
     )
     max_steps: int | None = setting(
-        None, optional(integer(1)), "stop after this many steps; the schedule does not change"
+        None, COUNT, "stop after this many steps; the schedule does not change"
     )
     # 1e-4 suits a hundred steps of MiniLM on the sample; BERT-base on all of the data wants 1e-5.
-    lr: float = setting(1e-4, real(0, 1, open_low=True), "peak learning rate")
+    lr: float = setting(1e-4, RATE, "peak learning rate")
     warmup: float = setting(0.1, real(0, 1), "fraction of the steps used for linear warm-up")
     schedule: str = setting(
         "linear", choice("linear", "constant"), "learning rate after the warm-up"
@@ -224,9 +176,7 @@ class Config:
     )
     log_every: int = setting(25, integer(1), "steps per line of the logs")
     checkpoint_every: int = setting(100, integer(1), "steps between checkpoints")
-    max_nonfinite: int = setting(
-        20, integer(0), "consecutive non-finite steps before giving up", rare=True
-    )
+    max_nonfinite: int = rare(20, integer(0), "consecutive non-finite steps before giving up")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
