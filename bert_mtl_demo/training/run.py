@@ -33,7 +33,7 @@ from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.tasks import Task
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
-from bert_mtl_demo.training.logs import Log, NoLog, RunLog
+from bert_mtl_demo.training.logs import Log, RunLog
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.trainer import Trainer
 from bert_mtl_demo.user_tasks import file_of, user_tasks, written
@@ -281,7 +281,7 @@ def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel
 def _train(parts: _Parts, processes: Processes) -> Outcome:
     """Build the trainer, put it where the state says, and let it go."""
     run, state = parts.run, parts.state
-    log: Log = NoLog()
+    log = Log()
     if processes.is_main:
         done_before = state["progress"]["step"] if state else 0
         log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
