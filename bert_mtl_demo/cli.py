@@ -131,7 +131,7 @@ def reported(command: Callable[[], int]) -> int:
 
 
 def guard(command: Callable[[], int]) -> int:
-    """The same, and an interruption or a reader who has left are no traceback either.
+    """As `reported`, and without a traceback for an interruption or a closed pipe either.
 
     >>> guard(lambda: 0)
     0
@@ -142,7 +142,7 @@ def guard(command: Callable[[], int]) -> int:
         print("interrupted before there was anything to save", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has left; that is no error of ours.
+        # The reader of our output (head, less) has closed it; that is not an error.
         sys.stderr.close()
         return 0
 

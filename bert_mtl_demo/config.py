@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bert_mtl_demo import combinations
+from bert_mtl_demo.combinations import ALTERNATING as ALTERNATING
+from bert_mtl_demo.combinations import JOINT, SCORE_LOSSES
 from bert_mtl_demo.errors import ConfigError, unknown
 from bert_mtl_demo.setting_types import (
     Choice,
@@ -33,13 +36,7 @@ from bert_mtl_demo.user_tasks import file_of, user_tasks, written
 METHODS = ("sum", "pcgrad", "gradvac")
 POOLINGS = ("mean", "cls", "pooler", "cnn", "bilstm")
 STAGES = ("mlm", "nli", "simcse", "simcse_sst")
-# Schemes that give a step one task only, so that no two gradients meet.
-ALTERNATING = ("round_robin", "proportional", "sqrt", "annealed", "sequential")
-BATCHINGS = ("zipped", "method_1", "method_2", "method_3", "uniform_partial", *ALTERNATING)
-# Losses on the head's scores; all others need the two sentence vectors.
-SCORE_LOSSES = ("mse", "huber")
-# Losses on the two sentence vectors alone, which leave the head as it is.
-VECTOR_LOSSES = ("cosine_embedding", "simcse", "triplet")
+BATCHINGS = (*JOINT, "uniform_partial", *ALTERNATING)
 STS_LOSSES = (
     *(*SCORE_LOSSES, "cosine_embedding", "mnrl_one", "mnrl_label", "mnrl_cosine"),
     *("simcse", "triplet", "negative_sampling"),
@@ -184,7 +181,7 @@ class Config:
         added = tuple(task.name for task in self.task if task.name not in self.tasks)
         object.__setattr__(self, "tasks", self.tasks + added)
         self._check_tasks()
-        self._check_combinations()
+        combinations.check(self)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, origin: str = "settings") -> Config:
@@ -216,7 +213,7 @@ class Config:
         return values if self.task else {k: v for k, v in values.items() if k != "task"}
 
     def changed(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, which is what a reader wants to see.
+        """The settings that differ from their defaults.
 
         >>> Config(seed=3).changed()
         {'seed': 3}
@@ -240,7 +237,7 @@ class Config:
 
     @property
     def sources(self) -> str:
-        """Where the examples come from, for people: `data`, if a task reads it, and tables.
+        """The sources of the examples, for people: `data`, if a task reads it, and tables.
 
         >>> Config(tasks=("sst", "sts")).sources
         'sample'
@@ -289,95 +286,13 @@ class Config:
                 "must name some of the tasks, and leave at least one to train"
             )
 
-    def _check_combinations(self) -> None:
-        similarity = ", ".join(self.trained_of("similarity"))
-        if self._similarity_has_nothing_to_train():
-            raise ConfigError(
-                "freeze_encoder = true with sts_head = cosine: the cosine has no parameters of its "
-                f"own, so {similarity} would have nothing to train. Use --sts-head concat, or "
-                f"leave {similarity} out of --tasks."
-            )
-        if self._vectors_are_fixed() and self._similarity_head_never_trains():
-            raise ConfigError(
-                f"freeze_encoder = true with sts_loss = {self.sts_loss}: this loss trains sentence "
-                "vectors, and those of a frozen encoder are fixed. Use --sts-loss mse, or leave "
-                f"{similarity} out of --tasks."
-            )
-        if self.sts_loss not in SCORE_LOSSES and self.pairs != "siamese":
-            raise ConfigError(
-                f"sts_loss = {self.sts_loss} with pairs = {self.pairs}: this loss compares the "
-                "vectors of single sentences. Use --pairs siamese, or --sts-loss mse."
-            )
-        joint = ("zipped", "method_1", "method_2", "method_3")
-        if self.weighting == "inverse_share" and self.batching not in joint:
-            raise ConfigError(
-                f"weighting = inverse_share with batching = {self.batching}: the shares are those "
-                "of a step in which every task has a batch. Use --batching method_1 or zipped."
-            )
-        if self.weighting == "inverse_share" and len(self.trained) == 1:
-            raise ConfigError(
-                f"weighting = inverse_share with one trained task ({self.trained[0]}): its weight "
-                "is the share of the others. Use --weighting none, or train more tasks."
-            )
-
-    def _similarity_has_nothing_to_train(self) -> bool:
-        bare = self._vectors_are_fixed() and self.pairs == "siamese"
-        return bare and self.sts_head == "cosine" and bool(self.trained_of("similarity"))
-
-    def _vectors_are_fixed(self) -> bool:
-        return self.freeze_encoder and self.adapter == "none" and not self._shares_a_pooling()
-
     def warnings(self) -> list[str]:
-        """What is allowed but probably not what was meant, one sentence each.
+        """What is allowed but probably not meant, one sentence each.
 
         >>> Config(batching="round_robin").warnings()[0][:36]
         "method 'pcgrad' with batching 'round"
         """
-        sentences = []
-        unread = len(self.task) == len(self.tasks) and not self.pretrain
-        if unread and self.data != default_of(fields(self)[0]):
-            sentences.append(f"data {self.data!r} is not read: every task has its own table.")
-        if self.method != "sum" and self.batching in ALTERNATING:
-            sentences.append(
-                f"method {self.method!r} with batching {self.batching!r}: each step has one task, "
-                "so no two gradients meet and surgery has nothing to do. Use --batching zipped to "
-                "let them meet."
-            )
-        if self.method != "sum" and self.freeze_encoder and not self._shares_a_pooling():
-            sentences.append(
-                f"method {self.method!r} with a frozen encoder: every trained parameter belongs to "
-                "one task, so there is nothing shared to operate on."
-            )
-        if self._similarity_head_never_trains():
-            sentences.append(
-                f"sts_loss {self.sts_loss!r} with sts_head {self.sts_head!r}: this loss trains "
-                "sentence vectors, so the head stays as it was drawn and the scores say nothing. "
-                "Use --sts-head cosine."
-            )
-        if self._ranks_second_sentences_alone():
-            sentences.append(
-                f"sts_loss {self.sts_loss!r} with sts_head 'linear': what a linear layer gives for "
-                "the first sentence is the same for every candidate and cancels, so second "
-                "sentences are ranked by themselves. Use --sts-head cosine, or --hidden-layers 1."
-            )
-        if self.method != "sum" and len(self.trained) == 1:
-            sentences.append(
-                f"method {self.method!r} with one task: there is no second gradient to conflict "
-                "with."
-            )
-        return sentences
-
-    def _similarity_head_never_trains(self) -> bool:
-        on_vectors = self.sts_loss in VECTOR_LOSSES
-        return on_vectors and self.sts_head != "cosine" and bool(self.trained_of("similarity"))
-
-    def _ranks_second_sentences_alone(self) -> bool:
-        ranked = self.sts_loss in ("mnrl_label", "mnrl_cosine")
-        linear = self.sts_head == "linear" and not self.hidden_layers
-        return ranked and linear and bool(self.trained_of("similarity"))
-
-    def _shares_a_pooling(self) -> bool:
-        return bool({"cnn", "bilstm"} & set(self.poolings))
+        return combinations.warnings(self)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

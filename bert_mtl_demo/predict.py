@@ -76,7 +76,7 @@ def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[t
 
 
 def read_examples(lines: Iterable[str], *, pair: bool) -> list[tuple[str, ...]]:
-    """Examples from lines; empty lines are passed over, others must have the right number of parts.
+    """Examples from lines; empty lines are skipped, others must have the right number of parts.
 
     >>> read_examples(["It rains.\\tIt pours.\\n"], pair=True)
     [('It rains.', 'It pours.')]

@@ -1,7 +1,7 @@
 """Types of settings: how a value from a flag, a file or Python becomes a checked one.
 
-A type is a function from what the user wrote to the value the program uses, or a ValueError that
-says what would have been right. Flags arrive as text, JSON and TOML as typed values; both go
+A type is a function from what the user wrote to the value the program uses; it raises a ValueError
+that states the rule. Flags arrive as text, JSON and TOML as typed values; both go
 through the same function, so both get the same message.
 """
 
@@ -123,7 +123,7 @@ def switch(value: Any) -> bool:
 
 
 def optional(parse: Parser) -> Parser:
-    """The same type, or nothing (`null` in a file, `none` in a flag).
+    """A type that also allows nothing (`null` in a file, `none` in a flag).
 
     >>> optional(integer(1))("none") is None
     True

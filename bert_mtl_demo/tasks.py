@@ -19,7 +19,7 @@ TOP = 5.0
 
 
 class Kind(NamedTuple):
-    """What tasks have in common whose settings, heads and losses are the same."""
+    """A kind of task: its settings, heads and losses are the same."""
 
     pair: bool  # whether an example holds two sentences
     classes: bool  # whether a label is a class; otherwise it is a number
@@ -127,7 +127,7 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """Its name in `KINDS`.
+        """The name of its kind in `KINDS`.
 
         >>> [task.kind for task in TASKS.values()][1:]
         ['pair-classification', 'similarity', 'classification']
@@ -137,7 +137,7 @@ class Task:
 
     @property
     def unit(self) -> float:
-        """How much of a label one unit of the regression scale is."""
+        """The size of one unit of the regression scale, in units of the labels."""
         return (self.high - self.low) / TOP
 
     def scaled(self, label: float) -> float:

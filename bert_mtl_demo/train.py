@@ -1,4 +1,4 @@
-"""`python -m bert_mtl_demo.train`: flags in, a trained model with its logs and report out.
+"""`python -m bert_mtl_demo.train`: train a model, with its logs and its report.
 
 `torchrun --nproc-per-node 2 -m bert_mtl_demo.train` does the same in two processes.
 """
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _joined(argv: Sequence[str] | None) -> int:
-    # Errors are reported while the processes are together: nobody ends before the report is out.
+    # Errors are printed while the processes are joined: none ends before they are out.
     with joined() as processes:
         arguments = train_parser().parse_args(argv)
         return reported(lambda: _train(settings_of(arguments), arguments.resume, processes))
@@ -40,8 +40,7 @@ def _joined(argv: Sequence[str] | None) -> int:
 
 def _train(settings: Mapping[str, Any], resume: str | None, processes: Processes) -> int:
     config = Config.from_mapping(settings) if resume is None else None
-    # Imported here: torch and transformers take seconds, and a wrong flag deserves its answer at
-    # once.
+    # Imported here: torch and transformers take seconds, and a wrong flag is refused at once.
     from bert_mtl_demo.reporting.run_report import write_report
     from bert_mtl_demo.training.run import continue_run, start_run
 

@@ -118,7 +118,7 @@ class Batches:
 
 def build_batches(config: Config, train: Mapping[str, EncodedSet]) -> Batches:
     """The batches that the settings ask for."""
-    choosy = config.trained_of("similarity") if config.sts_loss == "mnrl_one" else ()
+    ranked = config.trained_of("similarity") if config.sts_loss == "mnrl_one" else ()
     return Batches(
         {name: examples.lengths() for name, examples in train.items()},
         scheme=config.batching,
@@ -129,5 +129,5 @@ def build_batches(config: Config, train: Mapping[str, EncodedSet]) -> Batches:
         steps_per_epoch=config.steps_per_epoch,
         # Two epochs of a third fit into two minutes on two CPU cores, and show a second evaluation.
         epochs_per_pass=3 if config.data == "sample" and not config.task else 1,
-        one_positive={name: train[name].labels for name in choosy},
+        one_positive={name: train[name].labels for name in ranked},
     )

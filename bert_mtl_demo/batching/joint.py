@@ -99,11 +99,11 @@ class UniformPartial(Scheme):
         return dict.fromkeys(self.tasks, self._draws()[0])
 
     def fewest(self) -> dict[str, int]:
-        """Those of the last draw."""
+        """Examples of the last draw."""
         return dict.fromkeys(self.tasks, self._draws()[-1])
 
     def steps_per_pass(self) -> int:
-        """As many steps as hold all examples of all tasks."""
+        """Steps that hold all examples of all tasks."""
         return up(sum(self.frame.sizes.values()), self.frame.batch_size)
 
     def turn(self, step: int, generator: torch.Generator) -> Turn:

@@ -60,7 +60,7 @@ class Stream:
         return indices[:count]
 
     def restart(self) -> None:
-        """Begin a new pass, whatever is left of this one."""
+        """Begin a new pass; what is left of this one is dropped."""
         if self.position:
             self._begin()
         self.rest = []

@@ -1,9 +1,9 @@
-"""Reads a directory of tab-separated tables in the layout of the CS224N default final project.
+"""A directory of tab-separated tables in the layout of the CS224N default final project.
 
-One header line, fields quoted as `csv` does (a quote inside a quoted field is doubled), UTF-8.
-Columns are found by name, others are ignored. Every message counts *physical* lines, what an editor
-shows, also when a quoted sentence spans several of them. Text is handed on byte for byte: the real
-files carry some mojibake, and so did the reports.
+One header line, fields quoted as `csv` does (a quote inside a quoted field is doubled), UTF-8; a
+user's own table may be separated by commas. Columns are found by name, others are ignored. Every
+message counts *physical* lines, what an editor shows, also when a quoted sentence spans several of
+them. Text is handed on byte for byte: the real files carry some mojibake, and so did the reports.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load_directory(
 
 
 def layout_of(task: Task) -> Layout:
-    """Where a task's table is and which columns matter."""
+    """The table of a task: its file, and the columns that matter."""
     assert task.layout is not None, f"task {task.name!r} has no table"
     return task.layout
 
@@ -74,7 +74,7 @@ def table_rows(path: Path, layout: Layout, remedy: str = "leave its task out") -
     (line number, reason) for one that cannot be read.
 
     Raises:
-        DataError: when the file is missing (`remedy` says what else to do), empty or lacks a
+        DataError: when the file is missing (the message ends in `remedy`), empty or lacks a
             column.
     """
     lines = physical_lines(path, remedy)
@@ -180,7 +180,7 @@ class UnreadableError(Exception):
 
 
 def decoded(line: bytes) -> str:
-    """A physical line as text, or UnreadableError for one that is none.
+    """A physical line as text; UnreadableError if it is not text.
 
     >>> decoded(b"A quiet joy.")
     'A quiet joy.'

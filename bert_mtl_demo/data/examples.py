@@ -1,4 +1,4 @@
-"""Labelled sentences: the examples of a task, split into train and dev, and what was left out.
+"""Labelled sentences: the examples of a task, split into train and dev, and the skipped rows.
 
 Vocabulary: a *row* is what a source has; an *example* is a valid row (see `validation`); a
 *skipped* row is an invalid one, with the reason.
@@ -136,7 +136,7 @@ class Splits:
     dev: Examples
 
     def overlap(self) -> int:
-        """Number of dev examples whose sentences also stand in train, in either order.
+        """Number of dev examples whose sentences are also in train, in either order.
 
         >>> from bert_mtl_demo.tasks import TASKS
         >>> train = Examples(TASKS["sts"], ["It rains."], ["A dog sleeps."], [0.2])

@@ -76,7 +76,7 @@ def load_texts(source: str | Path, *, refuse: bool = False) -> Loaded:
 def load_inference(source: str | Path, *, refuse: bool = False) -> Loaded:
     """Pairs of which the first sentence entails (1) or contradicts (0) the second.
 
-    Neutral pairs are another class of such data, not bad rows, and are passed over without a word.
+    Neutral pairs are another class of such data, not bad rows, and are left out silently.
 
     Raises:
         DataError: as `bert_mtl_demo.data.load` does.

@@ -81,7 +81,7 @@ class EncodedSet:
         first, second: token ids with [CLS] and [SEP]; `second` is None for single sentences.
         labels: one per example.
         pad: the id that fills a row up.
-        pairs: `"siamese"`, `"cross"` or `"ensemble"` (both); says nothing to single sentences.
+        pairs: `"siamese"`, `"cross"` or `"ensemble"` (both); single sentences ignore it.
         max_length: most tokens in a row of a pair; None cuts nothing.
 
     >>> from bert_mtl_demo.tasks import TASKS
@@ -159,7 +159,7 @@ class EncodedSet:
 
 
 def kept_of_pair(u: int, v: int, limit: int | None) -> tuple[int, int]:
-    """How many tokens two sentences keep, so that their joint row has at most `limit`.
+    """Number of tokens that two sentences keep, so that their joint row has at most `limit`.
 
     Args:
         u, v: tokens of each, [CLS] and [SEP] counted in both; the joint row has one [CLS] less.

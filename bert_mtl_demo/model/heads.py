@@ -1,4 +1,4 @@
-"""From sentence vectors to a task's answer: what a head looks at, and how deep it is.
+"""Heads: from sentence vectors to a task's answer.
 
 A head is called with what its task has: u [B, H] of a single sentence; u and v of a pair; w [B, H],
 the [CLS] vector of a pair that was read as one row; or u, v and w. It gives logits [B, C] of

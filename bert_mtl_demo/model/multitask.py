@@ -84,7 +84,7 @@ class MultitaskModel(nn.Module):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> MultitaskModel:
-        """As in torch, except that the weights of a frozen encoder stay in evaluation mode."""
+        """Set the mode; the weights of a frozen encoder stay in evaluation mode."""
         super().train(mode)
         if self.config.freeze_encoder:
             self.encoder.eval()
@@ -124,7 +124,7 @@ class MultitaskModel(nn.Module):
         )
 
     def _vectors(self, task: str, batch: Batch) -> tuple[Tensor, ...]:
-        """What the task's head looks at: u, or u and v, or w, or u and v and w."""
+        """The inputs of the task's head: u, or u and v, or w, or u and v and w."""
         with self._chosen(task):
             if not self.tasks[task].pair:
                 return (self.sentences(batch),)

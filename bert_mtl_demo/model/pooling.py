@@ -1,4 +1,4 @@
-"""From one vector per token to one vector per sentence: five parts, one table, joined end to end.
+"""Pooling: one vector per token to one vector per sentence; five parts, joined end to end.
 
 `mean` is the default because the packaged all-MiniLM was trained under a masked mean, which makes
 the cosine of two sentences meaningful before the first step, while its pooler weights were never

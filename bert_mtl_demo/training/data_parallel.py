@@ -1,4 +1,4 @@
-"""What each process has of a run: a shard of every batch, its own dropout, the same first weights.
+"""Data parallelism: a shard of every batch, own dropout and the same initial weights per process.
 
 A batch of N examples is dealt out to W processes, n_r of them to process r, and gradsurgery
 averages the gradients. With l_r the mean loss of a shard, the weight n_r W / N makes the average
@@ -68,7 +68,7 @@ def refuse_comparing(config: Config, processes: Processes) -> None:
 
 
 def warnings(config: Config, processes: Processes) -> list[str]:
-    """What is allowed in so many processes but probably not what was meant.
+    """Sentences about what is allowed in this many processes but probably not meant.
 
     >>> warnings(Config(batch_size=2), Processes(size=4))[0][:33]
     'batch_size 2 in 4 processes: of a'
@@ -77,8 +77,8 @@ def warnings(config: Config, processes: Processes) -> list[str]:
         return []
     return [
         f"batch_size {config.batch_size} in {processes.size} processes: of a batch, "
-        f"{processes.size - config.batch_size} processes have nothing. batch_size is that of all "
-        "processes together."
+        f"{processes.size - config.batch_size} processes have nothing. batch_size counts the "
+        "examples of all processes together."
     ]
 
 
@@ -112,7 +112,7 @@ def random_states(processes: Processes) -> dict[str, Any]:
 
 
 def restore_random(state: Mapping[str, Any], config: Config, processes: Processes) -> None:
-    """Put the generators back; where they were those of another number of processes, seed anew."""
+    """Restore the generators; those of another number of processes are seeded anew."""
     states = [state["random"], *state.get("random_elsewhere", [])]
     if len(states) == processes.size:
         set_random_state(states[processes.rank])

@@ -21,7 +21,7 @@ BATCH_SIZE = 64  # examples; without gradients there is room for more than in tr
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says about N examples of one task.
+    """A model's answers to N examples of one task.
 
     `values` [N] are predicted classes, or scores on the scale of the labels; `probabilities` [N, C]
     are there for tasks of classes only. One logit stands for two classes; the second one is

@@ -25,7 +25,7 @@ def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def pearson(true: ArrayLike, predicted: ArrayLike) -> float:
-    """Correlation, in [-1, 1]; 0 when one side is constant and so says nothing about the other.
+    """Correlation, in [-1, 1]; 0 if either side is constant.
 
     >>> round(pearson([1, 2, 3], [2, 4, 6]), 6), pearson([1, 2, 3], [7, 7, 7])
     (1.0, 0.0)

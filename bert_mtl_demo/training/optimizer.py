@@ -96,7 +96,7 @@ EMBEDDINGS = re.compile(r"\bembeddings\.")
 
 
 def number_of_layers(names: Iterable[str]) -> int:
-    """How many layers the encoder has whose parameters bear these names.
+    """Number of layers of the encoder with these parameters.
 
     >>> number_of_layers(["encoder.encoder.layer.5.output.dense.bias", "heads.sst.weight"])
     6
@@ -106,7 +106,7 @@ def number_of_layers(names: Iterable[str]) -> int:
 
 
 def distance(name: str, layers: int) -> int:
-    """How far below the heads a parameter lies: 0 outside the layers, 1 in the top layer.
+    """Distance of a parameter from the heads: 0 outside the layers, 1 in the top layer.
 
     A layer's adapters lie in their layer. What adapters share among layers, the pooler and all that
     is learned after the encoder lie outside.
@@ -128,7 +128,7 @@ def build_scheduler(config: Config, optimizer: GradientSurgery, steps: int) -> L
 
 
 def lr_curve(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
-    """From 0 up to 1 in `warmup` steps, then down to 0 at `steps` ("linear") or level ("constant").
+    """Factor that rises to 1 in `warmup` steps, then falls to 0 at `steps` or stays ("constant").
 
     >>> curve = lr_curve("linear", warmup=2, steps=6)
     >>> [round(curve(step), 2) for step in range(7)]

@@ -4,7 +4,7 @@ torchrun and `accelerate launch` start N copies of a command and tell each its p
 environment. Every copy does the same, each with its shard of every batch; the first one, *main*,
 also does what is done once: it prints, writes, and trains the stages before the tasks.
 
-What they say to each other here is small (losses, answers, "stop now") and goes over gloo; the
+Their messages here are small (losses, answers, a request to stop) and go over gloo; the
 gradients go over the device's own backend, which gradsurgery is given as `gradients(device)`. Every
 method must be called by all processes in the same order. The exception is work under `agree`, which
 may fail in one of them.
@@ -149,15 +149,15 @@ class Processes:
 ALONE = Processes()
 
 
-def place(environment: Mapping[str, str]) -> Processes:
+def from_environment(environment: Mapping[str, str]) -> Processes:
     """This process, from the launcher's environment variables.
 
     Raises:
         ConfigError: when some of them are missing.
 
-    >>> place({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here"})
+    >>> from_environment({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here"})
     Processes(rank=3, size=4, local_rank=1)
-    >>> place({}) == place({"WORLD_SIZE": "1", "RANK": "0"}) == ALONE
+    >>> from_environment({}) == from_environment({"WORLD_SIZE": "1", "RANK": "0"}) == ALONE
     True
     """
     variables = {name: environment.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
@@ -185,7 +185,7 @@ def joined(environment: Mapping[str, str] | None = None) -> Iterator[Processes]:
     ...     processes.size
     1
     """
-    processes = place(os.environ if environment is None else environment)
+    processes = from_environment(os.environ if environment is None else environment)
     if processes.size == 1:
         yield processes
         return

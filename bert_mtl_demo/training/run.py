@@ -1,4 +1,4 @@
-"""One run as a whole: check what can be wrong, load data and model, train, say how it ended.
+"""One run from its settings to its end: check, load data and model, train.
 
 The order matters. Everything that is cheap to check is checked before anything is loaded, and the
 output directory is made only when all that could be refused has been accepted.
@@ -52,7 +52,7 @@ Encoded = tuple[dict[str, EncodedSet], dict[str, EncodedSet]]  # train, dev: tas
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """The end of a run.
 
     >>> Outcome(Path("runs/first"), done=True, exit_code=0).done
     True
@@ -65,7 +65,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a trainer is made of."""
+    """The parts of a trainer."""
 
     config: Config
     run: RunDirectory
@@ -89,7 +89,7 @@ def start_run(config: Config, processes: Processes = ALONE) -> Outcome:
 
 
 def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
-    """Everything for a new run."""
+    """The parts of a new run."""
     device = processes.device(config.device)
     refuse_comparing(config, processes)
     _refuse_module_names(config)
@@ -128,7 +128,7 @@ def continue_run(
 
 
 def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Processes) -> _Parts:
-    """Everything for a run that is there."""
+    """The parts of an existing run."""
     config = portable(extended(run.load_config(), settings, run.path))
     device = processes.device(config.device)
     refuse_comparing(config, processes)
@@ -172,7 +172,7 @@ def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
 
 
 def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
-    """What a run trains on and is scored on, within its limits, and the rows that were skipped."""
+    """The examples of a run, within its limits, and the rows that were skipped."""
     tasks = tuple(config.definitions.values())
     splits, skipped = load(config.data, tasks, bad_rows=config.bad_rows)
     limits = config.train_limit, config.dev_limit
@@ -224,7 +224,7 @@ def _refuse_module_names(config: Config) -> None:
 
 
 def output_of(config: Config) -> Path:
-    """Where a run goes: the directory that was named, or one named after time, method and seed."""
+    """The directory of a run: as set, or named after time, method and seed."""
     if config.output is not None:
         return Path(config.output).expanduser()
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-seed{config.seed}"
@@ -245,7 +245,7 @@ def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
 
 
 def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequence[Skipped]) -> None:
-    """Say, and keep for the report, how much data is used and which rows could not be."""
+    """Print and save the sizes of the data and the skipped rows."""
     skipped = list(dict.fromkeys(skipped))  # a stage may have read the tasks' own files again
     for row in skipped[:3]:
         print(f"skipped {row}")
@@ -279,7 +279,7 @@ def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel
 
 
 def _train(parts: _Parts, processes: Processes) -> Outcome:
-    """Build the trainer, put it where the state says, and let it go."""
+    """Build the trainer, restore its state, and run it."""
     run, state = parts.run, parts.state
     log = Log()
     if processes.is_main:
@@ -298,7 +298,7 @@ def _train(parts: _Parts, processes: Processes) -> Outcome:
 
 
 def _nothing(line: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> None:
@@ -307,8 +307,7 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
         if state["data"].get(name) != fingerprint:
             raise CheckpointError(
                 f"--resume {run.path}: the {name} data are not the ones this run was started with. "
-                "Put "
-                "them back, or start a new run."
+                "Put them back, or start a new run."
             )
     if trainer.goal < step:
         raise CheckpointError(
@@ -321,14 +320,14 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
 
 
 def _fit(trainer: Trainer, run: RunDirectory) -> Outcome:
-    # None: no bar where nobody watches (a file, a pipe), only the lines.
+    # None: no bar unless stdout is a terminal, only the lines.
     hidden = None if trainer.processes.is_main else True
     bar = tqdm(
         total=trainer.goal, initial=trainer.progress.step, unit="step", disable=hidden, leave=False
     )
     with Interrupts() as stop, bar:
         done = trainer.fit(stop, tick=bar.update)
-        # All stay under this roof until the state is written: a signal reaches one after the other.
+        # All stay in this block until the state is written: a signal reaches one after the other.
         trainer.processes.barrier()
     # A signal during the very last evaluation came too late to stop anything.
     return Outcome(run.path, done, 0 if done else stop.exit_code)

@@ -5,7 +5,7 @@ files of settings, and can be stopped after any step: `state_dict` holds everyth
 what comes next, so that the run which continues from it is bitwise the run that never stopped.
 
 In several processes each has a trainer. They take the same steps, each on its shard of the batches,
-and all that decides anything (losses, scores, the wish to stop) is what they found together.
+and whatever decides anything (losses, scores, a request to stop) is reduced over all of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Trainer:
         run: where checkpoints go.
         log: where lines go.
         precision: autocast, scaler and device.
-        say: receives one line of text for the person who watches.
+        say: prints one line of text.
         processes: those that train together; the model gets the weights of the first.
     """
 
@@ -191,12 +191,10 @@ class Trainer:
         if self.progress.in_a_row > self.config.max_nonfinite:
             raise DivergedError(
                 f"gave up at step {self.progress.step}: the {problem}, and "
-                f"{self.progress.in_a_row} steps in a row were "
-                f"not finite (max_nonfinite = {self.config.max_nonfinite}). Lower --lr (now "
-                f"{self.config.lr:g}), "
-                f"clip harder with --clip (now {self.config.clip:g}), or use --amp off; "
-                f"{self.run.last.name} holds the "
-                "state at the last checkpoint."
+                f"{self.progress.in_a_row} steps in a row were not finite (max_nonfinite = "
+                f"{self.config.max_nonfinite}). Lower --lr (now {self.config.lr:g}), clip harder "
+                f"with --clip (now {self.config.clip:g}), or use --amp off; {self.run.last.name} "
+                "holds the state at the last checkpoint."
             )
 
     def _window_is_full(self) -> bool:
@@ -275,7 +273,7 @@ class Trainer:
         )
 
     def _restart_clock(self) -> None:
-        """Begin to time a window; what was spent before an interruption is not in it."""
+        """Begin to time a window."""
         self._clock, self._data_seconds = time.perf_counter(), 0.0
 
     def _log_size(self) -> None:
@@ -305,7 +303,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the run that the state was taken from."""
+        """Restore the run that the state was taken from."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -1,4 +1,4 @@
-"""What the three generators share: balanced drawing, and the word combinations kept for dev."""
+"""Shared by the generators: balanced drawing, and the word combinations kept for dev."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a task's answer and its labels to one number to minimise: one function per loss, two tables.
+"""Losses: a task's answer and its labels to one number to minimise; one function each, two tables.
 
 A loss is given `LossInputs` and returns a scalar in float32. Which loss a task takes is a setting
 for the two tasks on pairs; single sentences are classified with a cross-entropy throughout.

@@ -25,7 +25,7 @@ from bert_mtl_demo.training.data_parallel import (
     warnings,
 )
 from bert_mtl_demo.training.logs import read_lines
-from bert_mtl_demo.training.processes import ALONE, Processes, place
+from bert_mtl_demo.training.processes import ALONE, Processes, from_environment
 from bert_mtl_demo.training.run import continue_run, start_run
 from tests.bert_mtl_demo.training.ranks import small, still
 
@@ -259,7 +259,7 @@ def test_the_first_process_draws_what_one_process_draws() -> None:
 )
 def test_half_an_environment_is_refused(environment: dict[str, str], part: str) -> None:
     with pytest.raises(ConfigError, match=f"{part}.*torchrun"):
-        place(environment)
+        from_environment(environment)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
