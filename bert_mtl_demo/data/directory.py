@@ -20,20 +20,12 @@ from bert_mtl_demo.tasks import Layout, Task
 MAX_SPAN = 100
 
 
-def load_directory(
-    directory: Path, tasks: Sequence[Task], *, refuse: bool
-) -> tuple[dict[str, Splits], list[Skipped]]:
-    """Read the train and dev tables of `tasks`, in that order; see `bert_mtl_demo.data.load`."""
-    refuse_no_directory(directory, layout_of(tasks[0]).of("train"))
-    splits: dict[str, Splits] = {}
-    skipped: list[Skipped] = []
-    for task in tasks:
-        # `directory /` leaves an absolute path, which a user's own table may have, as it is.
-        paths = [directory / Path(layout_of(task).of(split)) for split in ("train", "dev")]
-        (train, bad_train), (dev, bad_dev) = (read_table(p, task, refuse=refuse) for p in paths)
-        splits[task.name] = Splits(train, dev)
-        skipped += bad_train + bad_dev
-    return splits, skipped
+def load_tables(directory: Path, task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
+    """Read the train and dev table of a task; see `bert_mtl_demo.data.load`."""
+    # `directory /` leaves an absolute path, which a user's own table may have, as it is.
+    paths = [directory / layout_of(task).of(split) for split in ("train", "dev")]
+    (train, bad_train), (dev, bad_dev) = (read_table(path, task, refuse=refuse) for path in paths)
+    return Splits(train, dev), bad_train + bad_dev
 
 
 def layout_of(task: Task) -> Layout:

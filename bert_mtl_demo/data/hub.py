@@ -8,7 +8,7 @@ serves as dev: GLUE does not publish test labels. CFIMDB is not there.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from bert_mtl_demo.data.examples import DataError, Skipped, Splits
@@ -18,28 +18,24 @@ from bert_mtl_demo.tasks import HubData, Task
 _INSTEAD = 'Or train on files (a directory) or on the embedded data ("sample") instead.'
 
 
-def load_hub(tasks: Sequence[Task], *, refuse: bool) -> tuple[dict[str, Splits], list[Skipped]]:
-    """Load train and validation of `tasks` from the hub; see `bert_mtl_demo.data.load`.
+def load_hub(task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
+    """Load train and validation of a task from the hub; see `bert_mtl_demo.data.load`.
 
     Raises:
-        DataError: when a task is not on the hub, `datasets` is not installed, the hub cannot be
+        DataError: when the task is not on the hub, `datasets` is not installed, the hub cannot be
             reached, or a data set has changed its shape.
     """
-    sources = [(task, _source_of(task)) for task in tasks]
-    splits: dict[str, Splits] = {}
-    skipped: list[Skipped] = []
-    for task, source in sources:
-        tables = fetch(source)
-        (train, bad_train), (dev, bad_dev) = (
-            validated(task, source.of(split), rows_of(tables, source, split), refuse=refuse)
-            for split in ("train", "validation")
-        )
-        splits[task.name] = Splits(train, dev)
-        skipped += bad_train + bad_dev
-    return splits, skipped
+    source = source_of(task)
+    tables = fetch(source)
+    (train, bad_train), (dev, bad_dev) = (
+        validated(task, source.of(split), rows_of(tables, source, split), refuse=refuse)
+        for split in ("train", "validation")
+    )
+    return Splits(train, dev), bad_train + bad_dev
 
 
-def _source_of(task: Task) -> HubData:
+def source_of(task: Task) -> HubData:
+    """The data set of a task, or DataError if it has none."""
     if task.hub is None:
         assert task.layout is not None
         raise DataError(
