@@ -221,12 +221,12 @@ def test_an_unknown_label_in_dev_is_a_bad_row(tmp_path: Path) -> None:
 
 
 def test_a_quoted_sentence_of_a_csv_may_hold_commas_and_lines(tmp_path: Path) -> None:
-    content = 'sentence,label\n"one, two\nthree, four",1\nplain,2\n"never closed,1\nplain,2\n'
+    content = 'sentence,label\n"one, two\nthree,\tfour",1\nplain,2\n"never closed,1\nplain,2\n'
     for split in ("train", "dev"):
         (tmp_path / f"{split}.csv").write_text(content + 30 * "plain,1\n")
     (task,) = user_tasks(f"mine=classification:{tmp_path}/{{split}}.csv")
     splits, skipped = load("sample", [with_labels(task)])
-    assert splits["mine"].train.first[:3] == ["one, two\nthree, four", "plain", "plain"]
+    assert splits["mine"].train.first[:3] == ["one, two\nthree,\tfour", "plain", "plain"]
     assert [row.line for row in skipped] == [5, 5]
 
 
