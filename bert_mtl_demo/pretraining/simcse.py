@@ -50,7 +50,7 @@ def _load(config: Config, tasks: Sequence[str]) -> tuple[Examples, list[Skipped]
     first, second = _positives(train, extra)
     if len(first) < 2:
         raise DataError(
-            f"SimCSE needs at least two positive pairs, but has {len(first)}: paraphrases, and "
+            f"SimCSE needs at least two positive pairs and found {len(first)}: paraphrases, and "
             f"pairs with a similarity above {SIMILAR:g}. Give more data, or take the stage out of "
             "--pretrain."
         )
