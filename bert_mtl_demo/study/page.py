@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.reporting.run_report import markdown
+from bert_mtl_demo.reporting.tables import cell, table
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.intervals import MISSING
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
 from bert_mtl_demo.study.published import SCORES, Report, Row
 from bert_mtl_demo.study.tables import (
-    cell,
     comparison_table,
     cost_table,
     mistake_table,
@@ -211,7 +210,7 @@ def _test_scores(report: Report) -> str:
         [cell(row), *(short(found[name]) if name in found else MISSING for name in names)]
         for row, found in report.test_scores
     ]
-    return markdown(["row", *names], body)
+    return table(["row", *names], body)
 
 
 def _rows(outcomes: Outcomes) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from bert_mtl_demo.study.intervals import Comparison, Interval, compare, interval
 from research.conflicts import estimate
 from research.conflicts.estimate import Expected, Probed
-from research.conflicts.figures import altered_share, changes
+from research.conflicts.figures import altered_rate, changes
 
 SAYS = {
     "conflict": "conflict (below 0)",
@@ -170,7 +170,7 @@ def rules(runs: Mapping[str, Any]) -> str:
 def _turn(seeds: Mapping[str, Any]) -> str:
     """Where the share of altered pairs went between first and last epoch, paired by seed."""
     first, last = (
-        {int(seed): altered_share(r["epochs"][n]["pairs"]) for seed, r in seeds.items()}
+        {int(seed): altered_rate(r["epochs"][n]["pairs"]) for seed, r in seeds.items()}
         for n in (0, -1)
     )
     found = compare(last, first)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bert_mtl_demo.errors import ConfigError
+from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.training import run as training_run
-from research.conflicts import Options, figures, run, study
+from research.conflicts import Options, run, study
 from research.conflicts.options import ARMS
 
 SECTIONS = [
@@ -87,7 +88,7 @@ def test_the_page_stands_on_its_pieces_alone(
     for name in ("training.compared", "stages.Staged.probe", "stages.Staged.layers"):
         monkeypatch.setattr(f"research.conflicts.{name}", never)
     monkeypatch.setattr("research.conflicts.simulation.alterations", never)
-    monkeypatch.setattr(figures, "_save", lambda figure, path: path)
+    monkeypatch.setattr(plots, "save", lambda figure, path: path)
     place.unlink()
     assert run(options()).read_text("utf-8") == text
     # Another learning rate is another study.
