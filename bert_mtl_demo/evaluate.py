@@ -105,16 +105,16 @@ def _assess(answers: Any, examples: Any, place: Path, top: int) -> dict[str, Any
     if task.classes is None:
         found["truth"] = [float(label) for label in examples.labels]
         found["found"] = [float(value) for value in answers.values]
-        figure, (axes,) = plots.new_panels(1)
-        plots.similarity(axes, examples.labels, answers.values, title)
+        figure, (axes,) = plots.new_panels([title])
+        plots.similarity(axes, examples.labels, answers.values)
         name = f"similarity_{task.name}.png"
     else:
         table = confusion(examples.labels, answers.values, task.classes)
         found["confusion"] = table.tolist()
         names = task.label_names
         size = max(4.2, 1.5 + 0.9 * len(names)), max(3.4, 1.2 + 0.8 * len(names))
-        figure, (axes,) = plots.new_panels(1, size=size)
-        plots.confusion(axes, table, names, title)
+        figure, (axes,) = plots.new_panels([title], size=size)
+        plots.confusion(axes, table, names)
         name = f"confusion_{task.name}.png"
     found["picture"] = plots.save(figure, place / name).name
     found["mistakes"] = [vars(mistake) for mistake in worst(answers, examples, top)]

@@ -18,19 +18,19 @@ def losses(rows: Sequence[Row]) -> Figure:
     """Training loss of each task, a panel for each: their units differ."""
     train = [row for row in rows if row["kind"] == "train"]
     tasks = list(dict.fromkeys(task for row in train for task in row["loss"]))
-    figure, panels = plots.new_panels(len(tasks))
+    figure, panels = plots.new_panels(tasks, xlabel="step", ylabel="loss")
     for axes, task in zip(panels, tasks, strict=True):
         steps = [row["step"] for row in train if task in row["loss"]]
         values = [row["loss"][task] for row in train if task in row["loss"]]
         plots.line(axes, steps, values, marker=".", color=plots.COLORS[0])
-        axes.set(title=task, xlabel="step", ylabel="loss", ylim=(0, 1.1 * max(values) or 1))
+        axes.set_ylim(0, 1.1 * max(values) or 1)
     return figure
 
 
 def scores(rows: Sequence[Row]) -> Figure:
     """Dev scores by epoch, with both overall scores."""
     dev = [row for row in rows if row["kind"] == "dev"]
-    figure, (axes,) = plots.new_panels(1, size=(5.2, 4.0))
+    figure, (axes,) = plots.new_panels(["dev"], size=(5.2, 4.0), xlabel="step", ylabel="score")
     steps = [row["step"] for row in dev]
     for n, task in enumerate(dev[0]["scores"]):
         look = {**plots.style(n), "linestyle": "-"}
@@ -38,7 +38,6 @@ def scores(rows: Sequence[Row]) -> Figure:
     for overall, dashes in (("mean", "-"), ("leaderboard", "--")):
         values = [row[overall] for row in dev]
         plots.line(axes, steps, values, color="black", linestyle=dashes, label=overall)
-    axes.set(title="dev", xlabel="step", ylabel="score")
     plots.legend(figure)
     return figure
 
@@ -53,14 +52,13 @@ def conflicts_by_epoch(rows: Sequence[Row]) -> Figure:
     pairs = list(dict.fromkeys((row["i"], row["j"]) for row in rows))
     counts = {(row["epoch"], row["i"], row["j"]): PairCounts.from_json(row) for row in rows}
     known = [name for name in COUNTS if any(c.rate(name) is not None for c in counts.values())]
-    figure, panels = plots.new_panels(len(known), size=(5.0, 3.8))
+    figure, panels = plots.new_panels(known, size=(5, 3.8), ylabel="% of possible", ylim=(0, 100))
     for axes, name in zip(panels, known, strict=True):
         rates = {
             f"epoch {e}": [counts.get((e, *p), PairCounts()).rate(name) or 0.0 for p in pairs]
             for e in epochs
         }
         plots.bars(axes, [f"{i} <- {j}" for i, j in pairs], rates)
-        axes.set(title=name, ylabel="% of possible", ylim=(0, 100))
         if name == "conflicts":
             plots.level(axes, 50, ":")  # what coin flips would give
     plots.legend(figure, columns=6)

@@ -30,24 +30,30 @@ def style(number: int) -> dict[str, Any]:
 
 
 def new_panels(
-    count: int, columns: int | None = None, size: tuple[float, float] = (4.2, 3.4)
+    titles: Sequence[str],
+    columns: int | None = None,
+    size: tuple[float, float] = (4.2, 3.4),
+    **settings: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels of a size, all in one row or in rows of `columns`.
+    """A figure with a panel of that size for each title, all in one row or in rows of `columns`.
 
-    >>> figure, panels = new_panels(3, columns=2)
-    >>> len(panels), figure.get_size_inches().tolist()
-    (3, [8.4, 6.8])
+    Args:
+        settings: of all panels, as `Axes.set` takes them.
+
+    >>> figure, panels = new_panels(["a", "b", "c"], columns=2, xlabel="step")
+    >>> len(panels), panels[2].get_xlabel(), figure.get_size_inches().tolist()
+    (3, 'step', [8.4, 6.8])
     """
-    columns = max(columns or count, 1)
-    rows = max(math.ceil(count / columns), 1)
+    columns = max(columns or len(titles), 1)
+    rows = max(math.ceil(len(titles) / columns), 1)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[:count]:
+    for axes, title in zip(panels, titles, strict=False):
         axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-    for axes in panels[count:]:
+        axes.set(title=title, axisbelow=True, **settings)
+    for axes in panels[len(titles) :]:
         axes.set_axis_off()
-    return figure, panels[:count]
+    return figure, panels[: len(titles)]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -128,19 +134,19 @@ def name_columns(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
 
 
-def confusion(axes: Axes, table: ArrayLike, names: Sequence[str], title: str) -> None:
+def confusion(axes: Axes, table: ArrayLike, names: Sequence[str]) -> None:
     """A confusion matrix: shaded by the rate of a row, counts written in."""
     counts = np.asarray(table)
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shaded(axes, rates, names, names, texts=counts)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.set(xlabel="predicted", ylabel="true")
 
 
-def similarity(axes: Axes, true: ArrayLike, predicted: ArrayLike, title: str) -> None:
+def similarity(axes: Axes, true: ArrayLike, predicted: ArrayLike) -> None:
     """Predicted against true similarity, with the line on which they would agree."""
     predicted = np.asarray(predicted)
     axes.plot([0, 5], [0, 5], color="grey", linewidth=0.8)
     axes.scatter(np.asarray(true), predicted, s=10, alpha=0.5, color=COLORS[0])
     # Heads without bounds answer outside of 0..5, and those answers count as well.
     reach = min(0.0, predicted.min(initial=0.0)) - 0.1, max(5.0, predicted.max(initial=5.0)) + 0.1
-    axes.set(title=title, xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=reach)
+    axes.set(xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=reach)

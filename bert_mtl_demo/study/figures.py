@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations, permutations, product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.reporting.figures import COUNTS
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.published import Row
-from bert_mtl_demo.study.results import Result
+from bert_mtl_demo.study.results import Evaluation, Result
 from bert_mtl_demo.tasks import TASKS
 from gradsurgery.report import PairCounts
 
@@ -35,13 +34,8 @@ DIAMOND: dict[str, Any] = {"color": plots.COLORS[1], "markeredgecolor": "white"}
 Drawing = tuple[Figure, str]  # and its caption
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A PNG and what stands below it.
-
-    >>> Picture(Path("a.png"), "Scores.").path.stem
-    'a'
-    """
+class Picture(NamedTuple):
+    """A PNG and what stands below it."""
 
     path: Path
     caption: str
@@ -66,15 +60,15 @@ def draw_figures(outcomes: Outcomes, directory: Path) -> list[Picture]:
 
 def scores(outcomes: Outcomes) -> Drawing:
     """Every row's scores as bars from 0, with intervals, and the published values beside them."""
-    figure, panels = _row_panels(outcomes.scored(), outcomes.ran)
-    for score, axes in panels.items():
+    names = outcomes.scored()
+    figure, panels = _row_panels(names, outcomes.ran, "dev score")
+    for axes, score in zip(panels, names, strict=True):
         for y, row in enumerate(outcomes.ran):
             ours, label = outcomes.interval(row, score), "ours, with 95% interval"
             if ours.n:
                 axes.barh(y, ours.mean, 0.7, xerr=ours.half, color=plots.COLORS[5], label=label)
             if score in row.published:
                 axes.plot(row.published[score], y, "D", label="published", **DIAMOND)
-        axes.set(title=score, xlabel="dev score")
     plots.legend(figure)
     return figure, (
         "Scores on dev: ours as bars with 95% intervals over seeds, published as diamonds."
@@ -87,18 +81,17 @@ def differences(outcomes: Outcomes) -> Drawing | None:
     rows = [row for row in outcomes.ran if row != base]
     names = outcomes.scored()
     columns = {name: [outcomes.comparison(row, name) for row in rows] for name in names}
-    columns = {name: c for name, c in columns.items() if any(one.difference.n for one in c)}
+    columns = {name: c for name, c in columns.items() if any(row.difference.n for row in c)}
     if not columns:
         return None
-    figure, panels = _row_panels(columns, rows)
-    for name, axes in panels.items():
+    figure, panels = _row_panels([*columns], rows, "difference")
+    for axes, column in zip(panels, columns.values(), strict=True):
         axes.axvline(0, color="grey", linewidth=0.8)
-        for y, comparison in enumerate(columns[name]):
+        for y, comparison in enumerate(column):
             difference, look = comparison.difference, FILLED if comparison.differs else HOLLOW
             if difference.n:
                 middle, half = difference.mean, difference.half
                 axes.errorbar(middle, y, xerr=half, fmt="o", capsize=2, **look)
-        axes.set(title=name, xlabel="difference")
         axes.margins(x=0.15)
         axes.locator_params(axis="x", nbins=4)
     return figure, (
@@ -145,14 +138,13 @@ def _curves(
                         by_x.setdefault(round(x, 6), []).append(y)
     if not curves:
         return None
-    figure, panels = plots.new_panels(len(curves), size=(4.6, 3.6))
-    for axes, (task, by_row) in zip(panels, curves.items(), strict=True):
+    figure, panels = plots.new_panels([*curves], size=(4.6, 3.6), xlabel="epoch", ylabel=ylabel)
+    for axes, by_row in zip(panels, curves.values(), strict=True):
         for number, by_x in by_row.items():
             xs = sorted(by_x)
             means, low, high = ([end(by_x[x]) for x in xs] for end in (fmean, min, max))
             look = plots.style(number) | ({"marker": ""} if len(xs) > 12 else {"markersize": 4})
             plots.line(axes, xs, means, (low, high), label=rows[number].name, **look)
-        axes.set(title=task, xlabel="epoch", ylabel=ylabel)
         axes.locator_params(axis="x", integer=True)
     plots.legend(figure)
     caption = "by epoch, mean over seeds, the band from the lowest to the highest seed."
@@ -171,15 +163,18 @@ def conflicts_by_epoch(outcomes: Outcomes) -> Drawing | None:
     epochs = sorted({epoch for totals in counts.values() for epoch, _ in totals})
     met = {pair for totals in counts.values() for _, pair in totals}
     pairs = [pair for pair in combinations(TASKS, 2) if frozenset(pair) in met]
-    figure, panels = plots.new_panels(2 * len(pairs), len(pairs), (4.2, 3.0))
-    for axes, (count, pair) in zip(panels, product(COUNTS, pairs), strict=True):
+    cases = list(product(COUNTS, pairs))
+    titles = [f"{count}: {' and '.join(pair)}" for count, pair in cases]
+    figure, panels = plots.new_panels(
+        titles, len(pairs), (4.2, 3.0), xlabel="epoch", ylabel="% of possible", ylim=(-3, 103)
+    )
+    for axes, (count, pair) in zip(panels, cases, strict=True):
         for number, (name, totals) in enumerate(counts.items()):
             by_epoch = [totals.get((epoch, frozenset(pair)), PairCounts()) for epoch in epochs]
             look = plots.style(number) | {"markersize": 5}
             plots.line(axes, epochs, [c.rate(count) for c in by_epoch], label=name, **look)
         plots.level(axes, 50, ":")
-        axes.set(title=f"{count}: {' and '.join(pair)}", xlabel="epoch", ylabel="% of possible")
-        axes.set(ylim=(-3, 103), xticks=epochs)
+        axes.set_xticks(epochs)
     plots.legend(figure)
     return figure, (
         "Conflicting and altered gradients by epoch and by pair of tasks, all seeds together. The "
@@ -194,7 +189,9 @@ def conflicts_by_pair(outcomes: Outcomes) -> Drawing | None:
         return None
     counts = [outcomes.counts(row, lambda pair: (pair.i, pair.j)) for row in rows]
     pairs = [pair for pair in permutations(TASKS, 2) if any(pair in totals for totals in counts)]
-    figure, panels = plots.new_panels(2, size=(2.4 + 0.7 * len(pairs), _height(rows) + 0.4))
+    titles = [f"{count}, % of possible" for count in COUNTS]
+    size = 2.4 + 0.7 * len(pairs), _height(rows) + 0.4
+    figure, panels = plots.new_panels(titles, size=size)
     for axes, count, colors in zip(panels, COUNTS, ("PuOr", "Blues"), strict=True):
         cells = [[totals.get(pair, PairCounts()) for pair in pairs] for totals in counts]
         rates = [[pair.rate(count) for pair in row] for row in cells]
@@ -202,7 +199,6 @@ def conflicts_by_pair(outcomes: Outcomes) -> Drawing | None:
         columns = [f"{i} <- {j}" for i, j in pairs]
         texts = [["" if rate is None else f"{rate:.1f}" for rate in row] for row in rates]
         plots.shaded(axes, rates, names, columns, colors, (0, 100), texts)
-        axes.set(title=f"{count}, % of possible")
     caption = (
         "Conflicting and altered gradients, all epochs and seeds together; `i <- j` reads: "
         "gradient i, altered because of j. White on the left is the half that pure "
@@ -219,7 +215,9 @@ def times(outcomes: Outcomes) -> Drawing | None:
     rows = [row for row in outcomes.ran if seconds[row.name]]
     if not rows:
         return None
-    figure, (axes,) = plots.new_panels(1, size=(9.0, max(4.0, 0.8 * _height(rows))))
+    size = 9.0, max(4.0, 0.8 * _height(rows))
+    figure, (axes,) = plots.new_panels([""], size=size, xlabel="tasks", ylabel="seconds per epoch")
+    axes.set(xlim=(0.5, 3.5), xticks=[1, 2, 3])
     for number, row in enumerate(rows):
         tasks = outcomes.trained(row)
         group = [other for other in rows if outcomes.trained(other) == tasks]
@@ -227,8 +225,7 @@ def times(outcomes: Outcomes) -> Drawing | None:
         look = plots.style(number) | {"linestyle": ""}
         look |= {"markerfacecolor": "white"} if row.separate else {}
         plots.line(axes, [x] * len(seconds[row.name]), seconds[row.name], label=row.name, **look)
-    axes.set(xlabel="tasks", ylabel="seconds per epoch", xlim=(0.5, 3.5), ylim=(0, None))
-    axes.set_xticks([1, 2, 3])
+    axes.set_ylim(bottom=0)
     plots.legend(figure, columns=1, location="outside right center")
     return figure, (
         "Time of an epoch by the number of tasks, a point per seed. Hollow: one run per task, "
@@ -238,33 +235,30 @@ def times(outcomes: Outcomes) -> Drawing | None:
 
 def confusions(outcomes: Outcomes) -> Drawing | None:
     """Confusion matrices of the baseline and of the best row (paper E, Figures 2 and 3)."""
-    tasks = [task for task in TASKS.values() if task.classes]
     cases = [
-        (task, row, result.evaluation[task.name].confusion)
-        for task in tasks
-        for row, result in first_and_best(outcomes)
-        if task.name in result.evaluation and result.evaluation[task.name].confusion
+        (task, row, answers.confusion)
+        for task in TASKS.values()
+        for row, answers in _answers(outcomes, task.name)
+        if answers.confusion
     ]
     if not cases:
         return None
-    figure, panels = plots.new_panels(len(cases), 2, (5.6, 4.8))
-    for axes, (task, row, table) in zip(panels, cases, strict=True):
-        plots.confusion(axes, table, task.label_names, f"{task.name}: {row.name}")
+    titles = [f"{task.name}: {row.name}" for task, row, _ in cases]
+    figure, panels = plots.new_panels(titles, 2, (5.6, 4.8))
+    for axes, (task, _, table) in zip(panels, cases, strict=True):
+        plots.confusion(axes, table, task.label_names)
     return figure, "Confusions on dev of the baseline and of the best row, lowest seed each."
 
 
 def similarities(outcomes: Outcomes) -> Drawing | None:
     """Predicted against true similarity of the baseline and of the best row (E, Figure 4)."""
-    cases = [
-        (row, result.evaluation["sts"])
-        for row, result in first_and_best(outcomes)
-        if "sts" in result.evaluation and result.evaluation["sts"].truth
-    ]
+    cases = [(row, answers) for row, answers in _answers(outcomes, "sts") if answers.truth]
     if not cases:
         return None
-    figure, panels = plots.new_panels(len(cases), size=(4.6, 4.4))
-    for axes, (row, part) in zip(panels, cases, strict=True):
-        plots.similarity(axes, part.truth, part.found, f"{row.name}: r = {part.score:.3f}")
+    titles = [f"{row.name}: r = {answers.score:.3f}" for row, answers in cases]
+    figure, panels = plots.new_panels(titles, size=(4.6, 4.4))
+    for axes, (_, answers) in zip(panels, cases, strict=True):
+        plots.similarity(axes, answers.truth, answers.found)
     return figure, "Similarity on dev, predicted against true, lowest seed each."
 
 
@@ -278,21 +272,23 @@ FIGURES: dict[str, Callable[[Outcomes], Drawing | None]] = {
 PAPERS = {"times": "bert_mastery", "confusions": "sbert_simcse", "similarities": "sbert_simcse"}
 
 
-def first_and_best(outcomes: Outcomes) -> list[tuple[Row, Result]]:
-    """The baseline and the best row, each with its lowest seed; once if they are the same."""
-    rows = [outcomes.compared_with, *([outcomes.best] if outcomes.best else [])]
-    seeds = {row.name: (row, [*outcomes.of(row).values()]) for row in rows}
-    return [(row, results[0]) for row, results in seeds.values() if results]
+def _answers(outcomes: Outcomes, task: str) -> list[tuple[Row, Evaluation]]:
+    """What the baseline and the best row answered, lowest seed each; once if they are the same."""
+    rows = {row.name: row for row in (outcomes.compared_with, outcomes.best) if row is not None}
+    seeds = [(row, list(outcomes.of(row).values())) for row in rows.values()]
+    first = [(row, results[0].evaluation) for row, results in seeds if results]
+    return [(row, evaluation[task]) for row, evaluation in first if task in evaluation]
 
 
-def _row_panels(scores: Iterable[str], rows: Sequence[Row]) -> tuple[Figure, dict[str, Axes]]:
-    """A panel for each score, with a line for each row, the first on top."""
-    names = list(scores)
-    figure, panels = plots.new_panels(len(names), size=(3.0, _height(rows)))
+def _row_panels(
+    titles: Sequence[str], rows: Sequence[Row], xlabel: str
+) -> tuple[Figure, list[Axes]]:
+    """Panels with a line for each row, the first on top."""
+    figure, panels = plots.new_panels(titles, size=(3.0, _height(rows)), xlabel=xlabel)
     for n, axes in enumerate(panels):
         axes.set_yticks(range(len(rows)), [""] * len(rows) if n else _labels(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
-    return figure, dict(zip(names, panels, strict=True))
+    return figure, panels
 
 
 def _height(rows: Sequence[Row]) -> float:

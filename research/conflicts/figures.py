@@ -26,9 +26,14 @@ def alterations(study: Mapping[str, Any]) -> Figure:
     Args:
         study: as `study.load` returns it.
     """
-    figure, (left, right) = plots.new_panels(2, size=(5.2, 3.8))
+    figure, (left, right) = plots.new_panels(
+        ["no model, 18,000 steps an epoch", "this study's runs"],
+        size=(5.2, 3.8),
+        xlabel="epoch",
+        ylabel="% of ordered pairs altered",
+    )
     simulated, runs = study["pieces"]["simulation"], study["pieces"]["runs"]
-    for axes, title, look in (
+    for axes, title, dashes in (
         (left, "published size, mean 0.05", "--"),
         (left, "published size, mean 0", ":"),
         (right, "own size, as measured", "-."),
@@ -38,29 +43,30 @@ def alterations(study: Mapping[str, Any]) -> Figure:
         for rule, color in COLORS.items():
             rates = [100 * altered / possible for altered in counts[rule]]
             label = f"{rule}, no model, {title.split(', ')[1]}"
-            plots.line(axes, epochs, rates, linestyle=look, color=color, marker=".", label=label)
-        axes.set(xlabel="epoch", ylabel="% of ordered pairs altered", xticks=epochs)
+            plots.line(axes, epochs, rates, linestyle=dashes, color=color, marker=".", label=label)
+        axes.set_xticks(epochs)
     for rule, color in COLORS.items():
         for record in runs[f"gradvac, {rule}"].values():
             rates = [altered_rate(epoch["pairs"]) for epoch in record["epochs"]]
             epochs = range(1, len(rates) + 1)
             plots.line(right, epochs, rates, color=color, alpha=0.6, label=f"{rule}, trained runs")
-    left.set(title="no model, 18,000 steps an epoch", yscale="log")
-    right.set(title="this study's runs", ylim=(0, None))
+    left.set_yscale("log")
+    right.set_ylim(bottom=0)
     plots.legend(figure, columns=4)
     return figure
 
 
 def altered_over_time(runs: Mapping[str, Any]) -> Figure:
     """Rate of altered pairs, window by window, under both rules."""
-    figure, (axes,) = plots.new_panels(1, size=(6, 4))
+    figure, (axes,) = plots.new_panels(
+        [""], size=(6, 4), xlabel="step", ylabel="% of ordered pairs altered", ylim=(0, 100)
+    )
     for rule, color in COLORS.items():
         for record in runs[f"gradvac, {rule}"].values():
             steps = [window["step"] for window in record["windows"]]
             rates = [altered_rate(window["pairs"]) for window in record["windows"]]
             plots.line(axes, steps, rates, color=color, alpha=0.7, label=rule)
     plots.level(axes, 50, ":")
-    axes.set(xlabel="step", ylabel="% of ordered pairs altered", ylim=(0, 100))
     plots.legend(figure)
     return figure
 
@@ -81,13 +87,13 @@ def layer_maps(layers: Mapping[str, Any]) -> Figure:
     names, steps = [_short(name) for name in layers["segments"]], layers["steps"]
     maps = {pair: np.array(rows, dtype=float) for pair, rows in layers["pairs"].items()}
     limit = max(float(np.nanmax(np.abs(cosines))) for cosines in maps.values()) or 1.0
-    figure, panels = plots.new_panels(len(maps), size=(4.2, 1.6 + 0.24 * len(names)))
-    for axes, (pair, cosines) in zip(panels, maps.items(), strict=True):
+    size = 4.2, 1.6 + 0.24 * len(names)
+    figure, panels = plots.new_panels([*maps], size=size, xlabel="step")
+    for axes, cosines in zip(panels, maps.values(), strict=True):
         rows = names if axes is panels[0] else [""] * len(names)
         image = plots.shaded(axes, cosines, rows, [""] * len(steps), "RdBu", (-limit, limit))
         ticks = range(0, len(steps), max(1, len(steps) // 6))
         axes.set_xticks(ticks, [str(steps[n]) for n in ticks])
-        axes.set(title=pair, xlabel="step")
     figure.colorbar(image, ax=panels, label="mean cosine")
     return figure
 
@@ -97,20 +103,25 @@ def cosine_by_batch(probes: Mapping[str, Probed]) -> Figure:
     pair."""
     first = next(iter(probes.values()))
     pairs = list(combinations(range(len(first.tasks)), 2))
-    figure, panels = plots.new_panels(len(pairs) * len(probes), len(pairs), (4.2, 3.2))
-    colors = dict(zip(first.tasks, plots.COLORS[:1] + plots.COLORS[2:], strict=False))
-    for axes, ((stage, probed), (i, j)) in zip(panels, product(probes.items(), pairs), strict=True):
+    tasks = first.tasks
+    figure, panels = plots.new_panels(
+        [f"{stage}: {tasks[i]} and {tasks[j]}" for stage in probes for i, j in pairs],
+        columns=len(pairs),
+        size=(4.2, 3.2),
+        ylabel="cosine",
+        ylim=(-1.02, 1.02),
+    )
+    colors = dict(zip(tasks, plots.COLORS[:1] + plots.COLORS[2:], strict=False))
+    for axes, (probed, (i, j)) in zip(panels, product(probes.values(), pairs), strict=True):
         _batches(axes, probed, "two tasks", (i, j), color=plots.COLORS[1])
         for k in (i, j):
-            color, label = colors[probed.tasks[k]], f"two halves of {probed.tasks[k]}"
+            color, label = colors[tasks[k]], f"two halves of {tasks[k]}"
             _batches(axes, probed, label, (k, k), color=color, linestyle="--")
         cosine = estimate.expected(probed.kept(), i, j).cosine
         if cosine is not None and cosine.low is not None and cosine.high is not None:
             axes.axhspan(cosine.low, cosine.high, color=plots.COLORS[1], alpha=0.12, lw=0)
             axes.axhline(cosine.mean, label="expected gradients of two tasks", **DOTTED)
         plots.level(axes, 0)
-        title = f"{stage}: {probed.tasks[i]} and {probed.tasks[j]}"
-        axes.set(title=title, ylabel="cosine", ylim=(-1.02, 1.02))
     plots.legend(figure, columns=5)
     return figure
 
@@ -119,33 +130,36 @@ def expected_by_layer(probes: Mapping[str, Probed]) -> Figure:
     """The expected gradients' cosine in every layer, a panel per pair."""
     first = next(iter(probes.values()))
     pairs = list(combinations(range(len(first.tasks)), 2))
-    figure, panels = plots.new_panels(len(pairs), size=(4.4, 3.6))
+    figure, panels = plots.new_panels(
+        [f"{first.tasks[i]}, {first.tasks[j]}" for i, j in pairs],
+        size=(4.4, 3.6),
+        ylabel="cosine",
+        ylim=(-1.1, 1.1),
+        xlim=(-0.5, len(first.segments) - 0.5),
+    )
     for axes, (i, j) in zip(panels, pairs, strict=True):
         for n, (stage, probed) in enumerate(probes.items()):
             blocks = map(probed.kept, probed.segments)
             cosines = [estimate.expected(block, i, j).cosine for block in blocks]
             known = [(x + 0.2 * (n - 1), c) for x, c in enumerate(cosines) if c is not None]
             means, halves = [c.mean for _, c in known], [c.half or 0.0 for _, c in known]
-            look = plots.style(n) | {"linestyle": "", "capsize": 3}
-            axes.errorbar([x for x, _ in known], means, halves, label=stage, **look)
+            points = plots.style(n) | {"linestyle": "", "capsize": 3}
+            axes.errorbar([x for x, _ in known], means, halves, label=stage, **points)
         plots.level(axes, 0)
         plots.name_columns(axes, first.segments)
-        axes.set(title=f"{first.tasks[i]}, {first.tasks[j]}", ylabel="cosine", ylim=(-1.1, 1.1))
-        axes.set_xlim(-0.5, len(first.segments) - 0.5)
     plots.legend(figure)
     return figure
 
 
 def change_by_batch(probes: Mapping[str, Probed]) -> Figure:
     """How far surgery moves the update, against effective batch size."""
-    figure, (axes,) = plots.new_panels(1, size=(6.4, 4.6))
+    figure, (axes,) = plots.new_panels([""], size=(6.4, 4.6), ylabel="|update - sum| / |sum|")
     for n, (stage, probed) in enumerate(probes.items()):
-        for method, look in (("pcgrad", "-"), ("gradvac", "--")):
+        for method, dashes in (("pcgrad", "-"), ("gradvac", "--")):
             grams = map(probed.level, probed.levels)
             series = [interval(changes(gram, method)) for gram in grams]
             label, color = f"{method}, {stage}", plots.COLORS[n]
-            _band(axes, list(probed.levels), series, label=label, color=color, linestyle=look)
-    axes.set(ylabel="|update - sum| / |sum|")
+            _band(axes, list(probed.levels), series, label=label, color=color, linestyle=dashes)
     axes.set_ylim(bottom=0)
     plots.legend(figure)
     return figure

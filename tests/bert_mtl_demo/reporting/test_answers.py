@@ -55,9 +55,9 @@ def test_evaluation_writes_confusions_scatter_and_mistakes(finished):
 
 def test_a_scatter_shows_answers_beyond_the_scale():
     axes = Figure().subplots()
-    plots.similarity(axes, [0.0, 5.0], [1.0, 4.0], "within")
+    plots.similarity(axes, [0.0, 5.0], [1.0, 4.0])
     assert axes.get_ylim() == (-0.1, 5.1)
-    plots.similarity(axes, [0.0, 5.0], [-1.5, 7.0], "beyond")
+    plots.similarity(axes, [0.0, 5.0], [-1.5, 7.0])
     assert axes.get_ylim() == (-1.6, 7.1)
 
 

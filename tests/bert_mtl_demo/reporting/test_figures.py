@@ -37,7 +37,7 @@ def test_a_line_leaves_out_what_has_no_value() -> None:
 
 
 def test_a_legend_names_every_label_once() -> None:
-    figure, panels = plots.new_panels(3, columns=2)
+    figure, panels = plots.new_panels(["a", "b", "c"], columns=2)
     for axes in panels:
         plots.line(axes, [1], [1], label="one")
     plots.line(panels[2], [1], [1], label="two")
