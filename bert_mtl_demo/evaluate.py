@@ -106,7 +106,7 @@ def _assess(answers: Any, examples: Any, place: Path, top: int) -> dict[str, Any
         found["truth"] = [float(label) for label in examples.labels]
         found["found"] = [float(value) for value in answers.values]
         figure, (axes,) = plots.new_panels([title])
-        plots.similarity(axes, examples.labels, answers.values)
+        plots.similarity(axes, examples.labels, answers.values, (task.low, task.high))
         name = f"similarity_{task.name}.png"
     else:
         table = confusion(examples.labels, answers.values, task.classes)

@@ -142,11 +142,17 @@ def confusion(axes: Axes, table: ArrayLike, names: Sequence[str]) -> None:
     axes.set(xlabel="predicted", ylabel="true")
 
 
-def similarity(axes: Axes, true: ArrayLike, predicted: ArrayLike) -> None:
-    """Predicted against true similarity, with the line on which they would agree."""
-    predicted = np.asarray(predicted)
-    axes.plot([0, 5], [0, 5], color="grey", linewidth=0.8)
+def similarity(
+    axes: Axes,
+    true: ArrayLike,
+    predicted: ArrayLike,
+    limits: tuple[float, float] = (0.0, 5.0),
+) -> None:
+    """Predicted against true similarity, which lies within limits, and the line where they agree."""
+    predicted, (low, high) = np.asarray(predicted), limits
+    margin = (high - low) / 50
+    axes.plot(limits, limits, color="grey", linewidth=0.8)
     axes.scatter(np.asarray(true), predicted, s=10, alpha=0.5, color=COLORS[0])
-    # Heads without bounds answer outside of 0..5, and those answers count as well.
-    reach = min(0.0, predicted.min(initial=0.0)) - 0.1, max(5.0, predicted.max(initial=5.0)) + 0.1
-    axes.set(xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=reach)
+    axes.set(xlabel="true", ylabel="predicted", xlim=(low - margin, high + margin))
+    # Heads without bounds answer outside of the limits, and those answers count as well.
+    axes.set_ylim(predicted.min(initial=low) - margin, predicted.max(initial=high) + margin)
