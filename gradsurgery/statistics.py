@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.address_tables import send
 from gradsurgery.methods import Verdict
 from gradsurgery.summary import PairCounts, PairSummary, Summary
+from gradsurgery.transfer import to_device
 
 #: Steps, and numbers of their Gram matrices, that wait at most before they are added up.
 WAITING = 32
@@ -202,7 +202,7 @@ class ConflictStatistics:
         gram = torch.where(finite[:, None, None, None], gram, 0)
         weights = torch.stack([step.verdict.weights.to(device) for step in steps])
         altered = _altered(steps, gram)
-        active = send(torch.stack([step.active for step in steps]), device)[1]
+        active = to_device(torch.stack([step.active for step in steps]), device)
         self._add("steps", torch.ones_like(finite)[:, None])
         self._add("nonfinite", ~finite[:, None])
         self._add("active", active & finite[:, None])

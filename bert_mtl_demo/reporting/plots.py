@@ -148,7 +148,7 @@ def similarity(
     predicted: ArrayLike,
     limits: tuple[float, float] = (0.0, 5.0),
 ) -> None:
-    """Predicted against true similarity, which lies within limits, and the line where they agree."""
+    """Predicted against true similarity, with the line on which they would agree."""
     predicted, (low, high) = np.asarray(predicted), limits
     margin = (high - low) / 50
     axes.plot(limits, limits, color="grey", linewidth=0.8)

@@ -248,9 +248,7 @@ def test_a_step_found_nonfinite_on_the_device_is_only_counted() -> None:
 class Halves(Method):
     """Half of each gradient, and no notion of one gradient altered because of another."""
 
-    ordered = False
-
-    def __call__(self, gram: Tensor, order: Tensor, state: State) -> Verdict:
+    def __call__(self, gram: Tensor, state: State) -> Verdict:
         return Verdict(torch.full(gram.shape[:-1], 0.5, dtype=gram.dtype), None, {})
 
     def __repr__(self) -> str:
