@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.options import Options
+from benchmarks.problems.multitask import size_of
 from benchmarks.results import Result
 from benchmarks.roofline import FORMULA
 from benchmarks.tables import Columns, Row, Table, tables
@@ -77,8 +78,8 @@ class Theme(ABC):
         """Yield the cases, the most telling first."""
 
     def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return sizes and settings, and what else is one figure of all rows."""
-        return {}
+        """Return sizes and settings, by default of a three-task problem."""
+        return {"tasks": 3, **size_of(self.options)._asdict()}
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return the tables of all rows."""

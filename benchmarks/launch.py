@@ -33,8 +33,7 @@ DEVICES = Path("/proc/net/dev")
 
 def backend(options: Options, world: int) -> str:
     """Return "nccl" where each rank can have a GPU of its own, else "gloo"."""
-    cuda = options.device.type == "cuda" and torch.cuda.device_count() >= world
-    return "nccl" if cuda else "gloo"
+    return "nccl" if options.cuda and torch.cuda.device_count() >= world else "gloo"
 
 
 def start(
@@ -56,11 +55,11 @@ def start(
         TimeoutError: when they take longer; they are killed then.
         torch.multiprocessing.ProcessRaisedException: with the first rank's error.
     """
-    threads, end = max(1, options.threads // world), time.monotonic() + limit
+    end = time.monotonic() + limit
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        arguments = (world, work, arguments, backend(options, world), threads, directory)
-        context = spawn(_main, arguments, nprocs=world, join=False)  # type: ignore[no-untyped-call]
+        job = (work, world, arguments, options, directory)
+        context = spawn(_main, job, nprocs=world, join=False)  # type: ignore[no-untyped-call]
         try:
             while not context.join(timeout=1):
                 if time.monotonic() > end:
@@ -74,21 +73,16 @@ def start(
 
 
 def _main(
-    rank: int,
-    world: int,
-    work: Work,
-    arguments: tuple[Any, ...],
-    backend: str,
-    threads: int,
-    directory: Path,
+    rank: int, work: Work, world: int, arguments: tuple[Any, ...], options: Options, directory: Path
 ) -> None:
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, options.threads // world))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), TQDM_DISABLE="1")
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-    if device.type == "cuda":
+    name, device = backend(options, world), torch.device("cpu")
+    if name == "nccl":
+        device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     dist.init_process_group(
-        backend,
+        name,
         init_method=f"file://{directory / 'meet'}",
         rank=rank,
         world_size=world,

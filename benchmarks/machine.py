@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,14 @@ def slug(machine: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, this library and what is installed of :data:`PACKAGES`."""
-    installed = {"python": platform.python_version(), "gradsurgery": gradsurgery.__version__}
-    for package in PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed | {"torch": torch.__version__}  # with its build: +cpu, +cu130
+    ours = {"python": platform.python_version(), "gradsurgery": gradsurgery.__version__}
+    return ours | installed(PACKAGES) | {"torch": torch.__version__}  # with its build: +cpu, +cu130
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those that are installed."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -83,7 +83,7 @@ def figures(times: Times, name: str, floor: Sequence[float]) -> Row:
     """Return a pass's figures in seconds, beside its floor round by round."""
     return {
         **times.figures(name),
-        "floor_seconds": spread(floor).median,
+        "floor_seconds": spread(floor)["median"],
         "over_floor": ratio(times.seconds(name), floor),
-        "host_seconds": spread([sample.host for sample in times[name]]).median,
+        "host_seconds": spread([sample.host for sample in times[name]])["median"],
     }

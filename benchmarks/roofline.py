@@ -73,13 +73,7 @@ class Probes:
         }
 
     def floor(self, times: Times, traffic: Traffic, after: str | None = None) -> list[float]:
-        """Return the least seconds that ``traffic`` takes, round by round.
-
-        Args:
-            times: of the probes, and of ``after``.
-            traffic: what has to be moved.
-            after: a candidate whose work comes before it.
-        """
+        """Return the least seconds that ``traffic`` takes after another candidate, by round."""
         before = times.seconds(after) if after else [0.0] * len(times[READ])
         per_byte = [self._per_byte(*pair) for pair in zip(times[READ], times[COPY], strict=True)]
         return [
@@ -97,5 +91,5 @@ class Probes:
     def bandwidths(self, times: Times) -> dict[str, float]:
         """Return the median bandwidths in GB/s; the copy's counts bytes read and written."""
         moved = {READ: self.bytes, COPY: 2 * self.bytes, FILL: self.bytes}
-        rates = {name: n / spread(times.seconds(name)).median for name, n in moved.items()}
+        rates = {name: n / spread(times.seconds(name))["median"] for name, n in moved.items()}
         return {name.removeprefix("probe: "): round(r / 1e9, 2) for name, r in rates.items()}

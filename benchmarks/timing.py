@@ -57,14 +57,6 @@ class Sample(NamedTuple):
     host: float
 
 
-class Spread(NamedTuple):
-    """A quantity over the rounds: median, 20th and 80th percentile."""
-
-    median: float
-    p20: float
-    p80: float
-
-
 class Times(dict[str, list[Sample]]):
     """Samples by candidate; those at one position belong to one round."""
 
@@ -79,21 +71,13 @@ class Times(dict[str, list[Sample]]):
     def figures(self, name: str, **references: str) -> dict[str, Any]:
         """Return rounds, spread, and by field the ratios to other candidates."""
         ratios = {field: self.ratio(name, other) for field, other in references.items()}
-        times = spread(self.seconds(name))._asdict()
-        return {"rounds": len(self[name]), "seconds": times, **ratios}
+        return {"rounds": len(self[name]), "seconds": spread(self.seconds(name)), **ratios}
 
 
 def alternate(
     candidates: Mapping[str, Candidate], effort: Effort, device: torch.device, label: str = ""
 ) -> Times:
-    """Time the candidates in turn.
-
-    Args:
-        candidates: by name.
-        effort: number of rounds.
-        device: where they run.
-        label: of the progress bar.
-    """
+    """Time the candidates in turn; ``label`` names the progress bar."""
     names = list(candidates)
     times = Times({name: [] for name in names})
     for number in _rounds(effort, label):
@@ -147,9 +131,10 @@ def _rounds(effort: Effort, label: str) -> Iterator[int]:
             bar.update()
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return median, 20th and 80th percentile."""
-    return Spread(*np.quantile(values, (0.5, 0.2, 0.8)).tolist())
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, 20th and 80th percentile over the rounds."""
+    quantiles = np.quantile(values, (0.5, 0.2, 0.8)).tolist()
+    return dict(zip(("median", "p20", "p80"), quantiles, strict=True))
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -50,22 +50,21 @@ def admissions(
     verdicts: dict[str, Verdict] = {}
     candidates: dict[str, Candidate] = {}
     for peer in peers:
-        verdicts[peer.name], candidate = attempt(peer, admit)
+        try:
+            verdicts[peer.name], candidate = admit(peer)
+        except Exception as error:  # whatever one peer does, the others are still to be measured
+            verdicts[peer.name], candidate = Verdict(refused=_reason(peer, error)), None
         if candidate is not None and not verdicts[peer.name].refused:
             candidates[peer.name] = candidate
     return verdicts, candidates
 
 
-def attempt(peer: Peer[P, C], admit: Callable[[Peer[P, C]], Admission]) -> Admission:
-    """Admit a peer; one that is missing or breaks is refused, with the reason."""
-    try:
-        return admit(peer)
-    except ImportError as error:
-        if peer.package and (error.name or "").split(".")[0] == peer.package:
-            return Verdict(refused=f"not installed: {INSTALL[peer.package]}"), None
-        return Verdict(refused=f"cannot be imported: {error}"), None
-    except Exception as error:  # whatever one peer does, the others are still to be measured
-        return Verdict(refused=f"fails here: {type(error).__name__}: {error}".splitlines()[0]), None
+def _reason(peer: Peer[P, C], error: Exception) -> str:
+    if not isinstance(error, ImportError):
+        return f"fails here: {type(error).__name__}: {error}".splitlines()[0]
+    if peer.package and (error.name or "").split(".")[0] == peer.package:
+        return f"not installed: {INSTALL[peer.package]}"
+    return f"cannot be imported: {error}"
 
 
 def admit_aggregation(peer: Peer[FixedGradients, Candidate], fixed: FixedGradients) -> Admission:

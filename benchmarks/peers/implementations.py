@@ -122,12 +122,8 @@ def libmtl(fixed: FixedGradients, method: str) -> Candidate:
 def libmtl_weighting(method: str, shared: Sequence[nn.Parameter], tasks: int, zero: bool) -> Any:
     """Return a LibMTL weighting over ``shared``, with the few attributes its trainer would add.
 
-    Args:
-        method: the class and module name in ``LibMTL.weighting``.
-        shared: the parameters that all tasks use.
-        tasks: K.
-        zero: whether its call to zero the gradients zeroes them, in place: it goes on to write into
-            them, so that torch's later habit of dropping them would break it.
+    With ``zero`` its call to zero the gradients zeroes them, in place: it goes on to write into
+    them, so that torch's later habit of dropping them would break it.
     """
 
     class Weighting(_libmtl_class(method)):  # type: ignore[misc]

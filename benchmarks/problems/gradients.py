@@ -75,15 +75,7 @@ def random_gradients(
     dtype: torch.dtype = torch.float32,
     cosines: Tensor | None = None,
 ) -> Gradients:
-    """Return random gradients of K tasks.
-
-    Args:
-        shapes: one per parameter.
-        tasks: K.
-        device: of the gradients.
-        dtype: of the gradients.
-        cosines: ``[K, K]``, the gradients' cosines (up to chance); None for independent gradients.
-    """
+    """Return random gradients of K tasks, independent or with ``[K, K]`` cosines, up to chance."""
     source = torch.Generator(device).manual_seed(0)
     block = torch.randn(2 * WINDOW, generator=source, device=device)
     starts = random.Random(0)

@@ -95,14 +95,7 @@ class Amounts(NamedTuple):
 
 
 def amounts(tasks: int, elements: int, layered: int, world: int) -> dict[str, Amounts]:
-    """Return what each step sends and holds.
-
-    Args:
-        tasks: K.
-        elements: N, of the model.
-        layered: those in layers that FSDP2 gathers again for each backward.
-        world: W.
-    """
+    """Return what each step sends and holds; FSDP2 gathers ``layered`` again for each backward."""
     k, n, share = tasks, elements, (world - 1) / world
     rest = n - layered  # kept from forward to backward
     gathers = 2 * k * layered + k * rest

@@ -49,14 +49,7 @@ def loop(
     framework: Callable[[Options], Framework] = lambda options: Framework(),
     bf16: bool = False,
 ) -> Callable[[Options], dict[str, Step]]:
-    """Return what builds the steps of all kinds on one model.
-
-    Args:
-        change: changes the model in place.
-        base: builds the optimizer.
-        framework: wraps both.
-        bf16: whether forwards run under autocast.
-    """
+    """Return what builds the steps of all kinds on one model, which ``change`` changes in place."""
 
     def build(options: Options) -> dict[str, Step]:
         bare, wrap = problem(options, bf16=bf16), framework(options)

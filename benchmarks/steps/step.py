@@ -76,15 +76,10 @@ def own_step(
     clip: Callable[[], object] = nothing,
     backward: Callable[[Tensor], object] = backward,
 ) -> Step:
-    """Return the step of one kind in which each task has its own batch.
+    """Return the step of one kind (not :data:`FEATURES`) in which each task has its own batch.
 
-    Args:
-        kind: :data:`SUM`, :data:`EACH`, :data:`JOIN` or :data:`TASK`.
-        problem: model and batches.
-        optimizer: steps.
-        surgery: the :class:`GradientSurgery` inside, where a framework has wrapped it.
-        clip: clips the gradients.
-        backward: of a loss.
+    ``surgery`` is the :class:`GradientSurgery` inside the optimizer, where a framework has wrapped
+    it.
     """
     surgery = surgery or optimizer
 
@@ -110,13 +105,7 @@ def own_step(
 
 
 def shared_backward(kind: str, forward: Forward, surgery: Any) -> None:
-    """Run the backward of one kind after the forward of a shared batch.
-
-    Args:
-        kind: :data:`SUM`, :data:`EACH`, :data:`JOIN` or :data:`FEATURES`.
-        forward: its losses and features.
-        surgery: a :class:`GradientSurgery`, for the latter two kinds.
-    """
+    """Run the backward of one kind (not :data:`TASK`) after the forward of a shared batch."""
     losses = forward.losses
     if kind == SUM:
         backward(total(losses))

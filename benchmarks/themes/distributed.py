@@ -90,9 +90,8 @@ class Distributed(Theme):
             yield Case(f"{world} ranks, {tasks} tasks", partial(self._measure, world, tasks))
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        pairs = zip(
-            super().tables(rows), tables(self.traffic_title, self.traffic, rows), strict=True
-        )
+        traffic = tables(self.traffic_title, self.traffic, rows)
+        pairs = zip(super().tables(rows), traffic, strict=True)
         return [table for pair in pairs for table in pair]
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
@@ -119,17 +118,9 @@ class Distributed(Theme):
 def measure(
     device: torch.device, size: Size, tasks: int, rounds: int, limit: float
 ) -> dict[str, Any]:
-    """Measure one case on this rank.
+    """Return one case's seconds, bytes sent and held on this rank, and the model's elements.
 
-    Args:
-        device: this rank's.
-        size: of model and batch.
-        tasks: K.
-        rounds: maximum number.
-        limit: seconds for the rounds; at least two are made.
-
-    Returns:
-        ``seconds``, ``sent`` and ``held`` by step, and the model's ``elements`` and ``layered``.
+    After two rounds no further one is started once ``limit`` seconds are over.
     """
     steps = build(size, tasks, device)
     candidates = {name: Candidate(step, dist.barrier) for name, step in steps.items()}

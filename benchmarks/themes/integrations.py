@@ -9,8 +9,6 @@ Trainer and Lightning own, from one batch handed out to the next one asked for
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import logging
 import math
 import sys
@@ -22,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.harness import Case, Theme
+from benchmarks.machine import installed
 from benchmarks.options import Options
-from benchmarks.problems.multitask import size_of
 from benchmarks.steps import managed_loops, manual_loops
 from benchmarks.steps.managed_loops import lightning
 from benchmarks.steps.manual_loops import loop
@@ -100,12 +98,12 @@ class Integrations(Theme):
     )
 
     def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
+        packages = {integration.package for integration in INTEGRATIONS} - {"torch"}
         return {
-            "tasks": 3,
-            **size_of(self.options)._asdict(),
+            **super().parameters(rows),
             "clip": manual_loops.CLIP,
             "torch.compile": manual_loops.backend(self.options),
-            "packages": packages(),
+            "packages": installed(sorted(packages)),
         }
 
     def cases(self) -> Iterator[Case]:
@@ -156,13 +154,6 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def packages() -> dict[str, str]:
-    """Return the versions of the integrations' packages that are installed."""
-    required = {integration.package for integration in INTEGRATIONS} - {"torch"}
-    installed = sorted(name for name in required if importlib.util.find_spec(name))
-    return {name: importlib.metadata.version(name) for name in installed}
-
-
 def figures(name: str, times: Times) -> list[Row]:
     """Return a row for each kind; there is "loss by loss" where the loop is the user's."""
     return [
@@ -184,7 +175,7 @@ def error(ours: Sequence[float], theirs: Sequence[float]) -> float:
     median of n values has 1.25 of them over the square root of n.
     """
     ratios = spread([a / b for a, b in zip(ours, theirs, strict=True)])
-    return 1.25 * (ratios.p80 - ratios.p20) / 1.68 / math.sqrt(len(ours))
+    return 1.25 * (ratios["p80"] - ratios["p20"]) / 1.68 / math.sqrt(len(ours))
 
 
 def ratios(rows: Sequence[Row], judged: bool) -> Table:

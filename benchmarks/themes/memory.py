@@ -48,8 +48,7 @@ class Memory(Theme):
 
     def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
         return {
-            "tasks": TASKS,
-            **size_of(self.options)._asdict(),
+            **super().parameters(rows),
             "precision": "fp32",
             "processes per step": self._rounds,
             "bound MiB": round(self.bound / 2**20, 1),
@@ -119,8 +118,8 @@ def figures(peaks: Mapping[str, Sequence[int]], bound: int, batches: str) -> lis
             "batches": batches,
             "step": kind,
             "rounds": len(values),
-            "peak_bytes": spread(values)._asdict(),
-            "over_plain_bytes": spread(over[kind]).median,
+            "peak_bytes": spread(values),
+            "over_plain_bytes": spread(over[kind])["median"],
             "bound_bytes": bound,
         }
         for kind, values in peaks.items()

@@ -17,7 +17,7 @@ from benchmarks.peers.equivalence import TASKS, Verdict, admissions
 from benchmarks.peers.implementations import PEERS
 from benchmarks.peers.peer import OURS, Peer
 from benchmarks.peers.training_steps import STEP_PEERS
-from benchmarks.problems.multitask import problem, size_of
+from benchmarks.problems.multitask import problem
 from benchmarks.roofline import Probes, whole_traffic
 from benchmarks.steps.step import EACH, SHARED, step
 from benchmarks.tables import ROUNDS, TIMES, Row, Table, decimals, field, milliseconds, table
@@ -74,7 +74,7 @@ class Peers(Theme):
     )
 
     def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {"tasks": TASKS, **size_of(self.options)._asdict(), "precision": "fp32"}
+        return {**super().parameters(rows), "precision": "fp32"}
 
     def cases(self) -> Iterator[Case]:
         # All pairs in conflict is what loops are slowest at: two minutes more, without a target.

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.harness import Case, Theme
-from benchmarks.problems.multitask import problem, size_of
+from benchmarks.problems.multitask import problem
 from benchmarks.roofline import Probes, whole_traffic
 from benchmarks.steps import step
 from benchmarks.steps.step import EACH, FEEDS, SUM, SURGERY
@@ -28,23 +28,17 @@ METHODS = {"sum": Sum, "pcgrad": PCGrad, "gradvac": GradVac}
 TASKS = 3
 
 
-class Stopwatch:
-    """Counts the time inside of functions."""
+def clocked(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """Return ``function``, which appends to ``seconds`` the time that each call takes."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            seconds.append(time.perf_counter() - start)
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``function``, clocked."""
-
-        def clocked(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*arguments, **options)
-            finally:
-                self.seconds.append(time.perf_counter() - start)
-
-        return clocked
+    return call
 
 
 class Step(Theme):
@@ -61,9 +55,6 @@ class Step(Theme):
         ("floor, to loss by loss", field("floor_to_loss_by_loss", decimals(3))),
         ROUNDS,
     )
-
-    def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {"tasks": TASKS, **size_of(self.options)._asdict()}
 
     def cases(self) -> Iterator[Case]:
         for feed in FEEDS:
@@ -86,8 +77,9 @@ class Step(Theme):
         steps = {kind: step.step(kind, model, feed) for kind in (SUM, EACH)}
         for name, method in METHODS.items():
             steps[name] = step.step(SURGERY[feed], model, feed, method)
-        watch, conflicts = Stopwatch(), steps["pcgrad"].optimizer.conflicts
-        conflicts.update = watch.around(conflicts.update)
+        counting: list[float] = []
+        conflicts = steps["pcgrad"].optimizer.conflicts
+        conflicts.update = clocked(conflicts.update, counting)
 
         elements = sum(parameter.numel() for parameter in model.trunk)
         probes = Probes(elements, options.device, options.probe_bytes)
@@ -110,6 +102,6 @@ class Step(Theme):
             }
             for kind in steps
         ]
-        watch.around(conflicts.summary)()  # adds up what the steps only put aside
-        rows[list(steps).index("pcgrad")]["statistics_seconds"] = statistics.mean(watch.seconds[1:])
+        clocked(conflicts.summary, counting)()  # adds up what the steps only put aside
+        rows[list(steps).index("pcgrad")]["statistics_seconds"] = statistics.mean(counting[1:])
         return rows

@@ -53,43 +53,34 @@ class Trunk(Theme):
     def _measure(self, tasks: int) -> Iterator[Row]:
         options = self.options
         model = problem(options, tasks)
-        steps = {name: TwoPartStep(kind, model) for name, kind in KINDS.items()}
-        parts = {
-            "backward": {n: Candidate(step.backward, step.forward) for n, step in steps.items()},
-            "whole step": {name: Candidate(step.whole) for name, step in steps.items()},
-        }
-        for part, candidates in parts.items():
-            effort = options.effort(31, cpu=60, cuda=10)
-            times = alternate(candidates, effort, options.device, f"{part}, K = {tasks}")
+        steps = {name: candidates(kind, model) for name, kind in KINDS.items()}
+        for part in ("backward", "whole step"):
+            times = alternate(
+                {name: step[part] for name, step in steps.items()},
+                options.effort(31, cpu=60, cuda=10),
+                options.device,
+                f"{part}, K = {tasks}",
+            )
             for kind in KINDS:
                 row = times.figures(kind, to_joint=SUM, to_loss_by_loss=EACH)
                 yield {"tasks": tasks, "part": part, "kind": kind, **row}
 
 
-class TwoPartStep:
-    """A step whose forward and backward run apart, with an optimizer of its own.
+def candidates(kind: str, problem: Problem) -> dict[str, Candidate]:
+    """Return the backward, which lets go of the losses as a loop would, and the whole step."""
+    optimizer = wrapped(kind, adamw(problem.model), problem)
+    pending: list[Forward] = []
 
-    Args:
-        kind: of the step.
-        problem: shared by the kinds.
-    """
+    def forward() -> None:
+        optimizer.zero_grad()
+        pending.append(problem.shared())
 
-    def __init__(self, kind: str, problem: Problem) -> None:
-        self._kind, self._problem = kind, problem
-        self._optimizer = wrapped(kind, adamw(problem.model), problem)
-        self._forwards: list[Forward] = []
+    def backward() -> None:
+        shared_backward(kind, pending.pop(), optimizer)
 
-    def forward(self) -> None:
-        """Run the forward, without the gradients of the step before."""
-        self._optimizer.zero_grad()
-        self._forwards.append(self._problem.shared())
+    def step() -> None:
+        forward()
+        backward()
+        optimizer.step()
 
-    def backward(self) -> None:
-        """Run the backward, surgery included, and let go of the losses as a loop would."""
-        shared_backward(self._kind, self._forwards.pop(), self._optimizer)
-
-    def whole(self) -> None:
-        """Run a whole step."""
-        self.forward()
-        self.backward()
-        self._optimizer.step()
+    return {"backward": Candidate(backward, forward), "whole step": Candidate(step)}

@@ -14,7 +14,7 @@ from benchmarks.problems.multitask import problem
 from benchmarks.steps.step import EACH, FEATURES, JOIN, OWN, SHARED, SUM, TASK
 from benchmarks.steps.step import step as build_step
 from benchmarks.tables import tables
-from benchmarks.themes import THEMES, memory, scaling, step, surgery, trunk
+from benchmarks.themes import THEMES, memory, scaling, step, surgery
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -110,26 +110,9 @@ def test_all_kinds_of_step_do_the_same_work(tmp_path: Path) -> None:
         assert torch.allclose(update, updates[0], atol=1e-6)
 
 
-def test_a_trunks_halves_are_a_step(tmp_path: Path) -> None:
-    model = problem(Options(torch.device("cpu"), tmp_path, quick=True), dropout=0.0)
-    for kind in trunk.KINDS.values():
-        halves = trunk.TwoPartStep(kind, model)
-        halves.forward()
-        halves.backward()
-        grads = [p.grad.clone() for p in model.trunk if p.grad is not None]
-        model.model.zero_grad()
-        build_step(kind, model, SHARED).passes()
-        expected = [p.grad for p in model.trunk if p.grad is not None]
-        assert all(torch.allclose(a, b) for a, b in zip(grads, expected, strict=True))
-
-
-def test_a_stopwatch_counts_and_passes_through() -> None:
-    watch = step.Stopwatch()
-    assert watch.around(lambda a, b=0: a + b)(1, b=2) == 3
-    assert len(watch.seconds) == 1
-
-
-def test_a_stopwatch_lets_errors_through() -> None:
-    watch = step.Stopwatch()
+def test_a_clocked_function_is_the_function_and_lets_errors_through() -> None:
+    seconds: list[float] = []
+    assert step.clocked(lambda a, b=0: a + b, seconds)(1, b=2) == 3
     with pytest.raises(ZeroDivisionError):
-        watch.around(lambda: 1 / 0)()
+        step.clocked(lambda: 1 / 0, seconds)()
+    assert len(seconds) == 2
