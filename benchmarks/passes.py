@@ -53,10 +53,11 @@ class Passes:
 
     def candidates(self) -> dict[str, Candidate]:
         """Return the passes by name."""
-        grads, segment_of = for_kernels(self._fixed.grads), self._segment_of
+        columns, tasks = list(zip(*self._fixed.grads, strict=True)), len(self._fixed.grads)
+        segment_of, count, weights = self._segment_of, self.segments, self._weights
         return {
-            "gram": Candidate(lambda: kernels.gram(grads, segment_of, self.segments)),
-            "combine": Candidate(lambda: kernels.combine_(grads, self._weights, segment_of)),
+            "gram": Candidate(lambda: kernels.gram(columns, segment_of, count, tasks)),
+            "combine": Candidate(lambda: kernels.combine_(columns, weights, segment_of)),
             "whole": Candidate(self._optimizer.combine, self._capture),
         }
 
@@ -65,11 +66,6 @@ class Passes:
         for task, grads in zip(self._fixed.tasks, self._fixed.grads, strict=True):
             with self._optimizer.task(task):
                 self._fixed.deliver(grads)
-
-
-def for_kernels(grads: Gradients) -> Sequence[Sequence[Tensor]]:
-    """Return the gradients in the layout that :mod:`gradsurgery.kernels` takes, ``[K][P]``."""
-    return grads
 
 
 def mixing(tasks: int) -> Tensor:
