@@ -90,24 +90,44 @@ def test_exponents_of_a_sweep() -> None:
     assert scaling.exponents("K", rows) == pytest.approx({"measured": 2.0, "floor": 1.0})
 
 
-def test_all_kinds_of_step_do_the_same_work(tmp_path: Path) -> None:
-    """Without conflicts and dropout all leave the same gradients."""
-    model = problem(Options(torch.device("cpu"), tmp_path, quick=True), tasks=2, dropout=0.0)
-    first, second = model.tasks
-    model.model.heads[second].load_state_dict(model.model.heads[first].state_dict())
-    model = model._replace(batches=dict.fromkeys(model.tasks, model.tokens))
-    updates = []
-    kinds = [(kind, OWN) for kind in (SUM, EACH, JOIN, TASK)]
-    kinds += [(kind, SHARED) for kind in (SUM, EACH, JOIN, FEATURES)]
-    for kind, feed in kinds:
+OWN_KINDS = [(kind, OWN) for kind in (SUM, EACH, JOIN, TASK)]
+SHARED_KINDS = [(kind, SHARED) for kind in (SUM, EACH, JOIN, FEATURES)]
+
+
+def updates(directory: Path, conflict: bool) -> dict[tuple[str, str], torch.Tensor]:
+    """The gradients that each kind of step leaves, of two tasks on one batch."""
+    bare = problem(Options(torch.device("cpu"), directory, quick=True), tasks=2, dropout=0.0)
+    model = bare._replace(batches=dict.fromkeys(bare.tasks, bare.tokens))
+    first, second = model.model.heads.values()
+    if not conflict:
+        second.load_state_dict(first.state_dict())
+    grads = {}
+    for kind, feed in OWN_KINDS + SHARED_KINDS:
         model.model.zero_grad()
         taken = build_step(kind, model, feed)
         taken.passes()
         taken.combine()
-        grads = [p.grad for p in model.model.parameters() if p.grad is not None]
-        updates.append(torch.cat([grad.flatten() for grad in grads]))
-    for update in updates[1:]:
-        assert torch.allclose(update, updates[0], atol=1e-6)
+        grads[kind, feed] = torch.cat([p.grad.flatten() for p in model.trunk if p.grad is not None])
+    return grads
+
+
+def test_without_conflicts_all_kinds_of_step_do_the_same_work(tmp_path: Path) -> None:
+    grads = updates(tmp_path, conflict=False)
+    assert all(torch.allclose(g, grads[SUM, OWN], atol=1e-6) for g in grads.values())
+
+
+def test_with_conflicts_surgery_is_the_same_on_both_feeds_and_another_at_the_features(
+    tmp_path: Path,
+) -> None:
+    grads = updates(tmp_path, conflict=True)
+    for same in (
+        [(SUM, OWN), (EACH, OWN), (SUM, SHARED), (EACH, SHARED)],
+        [(JOIN, OWN), (TASK, OWN), (JOIN, SHARED)],
+    ):
+        assert all(torch.allclose(grads[key], grads[same[0]], atol=1e-6) for key in same)
+    different = [grads[SUM, OWN], grads[JOIN, OWN], grads[FEATURES, SHARED]]
+    for number, grad in enumerate(different):
+        assert all(not torch.allclose(grad, g, atol=1e-3) for g in different[:number])
 
 
 def test_a_clocked_function_is_the_function_and_lets_errors_through() -> None:
