@@ -30,9 +30,9 @@ class Case:
 
     Attributes:
         label: names it in notes.
-        measure: returns its rows; they are kept one by one, should a later one fail for memory.
+        measure: yields its rows; those before an out-of-memory error are kept.
         gradient_bytes: size of its gradients, which may take half of the free memory.
-        package: what has to be installed.
+        package: a package that has to be installed.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Case:
 
 
 class Theme(ABC):
-    """What is measured, and how it is shown.
+    """A declaration of what is measured and how it is shown.
 
     Attributes:
         name: of the theme and its result files.

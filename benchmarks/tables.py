@@ -37,8 +37,8 @@ def tables(title: str, columns: Columns, rows: Iterable[Row]) -> list[Table]:
 
     Example:
         >>> rows = [{"tasks": 2, "ms": 5}, {"tasks": 3, "ms": 7}, {"tasks": 3, "ms": 8}]
-        >>> for each in tables("{tasks} tasks", [("ms", field("ms"))], rows):
-        ...     print(each.title, each.rows)
+        >>> for group in tables("{tasks} tasks", [("ms", field("ms"))], rows):
+        ...     print(group.title, group.rows)
         2 tasks [['5']]
         3 tasks [['7'], ['8']]
     """

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Effort(NamedTuple):
-    """How long to measure.
+    """Length of a measurement.
 
     Attributes:
         rounds: maximum number of rounds that count.

@@ -84,10 +84,10 @@ def admit_step(peer: Peer[Problem, Step], problem: Problem) -> Admission:
     if peer.same_as is not None:
         ours = training_steps.ours(problem, _ascending(peer))
         expected = _update(ours.passes, problem.trunk)
-    own = problem.copy() if peer.copies else problem
-    step, verdict = peer.build(own), Verdict()
+    copy = problem.copy() if peer.copies else problem
+    step, verdict = peer.build(copy), Verdict()
     if expected is not None:
-        verdict = judged(difference(_update(step.passes, own.trunk), expected), STEP)
+        verdict = judged(difference(_update(step.passes, copy.trunk), expected), STEP)
         step.optimizer.zero_grad()
     problem.model.zero_grad()
     return verdict, Candidate(step)

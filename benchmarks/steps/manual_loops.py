@@ -24,13 +24,8 @@ from benchmarks.steps.step import EACH, JOIN, SUM, TASK, Step, adamw, own_step, 
 CLIP = 1.0
 
 
-def clip_norm(model: nn.Module, optimizer: object) -> None:
-    """Clip as torch does."""
-    nn.utils.clip_grad_norm_([parameter for _, parameter in trained(model)], CLIP)
-
-
 class Framework(NamedTuple):
-    """What a framework puts around model and optimizer; by default nothing.
+    """A framework's wrappers of model and optimizer; by default none.
 
     Attributes:
         prepare: wraps both.
@@ -40,7 +35,9 @@ class Framework(NamedTuple):
 
     prepare: Callable[[Any, Any], tuple[Any, Any]] = lambda model, optimizer: (model, optimizer)
     backward: Callable[[Any], object] = backward
-    clip: Callable[[Any, Any], object] = clip_norm
+    clip: Callable[[Any, Any], object] = lambda model, _: nn.utils.clip_grad_norm_(
+        model.parameters(), CLIP
+    )
 
 
 def loop(
@@ -75,9 +72,9 @@ def _step(
 
 
 def backend(options: Options) -> str:
-    """Return what compiles: the inductor, where there is a compiler for what it writes."""
-    able = options.cuda or shutil.which("g++")
-    return "inductor" if able and not options.quick else "aot_eager"
+    """Return the compiler's backend: inductor, unless the C++ compiler that it calls is missing."""
+    complete = options.cuda or shutil.which("g++")
+    return "inductor" if complete and not options.quick else "aot_eager"
 
 
 def compile_encoder(model: Any, options: Options) -> None:
