@@ -26,12 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import GradientSurgery, Method, PCGrad, Sum
 from gradsurgery.distributed import collectives, consistency
+from gradsurgery.distributed.collectives import PendingAverages
 from gradsurgery.methods import Verdict
 from tests.gradsurgery.problems import linear_losses
 from tests.integration import ranks
 from tests.integration.whole import fresh_model, train
 
-EXCHANGES = ("all_reduce", "reduce_scatter")
 TASKS = ("a", "b", "c")
 WORLD, STEPS = 2, 24
 
@@ -108,12 +108,12 @@ def beside(step: int, rank: int, count: int) -> list[int]:
     return list(range(rank, count, 3)) if step % 7 == 3 else []
 
 
-def odd_steps(exchange: str | None) -> list[list[Tensor | None]]:
-    """What `.grad` was after each step; None for one process, which is given the averages."""
+def odd_steps() -> list[list[Tensor | None]]:
+    """What `.grad` was after each step; one process is given the averages."""
     parameters = odd_parameters()
     half = len(parameters) // 2
     base = torch.optim.SGD([{"params": parameters[:half]}, {"params": parameters[half:]}], lr=0.1)
-    group = {"process_group": dist.group.WORLD, "exchange": exchange} if exchange else {}
+    group = {"process_group": dist.group.WORLD} if dist.is_initialized() else {}
     optimizer = GradientSurgery(base, PCGrad(seed=2), tasks=TASKS, grouping="tensor", **group)
     before = collectives.BUCKET, collectives.LARGE
     collectives.BUCKET, collectives.LARGE = 100, 130
@@ -123,7 +123,7 @@ def odd_steps(exchange: str | None) -> list[list[Tensor | None]]:
             parameters.append(nn.Parameter(torch.ones(50)))
             optimizer.add_param_group({"params": parameters[-1:]})
         parts = plan(step, len(parameters))
-        if exchange is None:
+        if not dist.is_initialized():
             fed(optimizer, parameters, step, parts)
         else:
             if step % 10 == 7 and all(parts):  # begun, in different ways, and dropped
@@ -240,11 +240,8 @@ def another_parameter_order() -> str:
 class Halved(Method):
     """A user's method, without a ``__repr__``."""
 
-    ordered = False
-
-    def __call__(self, gram: Tensor, order: Tensor, state: dict[str, Tensor]) -> Verdict:
-        weights = torch.full(gram.shape[:-1], 0.5, dtype=gram.dtype)
-        return Verdict(weights, torch.zeros(gram.shape, dtype=torch.bool), {})
+    def __call__(self, gram: Tensor, *, state: dict[str, Tensor]) -> Verdict:
+        return Verdict(torch.full(gram.shape[:-1], 0.5, dtype=gram.dtype), None, state)
 
 
 def own_method() -> str:
@@ -336,7 +333,7 @@ def pending_sums(late: bool) -> list[Tensor]:
 
 
 SCENARIOS: dict[str, ranks.Scenario] = {
-    **{f"odd steps, {exchange}": partial(odd_steps, exchange) for exchange in EXCHANGES},
+    "odd steps": odd_steps,
     "raised after sending": raised_after_sending,
     "another collective": another_collective,
     "another parameter order": another_parameter_order,
@@ -353,12 +350,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return ranks.run(SCENARIOS, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_odd_steps_of_odd_parameters(exchange: str, results: list[dict[str, Any]]) -> None:
+def test_odd_steps_of_odd_parameters(results: list[dict[str, Any]]) -> None:
     """Each rank in its own order, with what it has; early, late, twice, dropped, and beside."""
-    first, second = (found[f"odd steps, {exchange}"] for found in results)
+    first, second = (found["odd steps"] for found in results)
     assert not isinstance(first, dict), first
-    for step, rows in enumerate(zip(first, second, odd_steps(None), strict=True)):
+    for step, rows in enumerate(zip(first, second, odd_steps(), strict=True)):
         for ours, other, alone in zip(*rows, strict=True):
             assert (ours is None) == (other is None) == (alone is None), step
             if ours is None:
@@ -426,22 +422,19 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def sent(nobody: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many gradients each message had a place for."""
     places: list[int] = []
-    original = collectives.AllReduce.send
+    original = collectives.Exchange.average
 
-    def send(self: Any, parameters: Any, positions: Any, grads: Any) -> collectives.Shipment:
+    def average(self: Any, parameters: Any, positions: Any, grads: Any) -> PendingAverages:
         places.extend([len(positions)] * bool(positions))
         return original(self, parameters, positions, grads)
 
-    monkeypatch.setattr(collectives.AllReduce, "send", send)
+    monkeypatch.setattr(collectives.Exchange, "average", average)
     return places
 
 
-def warm(parameters: list[nn.Parameter], exchange: str = "all_reduce") -> GradientSurgery:
+def warm(parameters: list[nn.Parameter]) -> GradientSurgery:
     """Three steps that reach everything, after which gradients go out early."""
-    base = torch.optim.SGD(parameters, lr=0.1)
-    optimizer = GradientSurgery(
-        base, Sum(), tasks=("a", "b"), process_group=dist.group.WORLD, exchange=exchange
-    )
+    optimizer = wrapped(parameters)
     for _ in range(3):
         for task in optimizer.tasks:
             with optimizer.task(task):
@@ -478,10 +471,9 @@ def test_a_step_that_began_is_dropped_with_its_messages(
     assert len(sent) == len(optimizer.tasks)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_what_was_copied_into_a_message_is_let_go(exchange: str, nobody: None) -> None:
+def test_what_was_copied_into_a_message_is_let_go(nobody: None) -> None:
     parameters = [nn.Parameter(torch.ones(10)) for _ in range(3)]
-    optimizer = warm(parameters, exchange)
+    optimizer = warm(parameters)
     with optimizer.task("a"):
         sum(p.sum() for p in parameters).backward()  # type: ignore[union-attr]
         captured = [weakref.ref(p.grad) for p in parameters]
@@ -540,47 +532,36 @@ def test_a_dropped_step_leaves_nothing_to_wait_for(sent: list[int]) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("grad", [torch.randn(3, 4).t(), torch.randn(4, 3).double()])
 def test_a_large_gradient_laid_out_otherwise_is_copied(
-    exchange: str, grad: Tensor, nobody: None, monkeypatch: pytest.MonkeyPatch
+    grad: Tensor, nobody: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not sent from where it lies. The other rank sends nothing: the average is half of it."""
     monkeypatch.setattr(collectives, "LARGE", 1)
     parameter, before = nn.Parameter(torch.ones(4, 3)), grad.clone()
-    carrier = collectives.CARRIERS[exchange](dist.group.WORLD)
-    shipment = carrier.send([parameter], [0], {0: grad})
+    average = (
+        collectives.Exchange(dist.group.WORLD).average([parameter], [0], {0: grad}).averages[0]
+    )
     assert torch.equal(grad, before)
-    assert shipment.found[0].dtype == parameter.dtype
-    if exchange == "all_reduce":
-        assert shipment.found[0].stride() == parameter.stride()
-        torch.testing.assert_close(shipment.found[0], before.float() / WORLD)
+    assert average.dtype == parameter.dtype
+    assert average.stride() == parameter.stride()
+    torch.testing.assert_close(average, before.float() / WORLD)
 
 
 @pytest.mark.skipif(not hasattr(Tensor, "grad_dtype"), reason="of newer versions of torch")
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_gradients_wider_than_their_parameter_stay_so(exchange: str, nobody: None) -> None:
+def test_gradients_wider_than_their_parameter_stay_so(nobody: None) -> None:
     parameter = nn.Parameter(torch.ones(3).bfloat16())
     parameter.grad_dtype = torch.float32
-    carrier = collectives.CARRIERS[exchange](dist.group.WORLD)
-    shipment = carrier.send([parameter], [0], {0: torch.full((3,), 1.001)})
-    assert shipment.found[0].dtype == torch.float32
+    exchange = collectives.Exchange(dist.group.WORLD)
+    pending = exchange.average([parameter], [0], {0: torch.full((3,), 1.001)})
+    assert pending.averages[0].dtype == torch.float32
 
 
-def test_scattering_holds_one_task_at_a_time(nobody: None) -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    carrier = collectives.ReduceScatter(dist.group.WORLD)
-    first, second = (carrier.send([parameter], [0], {0: torch.ones(3)}) for _ in range(2))
-    assert not first.sources
-    assert second.sources
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_gradients_arrive_laid_out_as_their_parameters(exchange: str, nobody: None) -> None:
+def test_gradients_arrive_laid_out_as_their_parameters(nobody: None) -> None:
     """As autograd would have left them, so that optimizers walk both side by side."""
     values = torch.ones(2, 3, 2, 2).to(memory_format=torch.channels_last), torch.ones(3, 4).t()
     parameters = [nn.Parameter(value) for value in values]
-    optimizer = warm(parameters, exchange)
+    optimizer = warm(parameters)
     optimizer.join([sum(p.sum() for p in parameters)] * 2).backward()  # type: ignore[list-item]
     assert [p.grad.stride() for p in parameters if p.grad is not None] == [
         p.stride() for p in parameters

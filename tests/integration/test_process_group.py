@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 from gradsurgery import GradVac, PCGrad, Sum
 from gradsurgery.distributed import collectives
 from tests.integration import ranks
-from tests.integration.whole import alternating, fresh_model, loss_of, parts, train, uneven, wrapped
-
-EXCHANGES = ("all_reduce", "reduce_scatter")
+from tests.integration.whole import (
+    alternating,
+    fresh_model,
+    loss_of,
+    parts,
+    share,
+    train,
+    uneven,
+    wrapped,
+)
 
 #: What is done, by name: arguments of `train`, the same for the ranks and for one process.
 WAYS: dict[str, dict[str, Any]] = {
@@ -66,7 +74,7 @@ def infinite_somewhere(**options: Any) -> dict[str, Any]:
     return in_group(spoil=lambda step: step == 2 and last, **options)
 
 
-def inside_ddp(exchange: str, **options: Any) -> dict[str, Any]:
+def inside_ddp(**options: Any) -> dict[str, Any]:
     model = DistributedDataParallel(fresh_model(), **options)
     return train(
         model,
@@ -74,7 +82,6 @@ def inside_ddp(exchange: str, **options: Any) -> dict[str, Any]:
         joined=True,
         no_sync=True,
         process_group=dist.group.WORLD,
-        exchange=exchange,
         steps=range(6),
     )
 
@@ -90,29 +97,24 @@ class OneForward(nn.Module):
         return {task: loss_of(self.two, task, x) for task in ("a", "b")}
 
 
-def one_forward(exchange: str | None = None, **options: Any) -> list[Tensor]:
-    """One forward, K backwards: inside DDP's no_sync() on ranks, alone on the whole batch."""
+def one_forward(world: int = 0, **options: Any) -> list[Tensor]:
+    """One forward, K backwards: inside DDP's no_sync() on ranks, or alone on the whole batch."""
     model: nn.Module = OneForward()
-    mine, group = slice(None), {}
-    if exchange is not None:
+    group, no_sync = {}, nullcontext
+    if dist.is_initialized():
         model = DistributedDataParallel(model, **options)
-        mine = slice(dist.get_rank(), dist.get_rank() + 1)
-        group = {"process_group": dist.group.WORLD, "exchange": exchange}
+        group, no_sync = {"process_group": dist.group.WORLD}, model.no_sync
     optimizer = wrapped(model, **group)
-    world = options.pop("world", None) or dist.get_world_size()
     for step in range(4):
-        x = torch.cat(parts(step, "a")[:world][mine])
-        if exchange is None:
+        x = torch.cat([parts(step, "a")[rank] for rank in share(world)])
+        with no_sync():
             optimizer.join(model(x)).backward()
-        else:
-            with model.no_sync():  # type: ignore[operator]
-                optimizer.join(model(x)).backward()
         optimizer.step()
         optimizer.zero_grad()
     return [p.detach() for p in model.parameters()]
 
 
-def odd_shapes(exchange: str | None = None, world: int | None = None) -> list[Tensor]:
+def odd_shapes(world: int = 0) -> list[Tensor]:
     """Channels-last, transposed and gappy parameters, bf16 and float64 ones, and an empty one."""
     torch.manual_seed(0)
     values = [
@@ -124,17 +126,13 @@ def odd_shapes(exchange: str | None = None, world: int | None = None) -> list[Te
         torch.empty(0),
     ]
     model = nn.ParameterList([nn.Parameter(v) for v in values])
-    group = {}
-    chosen = range(world or dist.get_world_size())
-    if exchange is not None:
-        group = {"process_group": dist.group.WORLD, "exchange": exchange}
-        chosen = range(dist.get_rank(), dist.get_rank() + 1)
+    group = {"process_group": dist.group.WORLD} if dist.is_initialized() else {}
     # By tensor: so the rounding of bf16 stays where it is.
     optimizer = wrapped(model, PCGrad(), grouping="tensor", **group)
     shift = {"a": 0.0, "b": 2.0}
     for step in range(3):
         for task in ("a", "b"):
-            x = torch.stack(parts(step, task)).mean((1, 2))[list(chosen)]  # one number a rank
+            x = torch.stack(parts(step, task)).mean((1, 2))[share(world)]  # one number a rank
             with optimizer.task(task):
                 waves = sum((p.double() + shift[task]).sin().sum() for p in model)
                 (waves * (1 + x.double().mean())).backward()
@@ -144,9 +142,9 @@ def odd_shapes(exchange: str | None = None, world: int | None = None) -> list[Te
     return [p.detach() for p in model]
 
 
-def gradients(exchange: str) -> list[Any]:
+def gradients() -> list[Any]:
     """What `.grad` is after combine(): strides of the parameter, None where nobody had one."""
-    optimizer = wrapped(fresh_model(), process_group=dist.group.WORLD, exchange=exchange)
+    optimizer = wrapped(fresh_model(), process_group=dist.group.WORLD)
     model = optimizer.param_groups[0]["params"]
     loss = sum(p.sum() for p in model[:2])
     optimizer.join([loss, -loss]).backward()
@@ -220,21 +218,16 @@ DDP = {
 
 
 def scenarios() -> dict[str, ranks.Scenario]:
-    found: dict[str, ranks.Scenario] = {}
-    for exchange in EXCHANGES:
-        for name, way in WAYS.items():
-            # A function of its own for each: what is spawned has to be picklable.
-            options = {k: v for k, v in way.items() if k != "spoil"}
-            run = infinite_somewhere if "spoil" in way else in_group
-            found[f"{name}, {exchange}"] = partial(run, exchange=exchange, **options)
-        found[f"small buckets, {exchange}"] = partial(in_small_buckets, exchange=exchange)
-        found[f"any order, {exchange}"] = partial(in_any_order, exchange=exchange)
-        found[f"odd shapes, {exchange}"] = partial(odd_shapes, exchange)
-        found[f"gradients, {exchange}"] = partial(gradients, exchange)
-        for name, options in DDP.items():
-            found[f"{name}, {exchange}"] = partial(inside_ddp, exchange, **options)
-            found[f"{name}, one forward, {exchange}"] = partial(one_forward, exchange, **options)
-    return found | {
+    ways: dict[str, ranks.Scenario] = {name: partial(in_group, **way) for name, way in WAYS.items()}
+    ways["infinite"] = infinite_somewhere
+    for name, options in DDP.items():
+        ways[name] = partial(inside_ddp, **options)
+        ways[f"{name}, one forward"] = partial(one_forward, **options)
+    return ways | {
+        "small buckets": in_small_buckets,
+        "any order": in_any_order,
+        "odd shapes": odd_shapes,
+        "gradients": gradients,
         "another seed": another_seed,
         "another model": another_model,
         "nothing": nothing_anywhere,
@@ -278,31 +271,26 @@ def assert_close(found: dict[str, Any], alone: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, whole, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", WAYS)
 def test_ranks_are_one_process_on_the_whole_batch(
-    name: str, exchange: str, world: int, results: list[dict[str, Any]]
+    name: str, world: int, results: list[dict[str, Any]]
 ) -> None:
-    assert_agree(results, f"{name}, {exchange}")
+    assert_agree(results, name)
     alone = train(fresh_model(), world, steps=range(6), **WAYS[name])
-    assert_close(results[0][f"{name}, {exchange}"], alone)
+    assert_close(results[0][name], alone)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", ["small buckets", "any order", *DDP])
 def test_the_way_there_changes_nothing(
-    name: str, exchange: str, world: int, results: list[dict[str, Any]]
+    name: str, world: int, results: list[dict[str, Any]]
 ) -> None:
-    assert_agree(results, f"{name}, {exchange}")
-    assert_close(results[0][f"{name}, {exchange}"], train(fresh_model(), world, steps=range(6)))
+    assert_agree(results, name)
+    assert_close(results[0][name], train(fresh_model(), world, steps=range(6)))
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", DDP)
-def test_one_forward_inside_ddp(
-    name: str, exchange: str, world: int, results: list[dict[str, Any]]
-) -> None:
-    found = [result[f"{name}, one forward, {exchange}"] for result in results]
+def test_one_forward_inside_ddp(name: str, world: int, results: list[dict[str, Any]]) -> None:
+    found = [result[f"{name}, one forward"] for result in results]
     assert not isinstance(found[0], dict), found[0]
     for rows in zip(*found, one_forward(world=world), strict=True):
         *ours, alone = rows
@@ -310,9 +298,8 @@ def test_one_forward_inside_ddp(
         torch.testing.assert_close(ours[0], alone, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_odd_shapes(exchange: str, world: int, results: list[dict[str, Any]]) -> None:
-    found = [result[f"odd shapes, {exchange}"] for result in results]
+def test_odd_shapes(world: int, results: list[dict[str, Any]]) -> None:
+    found = [result["odd shapes"] for result in results]
     assert not isinstance(found[0], dict), found[0]
     for rows in zip(*found, odd_shapes(world=world), strict=True):
         *ours, alone = rows
@@ -321,11 +308,8 @@ def test_odd_shapes(exchange: str, world: int, results: list[dict[str, Any]]) ->
         torch.testing.assert_close(ours[0], alone, rtol=0, atol=rough)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_gradients_look_like_those_of_autograd(
-    exchange: str, results: list[dict[str, Any]]
-) -> None:
-    first, second, *rest = results[0][f"gradients, {exchange}"]
+def test_gradients_look_like_those_of_autograd(results: list[dict[str, Any]]) -> None:
+    first, second, *rest = results[0]["gradients"]
     model = fresh_model()
     for (grad, strides), parameter in zip((first, second), model.parameters(), strict=False):
         assert grad.shape == parameter.shape
