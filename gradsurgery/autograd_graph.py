@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -24,11 +24,11 @@ def edges_below(
     cut: Collection[Edge] = frozenset(),
     visited: Collection[Any] = frozenset(),
     names: Collection[str] = frozenset(),
-) -> Iterator[Edge]:
-    """Yield the edges below ``roots``, depth first: each node once, edges of ``cut`` each time.
+) -> list[Edge]:
+    """Return the edges below ``roots``, depth first: each node once, edges of ``cut`` each time.
 
     Args:
-        roots: where the search begins; they are yielded too.
+        roots: where the search begins; they are returned too.
         cut: edges that are not followed.
         visited: nodes that are not followed.
         names: names of nodes that are not followed.
@@ -39,15 +39,17 @@ def edges_below(
         >>> [node.name() for node, _ in edges_below([edge_of(w.exp().sum())])]
         ['SumBackward0', 'ExpBackward0', 'torch::autograd::AccumulateGrad']
     """
+    edges: list[Edge] = []
     seen: set[Any] = set()
     stack = list(roots)
     while stack:
         edge = stack.pop()
         node = edge[0]
         if edge in cut:
-            yield edge
+            edges.append(edge)
         elif node is not None and node not in seen:
             seen.add(node)
-            yield edge
-            if node not in visited and node.name() not in names:
+            edges.append(edge)
+            if node not in visited and not (names and node.name() in names):
                 stack += node.next_functions
+    return edges

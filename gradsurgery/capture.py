@@ -127,8 +127,11 @@ def _owned(task: str, parameter: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
-def _addressable(grad: Tensor) -> bool:
-    return grad.layout == torch.strided and not is_sharded(grad)
+def _address(grad: Tensor) -> int:
+    """Return where a gradient lies, 0 where that has no meaning."""
+    if grad.layout != torch.strided or is_sharded(grad):
+        return 0
+    return grad.data_ptr()
 
 
 def _refuse_shared_memory(
@@ -137,9 +140,7 @@ def _refuse_shared_memory(
     """The second line against reused buffers: at one address lives one gradient."""
     for parameter, grad in taken.items():
         kept = grads.get(parameter)
-        if kept is None or not (_addressable(grad) and _addressable(kept)):
-            continue
-        if grad.numel() and grad.data_ptr() == kept.data_ptr():
+        if kept is not None and 0 != _address(grad) == _address(kept):
             raise RuntimeError(
                 f"task {task!r} left a gradient of shape {list(grad.shape)} in the memory that "
                 f"holds the gradient of task {other!r}: something reuses gradient buffers between "

@@ -70,13 +70,14 @@ def measure(
     _refuse_mixed_devices(every)
     shared = [p for p, column in enumerate(grads) if len(column) > 1]
     alone = [p for p, column in enumerate(grads) if len(column) == 1]
-    dense: list[Column] = [columns[p] for p in shared]
+    dense, single = [columns[p] for p in shared], [columns[p] for p in alone]
     unions: dict[int, Tensor] = {}
     if True in [grad.is_sparse for grad in every]:
-        dense, unions = _aligned(columns, shared)
+        dense, unions = _aligned(dense, shared)
+        single = [_values(column) for column in single]
     homes = [segments[p] for p in shared]
     gram = placement.gram(
-        dense + [_values(columns[p]) for p in alone],
+        dense + single,
         homes + [count] * len(alone),  # one more segment for those of one task
         shared + alone,
         count + 1,
@@ -131,11 +132,10 @@ def _refuse_mixed_devices(grads: Sequence[Tensor]) -> None:
 
 
 def _aligned(columns: Columns, shared: Sequence[int]) -> tuple[list[Column], dict[int, Tensor]]:
-    """Return the ``shared`` columns dense, and by parameter the sparse rows that they stand for."""
+    """Return the columns of the ``shared`` parameters dense, and the sparse rows they stand for."""
     dense: list[Column] = []
     unions = {}
-    for p in shared:
-        column = columns[p]
+    for p, column in zip(shared, columns, strict=True):
         if any(grad is not None and grad.is_sparse for grad in column):
             values, union = align([grad for grad in column if grad is not None])
             remaining = iter(values)

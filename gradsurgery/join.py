@@ -130,11 +130,6 @@ class _Joined(torch.autograd.Function):
         return None, None
 
 
-def _keeps(node: Any) -> bool:
-    """Whether a node may hold what a backward pass frees: no leaf, which belongs to everybody."""
-    return bool(node.next_functions) and node.name() not in NOTHING_KEPT
-
-
 def shared(losses: Iterable[Tensor], cut: Collection[Edge] = frozenset()) -> list[bool]:
     """Tell for each loss whether a later one needs part of its graph, which is then to be retained.
 
@@ -152,7 +147,14 @@ def shared(losses: Iterable[Tensor], cut: Collection[Edge] = frozenset()) -> lis
     keeps = []
     for loss in reversed(list(losses)):
         below = edges_below([(loss.grad_fn, 0)], cut=cut, visited=owned)
-        nodes = {node for node, _ in (edge for edge in below if edge not in cut) if _keeps(node)}
+        nodes = {
+            node
+            for node, output in below
+            if (node, output) not in cut
+            # A leaf belongs to everybody.
+            and node.next_functions
+            and node.name() not in NOTHING_KEPT
+        }
         keeps.append(not owned.isdisjoint(nodes))
         owned |= nodes
     return keeps[::-1]

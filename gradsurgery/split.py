@@ -94,10 +94,10 @@ def _places(task_ids: Iterable[Any], batch: int, tasks: Sequence[str]) -> list[i
         task_ids = task_ids.tolist()
     elif isinstance(task_ids, str):
         raise TypeError(f"task_ids is one name or integer per example, not the name {task_ids!r}")
-    given = list(task_ids)
-    if len(given) != batch:
-        raise ValueError(f"got {len(given)} task_ids for {batch} examples: pass one for each")
-    return [_place(task, position, tasks) for position, task in enumerate(given)]
+    ids = list(task_ids)
+    if len(ids) != batch:
+        raise ValueError(f"got {len(ids)} task_ids for {batch} examples: pass one for each")
+    return [_place(task, position, tasks) for position, task in enumerate(ids)]
 
 
 def _place(task: Any, position: int, tasks: Sequence[str]) -> int:

@@ -93,7 +93,7 @@ def collect(run: Path, place: Path) -> Result:
             "conflicts": {
                 "steps": sum(line["window"] for line in lines),
                 "pairs": by_epoch(lines) if len(config.trained) > 1 else [],
-                "change": _mean_change(lines),
+                "change": surgery.mean_change(lines),
             },
             "seconds_per_epoch": seconds / len(dev),
             "data_share": sum(row["data_seconds"] for row in train) / seconds,
@@ -110,14 +110,6 @@ def collect(run: Path, place: Path) -> Result:
             "device": _device_name(config.device),
         }
     )
-
-
-def _mean_change(lines: Sequence[dict[str, Any]]) -> float | None:
-    """How far surgery moved the update, relative to the plain sum: the mean over the steps."""
-    known = [(line["window"], line["change"]["mean"]) for line in lines if line.get("change")]
-    known = [(steps, mean) for steps, mean in known if mean is not None]
-    steps = sum(count for count, _ in known)
-    return sum(count * mean for count, mean in known) / steps if steps else None
 
 
 def _device_name(name: str) -> str:

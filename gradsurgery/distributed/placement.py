@@ -13,7 +13,7 @@ from gradsurgery import kernels
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.averaging import Averaged, Averaging, Grads, HandedOver, mean_known
 from gradsurgery.distributed.ddp_guard import refuse_one_forward
-from gradsurgery.distributed.sharded import Sharded, is_sharded, local, meshes_of
+from gradsurgery.distributed.sharded import Sharded, any_sharded, local, meshes_of
 from gradsurgery.kernels import Columns
 
 
@@ -126,7 +126,7 @@ class Processes:
         """Take note that ``task`` begins."""
         if self._averaging is not None:
             self._averaging.begin()
-        if any(map(is_sharded, parameters)):
+        if any_sharded(parameters):
             if self._roll is None:
                 self._roll = consistency.RollCall(meshes_of(parameters))
             self._roll.call(f"task {task!r}")

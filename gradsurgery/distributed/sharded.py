@@ -8,7 +8,7 @@ norms beside tensor-parallel layers) are measured apart, each summed over its ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ from gradsurgery.kernels import Columns
 def is_sharded(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a DTensor."""
     return hasattr(tensor, "device_mesh")
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of ``tensors`` is a DTensor."""
+    return True in [hasattr(tensor, "device_mesh") for tensor in tensors]
 
 
 def meshes_of(parameters: Sequence[Tensor]) -> list[Any]:

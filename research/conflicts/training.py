@@ -96,19 +96,11 @@ def _scores(row: Line) -> dict[str, float]:
     return {**row["scores"], "mean": row["mean"], "leaderboard": row["leaderboard"]}
 
 
-def _totals(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _totals(lines: Sequence[surgery.Line]) -> dict[str, Any]:
     """Windows added up."""
-    changes = [
-        (line["change"]["mean"], line["window"])
-        for line in lines
-        if line["change"]["mean"] is not None
-    ]
-    steps = sum(window for _, window in changes)
     return {
-        "change": sum(mean * window for mean, window in changes) / steps if steps else None,
-        "gradients": {
-            what: sum(line["gradients"][what] for line in lines) for what in ("possible", "altered")
-        },
+        "change": surgery.mean_change(lines),
+        "gradients": surgery.gradient_totals(lines),
         "pairs": surgery.totals(lines),
     }
 
