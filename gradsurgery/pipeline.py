@@ -83,9 +83,10 @@ class Pipeline:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
                 yield
-            if loss is not None and "losses" in self._method.needs:
-                self._losses.add(name, loss)
+                if loss is not None and "losses" in self._method.needs:
+                    self._losses.add(name, loss)
         except BaseException:
+            self._losses.drop(name)
             self.processes.failed(name)
             raise
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
@@ -128,7 +129,7 @@ class Pipeline:
         """Combine what was captured, into ``.grad``."""
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
-        self._losses.replace(losses or {})
+        self._losses.replace(losses or {}, self._capture.waiting)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)

@@ -30,7 +30,7 @@ from gradsurgery.distributed.collectives import PendingAverages
 from gradsurgery.methods import Verdict
 from tests.gradsurgery.problems import linear_losses
 from tests.integration import ranks
-from tests.integration.whole import fresh_model, train
+from tests.integration.shards import fresh_model, train
 
 TASKS = ("a", "b", "c")
 WORLD, STEPS = 2, 24
@@ -73,7 +73,7 @@ def plan(step: int, count: int) -> list[list[Part]]:
     """What each rank does, in its own order. The same for four steps, so that some goes out early,
     though who says what is the last changes in every step."""
     steady, changing = random.Random(step // 4), random.Random(-step)
-    found = []
+    plans = []
     for _ in range(WORLD):
         parts = [
             Part(task, [p for p in range(count) if steady.random() < 0.7], True, 0)
@@ -81,14 +81,14 @@ def plan(step: int, count: int) -> list[list[Part]]:
             for _ in range(steady.choice((0, 1, 1, 2)))
         ]
         changing.shuffle(parts)
-        found.append(
+        plans.append(
             [
                 part._replace(sync=changing.random() < 0.7, seed=changing.randrange(1 << 30))
                 for part in parts
                 if part.reached
             ]
         )
-    return found
+    return plans
 
 
 def gradients_of(parameters: list[nn.Parameter], reached: list[int], seed: int) -> list[Any]:
@@ -117,7 +117,7 @@ def odd_steps() -> list[list[Tensor | None]]:
     optimizer = GradientSurgery(base, PCGrad(seed=2), tasks=TASKS, grouping="tensor", **group)
     before = collectives.BUCKET, collectives.LARGE
     collectives.BUCKET, collectives.LARGE = 100, 130
-    found = []
+    steps = []
     for step in range(STEPS):
         if step == 18:
             parameters.append(nn.Parameter(torch.ones(50)))
@@ -136,10 +136,10 @@ def odd_steps() -> list[list[Tensor | None]]:
                 run(optimizer, parameters, part)
         if any(parts):
             optimizer.combine()
-        found.append([None if p.grad is None else p.grad.clone() for p in parameters])
+        steps.append([None if p.grad is None else p.grad.clone() for p in parameters])
         optimizer.zero_grad(set_to_none=step % 5 > 0)
     collectives.BUCKET, collectives.LARGE = before
-    return found
+    return steps
 
 
 def run(optimizer: GradientSurgery, parameters: list[nn.Parameter], part: Part) -> None:
@@ -162,12 +162,12 @@ def fed(
             kept = parameters[p].grad
             parameters[p].grad = value if kept is None else kept + value
     for task in TASKS:
-        mine = [[part for part in own if part.task == task] for own in parts]
-        ran = sum(map(bool, mine))
+        by_rank = [[part for part in rank if part.task == task] for rank in parts]
+        ran = sum(map(bool, by_rank))
         if not ran:
             continue
         with optimizer.task(task):
-            for part in itertools.chain(*mine):
+            for part in itertools.chain(*by_rank):
                 grads = gradients_of(parameters, part.reached, part.seed)
                 for p, grad in zip(parameters, grads, strict=True):
                     if grad is not None:
@@ -189,7 +189,7 @@ def raised_after_sending() -> list[float]:
     """b's second micro-batch raises everywhere, once without and once with messages under way."""
     weight = nn.Parameter(torch.ones(3))
     optimizer = wrapped([weight])
-    found = []
+    grads = []
     for step in range(5):
         for part in range(2):
             push(optimizer, "a", weight)
@@ -200,18 +200,18 @@ def raised_after_sending() -> list[float]:
         try:
             optimizer.combine()
             assert weight.grad is not None
-            found.append(weight.grad[0].item())
+            grads.append(weight.grad[0].item())
         except RuntimeError:
-            found.append(2.0)  # refused: right as well
+            grads.append(2.0)  # refused: right as well
         optimizer.zero_grad()
-    return found
+    return grads
 
 
 def another_collective() -> list[float]:
     """Rank 1 lacks a in one step; all average a number after each task, as loggers do."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = wrapped([weight])
-    found = []
+    grads = []
     for step in range(6):
         for task in ("a", "b"):
             if not (step == 4 and dist.get_rank() and task == "a"):
@@ -220,16 +220,15 @@ def another_collective() -> list[float]:
             dist.all_reduce(loss)
         optimizer.combine()
         assert weight.grad is not None
-        found.append(weight.grad.item())
+        grads.append(weight.grad.item())
         optimizer.zero_grad()
-    return found
+    return grads
 
 
 def another_parameter_order() -> str:
     """Of one size altogether: nothing fails by itself."""
     parameters = [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2, 2))]
-    mine = parameters[::-1] if dist.get_rank() else parameters
-    optimizer = wrapped(mine)
+    optimizer = wrapped(parameters[::-1] if dist.get_rank() else parameters)
     for task in ("a", "b"):
         with optimizer.task(task):
             (parameters[0] + 100 * parameters[1].flatten()).sum().backward()
@@ -271,11 +270,11 @@ def one_optimizer_more() -> str:
             if turn == dist.get_rank():
                 try:
                     optimizer.combine()
-                    said = "went on"
+                    result = "went on"
                 except RuntimeError as error:
-                    said = str(error)
+                    result = str(error)
         dist.barrier()
-    return said
+    return result
 
 
 def debugged_shards() -> int:
@@ -300,10 +299,10 @@ def partly_sharded() -> bool:
         weights = train(model, WORLD)["weights"]
     except RuntimeError:
         return True  # refused
-    mine = torch.cat([weight.flatten() for weight in weights])
-    first = mine.clone()
+    local = torch.cat([weight.flatten() for weight in weights])
+    first = local.clone()
     dist.broadcast(first, 0)
-    same = torch.tensor(int(torch.equal(mine, first)))
+    same = torch.tensor(int(torch.equal(local, first)))
     dist.all_reduce(same, dist.ReduceOp.MIN)
     return bool(same)
 
@@ -352,57 +351,57 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_odd_steps_of_odd_parameters(results: list[dict[str, Any]]) -> None:
     """Each rank in its own order, with what it has; early, late, twice, dropped, and beside."""
-    first, second = (found["odd steps"] for found in results)
+    first, second = (outcomes["odd steps"] for outcomes in results)
     assert not isinstance(first, dict), first
     for step, rows in enumerate(zip(first, second, odd_steps(), strict=True)):
-        for ours, other, alone in zip(*rows, strict=True):
-            assert (ours is None) == (other is None) == (alone is None), step
-            if ours is None:
+        for grad, other, alone in zip(*rows, strict=True):
+            assert (grad is None) == (other is None) == (alone is None), step
+            if grad is None:
                 continue
-            assert torch.equal(ours, other), step
-            near = NEAR.get(ours.dtype, 1e-5)
-            torch.testing.assert_close(ours, alone, rtol=near, atol=near, check_stride=False)
+            assert torch.equal(grad, other), step
+            near = NEAR.get(grad.dtype, 1e-5)
+            torch.testing.assert_close(grad, alone, rtol=near, atol=near, check_stride=False)
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_pending_sums_are_settled(late: bool, results: list[dict[str, Any]]) -> None:
-    whole = torch.arange(12.0).view(4, 3).sum(0)
-    for found in results:
-        assert not isinstance(found[f"pending sums, {late}"], dict), found
-        grad, norms = found[f"pending sums, {late}"]
-        torch.testing.assert_close(grad, 2 * whole)
-        torch.testing.assert_close(norms, whole.norm().expand(2))
+    total = torch.arange(12.0).view(4, 3).sum(0)
+    for outcomes in results:
+        assert not isinstance(outcomes[f"pending sums, {late}"], dict), outcomes
+        grad, norms = outcomes[f"pending sums, {late}"]
+        torch.testing.assert_close(grad, 2 * total)
+        torch.testing.assert_close(norms, total.norm().expand(2))
 
 
 def test_a_task_that_raised_is_dropped_whether_sent_or_not(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert found["raised after sending"] == [2.0, 22.0, 22.0, 22.0, 2.0]
+    for outcomes in results:
+        assert outcomes["raised after sending"] == [2.0, 22.0, 22.0, 22.0, 2.0]
 
 
 def test_other_collectives_of_the_group_are_not_mixed_up(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert found["another collective"] == [2.0] * 6
+    for outcomes in results:
+        assert outcomes["another collective"] == [2.0] * 6
 
 
 def test_another_parameter_order_is_refused(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert "ranks disagree" in found["another parameter order"]["error"]
+    for outcomes in results:
+        assert "ranks disagree" in outcomes["another parameter order"]["error"]
 
 
 def test_a_method_without_a_repr_is_the_same_everywhere(results: list[dict[str, Any]]) -> None:
-    assert [found["own method"] for found in results] == ["went on"] * WORLD
+    assert [outcomes["own method"] for outcomes in results] == ["went on"] * WORLD
 
 
 def test_one_optimizer_more_on_one_rank_is_no_alarm(results: list[dict[str, Any]]) -> None:
-    assert [found["one optimizer more"] for found in results] == ["went on"] * WORLD
+    assert [outcomes["one optimizer more"] for outcomes in results] == ["went on"] * WORLD
 
 
 def test_debugging_compares_with_sharded_parameters(results: list[dict[str, Any]]) -> None:
-    assert all(found["debugged shards"] for found in results)
+    assert all(outcomes["debugged shards"] for outcomes in results)
 
 
 def test_plain_parameters_beside_shards_do_not_drift(results: list[dict[str, Any]]) -> None:
-    assert all(found["partly sharded"] for found in results)
+    assert all(outcomes["partly sharded"] for outcomes in results)
 
 
 @pytest.fixture
