@@ -54,6 +54,7 @@ class Pipeline:
         self._grouping, self._named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
+        self._segmented: _Segmented = ([], ([], []))
         self._begin()
         self.state = SurgeryState(base, method, tasks, len(self.segments()[1]))
 
@@ -61,10 +62,9 @@ class Pipeline:
         """Start without a step under way."""
         self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
-        self._segmented: _Segmented = ([], ([], []))
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_feature_leaves", "_segmented")
+        transient = ("_capture", "_losses", "_feature_leaves")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -217,10 +217,15 @@ class Pipeline:
         return _grouping.names(self._base.param_groups, self._named)
 
     def segments(self) -> tuple[list[int], list[str]]:
-        """Return each parameter's segment, and the segments' names."""
+        """Return each parameter's segment, and the segments' names.
+
+        A segment keeps its index for good, and so its part of the state: users delete parameter
+        groups, reverse them, and bring them back.
+        """
         names = self.names()
         if names != self._segmented[0]:
-            self._segmented = names, _grouping.segments(names, self._grouping)
+            known = self._segmented[1][1]
+            self._segmented = names, _grouping.segments(names, self._grouping, known)
         indices, labels = self._segmented[1]
         if self._feature_leaves:
             at_features = self.feature_segment(labels)
