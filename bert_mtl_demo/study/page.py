@@ -13,6 +13,7 @@ from typing import Any
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.reporting.run_report import markdown
+from bert_mtl_demo.store import atomic
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.intervals import MISSING
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
@@ -25,7 +26,6 @@ from bert_mtl_demo.study.tables import (
     pair_table,
     score_table,
 )
-from bert_mtl_demo.training.checkpoint import atomic
 from bert_mtl_demo.training.progress import short
 
 # Where a run was, and what is on the page already: no part of what tells rows apart.

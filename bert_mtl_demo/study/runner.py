@@ -20,9 +20,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bert_mtl_demo.runtime import Interrupts
+from bert_mtl_demo.store import atomic
 from bert_mtl_demo.study.plan import Job
 from bert_mtl_demo.study.worker import KEEP
-from bert_mtl_demo.training.checkpoint import atomic
 from bert_mtl_demo.training.logs import read_lines
 
 POLL = 0.5  # seconds between two looks at the running processes

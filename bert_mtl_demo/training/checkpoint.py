@@ -13,11 +13,9 @@ atomic: a reader sees the old file or the new one, never half of one.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError, ConfigError
+from bert_mtl_demo.store import atomic, write_json
 
 FORMAT = 1
 
@@ -99,8 +98,7 @@ class RunDirectory:
 
     def save_config(self, config: Config) -> None:
         """Write the settings."""
-        with atomic(self.config) as place:
-            place.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.config, config.to_dict(), indent=2)
 
     def load_config(self) -> Config:
         """The settings of an existing run."""
@@ -115,28 +113,6 @@ class RunDirectory:
         if not isinstance(values, dict):
             raise CheckpointError(f"{self.config}: holds no table of settings")
         return Config.from_mapping(values, origin=str(self.config))
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary place beside `path`: it takes the name when the block ends well, else it goes.
-
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> with atomic(target) as place:
-    ...     _ = place.write_text("whole")
-    >>> target.read_text(), len(list(target.parent.iterdir()))
-    ('whole', 1)
-    """
-    place = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield place
-        with place.open("rb+") as file:
-            # Without this a power cut may leave the new name on an empty file.
-            os.fsync(file.fileno())
-        place.replace(path)
-    finally:
-        place.unlink(missing_ok=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -79,7 +79,7 @@ def key(settings: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all."""
-    from bert_mtl_demo.training.checkpoint import atomic
+    from bert_mtl_demo.store import atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as place:
