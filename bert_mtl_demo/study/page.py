@@ -17,7 +17,7 @@ from bert_mtl_demo.store import atomic
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.intervals import MISSING
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
-from bert_mtl_demo.study.published import SCORES, Report, Row
+from bert_mtl_demo.study.published import SCORES, Paper, Row
 from bert_mtl_demo.study.tables import (
     cell,
     comparison_table,
@@ -34,7 +34,7 @@ _ELSEWHERE = ("data", "output", "cache", "seed", "device", "checkpoint_every", "
 
 def write_page(
     place: Path,
-    report: Report,
+    report: Paper,
     rows: Sequence[Row],
     results: Mapping[str, Seeds],
     budget: Mapping[str, str],
@@ -203,7 +203,7 @@ def _mistakes(outcomes: Outcomes, texts: bool) -> str:
     return "\n\n".join([said, *tables])
 
 
-def _test_scores(report: Report) -> str:
+def _test_scores(report: Paper) -> str:
     if not report.test_scores:
         return ""
     names = [name for name in SCORES if any(name in found for _, found in report.test_scores)]

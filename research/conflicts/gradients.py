@@ -39,7 +39,7 @@ class Material:
 
 
 def load_material(config: Config) -> Material:
-    """Model and training sets as `session.start_run` would begin with."""
+    """Model and training sets as `run.start_run` begins with."""
     device = choose_device(config.device)
     splits, skipped = load_splits(config)
     source = pretrained(config, locate(config.encoder), device, skipped=skipped)
@@ -63,10 +63,10 @@ class Sampler:
     def __init__(self, material: Material, seed: int) -> None:
         self.material = material
         self.tasks = list(material.sets)
-        named = shared(material.model)
-        self.parameters = [parameter for _, parameter in named]
-        self.segments = list(dict.fromkeys(layer_of(name) for name, _ in named))
-        self.segment_of = [self.segments.index(layer_of(name)) for name, _ in named]
+        parameters = shared(material.model)
+        self.parameters = [parameter for _, parameter in parameters]
+        self.segments = list(dict.fromkeys(layer_of(name) for name, _ in parameters))
+        self.segment_of = [self.segments.index(layer_of(name)) for name, _ in parameters]
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self) -> list[list[Tensor]]:

@@ -47,13 +47,13 @@ def probe(
         levels[level].append([packed(segment) for segment in gram])
 
     counter = Counter(top, meet)
-    whole: Vectors = []
+    kept: Vectors = []  # [BK][P]
     for _ in range(batches):
-        done = counter.add(sampler.draw())
-        if done is not None:
-            whole += done
+        block = counter.add(sampler.draw())
+        if block is not None:
+            kept += block
         tick()
-    gram = functional.gram(whole, sampler.segment_of)
+    gram = functional.gram(kept, sampler.segment_of)
     return {
         "tasks": sampler.tasks,
         "segments": sampler.segments,
@@ -99,8 +99,8 @@ def unpacked(rows: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     [[1.0, 2.0], [2.0, 4.0]]
     """
     values = np.asarray(rows, dtype=np.float64)
-    found = np.zeros((*values.shape[:-1], size, size))
+    gram = np.zeros((*values.shape[:-1], size, size))
     upper = np.triu_indices(size)
-    found[..., upper[0], upper[1]] = values
-    found[..., upper[1], upper[0]] = values
-    return found
+    gram[..., upper[0], upper[1]] = values
+    gram[..., upper[1], upper[0]] = values
+    return gram
