@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 
 from bert_mtl_demo.study.settings import StudySettings
 
 
-def study_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the flags of all settings.
+def study_parser(
+    program: str, description: str, without: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser with the flags of all settings but those `without`.
 
     >>> study_parser("study", "").parse_args(["--seeds", "0", "1"]).seeds
     ['0', '1']
@@ -24,7 +26,7 @@ def study_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     for entry in fields(StudySettings):
         keywords = {name: value for name, value in entry.metadata.items() if name != "parse"}
-        if keywords:
+        if keywords and entry.name not in without:
             parser.add_argument("--" + entry.name.replace("_", "-"), **keywords)
     return parser
 

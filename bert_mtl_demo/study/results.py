@@ -22,11 +22,7 @@ THREE = ("sst", "para", "sts")  # the tasks of the papers' overall scores
 
 @dataclass(frozen=True)
 class Epoch:
-    """Dev scores after one epoch.
-
-    >>> Epoch(1, 100, {"sst": 0.5}, 0.5, 0.5).step
-    100
-    """
+    """Dev scores after one epoch."""
 
     epoch: int
     step: int
@@ -37,11 +33,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean training losses of a window that ended at `step`.
-
-    >>> Losses(25, 1, {"sst": 1.5}).loss["sst"]
-    1.5
-    """
+    """Mean training losses of a window that ended at `step`."""
 
     step: int
     epoch: int
@@ -50,11 +42,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Pair:
-    """Gradient `i`, looked at and altered because of gradient `j`, in one epoch.
-
-    >>> Pair(1, "sst", "sts", 100, 51, 51, -0.01).conflicts
-    51
-    """
+    """Gradient `i`, looked at and altered because of gradient `j`, in one epoch."""
 
     epoch: int
     i: str
@@ -88,11 +76,7 @@ class Conflicts:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One dev example, by its row number, and how far off the answer was.
-
-    >>> Mistake(7, ("A dull film.",), "very negative", "positive", 3.2).row
-    7
-    """
+    """One dev example, by its row number, and how far off the answer was."""
 
     row: int
     texts: tuple[str, ...]
@@ -103,11 +87,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers of the best weights to one task's dev set.
-
-    >>> Evaluation(0.75, confusion=((3, 1), (0, 0))).truth
-    ()
-    """
+    """The answers of the best weights to one task's dev set."""
 
     score: float
     confusion: tuple[tuple[int, ...], ...] = ()  # [true][predicted], of a classification

@@ -73,14 +73,17 @@ class StudySettings:
     data: str = flag("sample", _data, "as in bert_mtl_demo.train (default: sample)")
     encoder: str = flag(PACKAGED, text, f"as in bert_mtl_demo.train (default: {PACKAGED})")
     epochs: int | None = flag(
-        None, optional(integer(1)), "at most this many epochs (default: each row's own number)"
+        None,
+        optional(integer(1)),
+        "at most this many epochs (default: each row's own number; conflicts: 3)",
     )
     # A scheme that gives a step one task takes as many times more steps, so that all rows see as
     # much data.
     steps: int | None = flag(
         None,
         optional(integer(1)),
-        "at most this many batches of each task in an epoch (default: each row's own number)",
+        "at most this many batches of each task in an epoch (default: each row's own number; "
+        "conflicts: 300)",
     )
     seeds: tuple[int, ...] = flag(
         (0,), _seeds, "seeds of every row (default: 0)", metavar="SEED", nargs="+"

@@ -80,10 +80,6 @@ def drop_weights(run: Path) -> None:
 
 def collect(run: Path, directory: Path) -> Result:
     """The result of a finished run, from its logs and its evaluation."""
-    import torch
-    import transformers
-
-    import gradsurgery
     from bert_mtl_demo.reporting.run_report import by_epoch
     from bert_mtl_demo.training.checkpoint import RunDirectory
     from bert_mtl_demo.training.logs import read_lines
@@ -116,13 +112,8 @@ def collect(run: Path, directory: Path) -> Result:
             "trained_parameters": model[0]["trained_parameters"] if model else None,
             "evaluation": evaluation["tasks"],
             "settings": config.changed(),
-            "versions": {
-                "gradsurgery": gradsurgery.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": sys.version.split()[0],
-            },
-            "device": device_name(config.device),
+            "versions": versions(),
+            "device": _device_name(config.device),
         }
     )
 
@@ -135,7 +126,22 @@ def mean_change(lines: Sequence[dict[str, Any]]) -> float | None:
     return sum(count * mean for count, mean in changes) / steps if steps else None
 
 
-def device_name(name: str) -> str:
+def versions() -> dict[str, str]:
+    """The versions of what results depend on."""
+    import torch
+    import transformers
+
+    import gradsurgery
+
+    return {
+        "gradsurgery": gradsurgery.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def _device_name(name: str) -> str:
     """The device of that name as a page shows it."""
     import torch
 

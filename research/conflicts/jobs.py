@@ -136,8 +136,6 @@ def _probe(study: Path, config: Config, batches: int, run: Path) -> None:
 
 def probe_stage(material: Any, run: Path, stage: str, batches: int) -> dict[str, Any]:
     """Train up to a stage, and probe: the plain values of `probe.probe`, step and scores."""
-    from tqdm import tqdm
-
     from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
     from research.conflicts.gradients import Sampler
     from research.conflicts.probe import probe_model, seed_of
@@ -149,14 +147,9 @@ def probe_stage(material: Any, run: Path, stage: str, batches: int) -> dict[str,
         material.model.load_state_dict(load_state(RunDirectory(run).last)["model"])
         scores = record_of(run)["scores"]
     seed = seed_of(material.config.seed, stage)
-    with tqdm(total=batches, desc=f"probe {stage}", disable=None) as bar:
-        products = probe_model(
-            Sampler(material, seed),
-            batches=batches,
-            blocks=blocks_of(batches),
-            seed=seed,
-            tick=bar.update,
-        )
+    products = probe_model(
+        Sampler(material, seed), batches=batches, blocks=blocks_of(batches), seed=seed
+    )
     return {"stage": stage, "step": step, "scores": scores, **products}
 
 

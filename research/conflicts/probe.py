@@ -9,7 +9,6 @@ expected gradients, and for what surgery would do: see `estimate`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,16 +20,13 @@ from research.conflicts.counter import Counter, Vectors
 from research.conflicts.gradients import Sampler, own_randomness
 
 
-def probe(
-    sampler: Sampler, *, batches: int, blocks: int, tick: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
+def probe(sampler: Sampler, *, batches: int, blocks: int) -> dict[str, Any]:
     """Draw `batches` micro-batches of every task and keep their dot products.
 
     Args:
         sampler: where gradients come from.
         batches: a power of two.
         blocks: a power of two up to that; so many sums are kept as vectors at the end.
-        tick: called after each micro-batch.
 
     Returns:
         tasks, segments, batch_size, and
@@ -52,7 +48,6 @@ def probe(
         block = counter.add(sampler.draw())
         if block is not None:
             kept += block
-        tick()
     gram = functional.gram(kept, sampler.segment_of)
     return {
         "tasks": sampler.tasks,
@@ -64,13 +59,11 @@ def probe(
     }
 
 
-def probe_model(
-    sampler: Sampler, *, batches: int, blocks: int, seed: int, tick: Callable[[], object]
-) -> dict[str, Any]:
+def probe_model(sampler: Sampler, *, batches: int, blocks: int, seed: int) -> dict[str, Any]:
     """The same with the model in training mode and dropout of its own seed."""
     sampler.material.model.train()
     with own_randomness(seed):
-        return probe(sampler, batches=batches, blocks=blocks, tick=tick)
+        return probe(sampler, batches=batches, blocks=blocks)
 
 
 def seed_of(seed: int, stage: str) -> int:

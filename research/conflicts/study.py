@@ -32,13 +32,14 @@ from research.conflicts.jobs import (
 from research.conflicts.pieces import Piece, read
 
 INDEX = "study.json"
+NOT_HERE = ("rows", "keep_weights")  # settings of the other studies
 PUBLISHED = {"steps": 18_000, "epochs": 10}  # the size of the run whose counts were published
 
 
 def run_study(settings: StudySettings) -> int:
     """Do what is not done yet, and write the page; the exit code."""
-    for name, value in (("rows", settings.rows), ("keep_weights", settings.keep_weights)):
-        if value:
+    for name in NOT_HERE:
+        if getattr(settings, name):
             raise ConfigError(f"{name} with the study 'conflicts': it has none; leave it out")
     settings.refuse_missing()
     directory = settings.directory / "conflicts"
@@ -183,11 +184,10 @@ def _options(settings: StudySettings, config: Config) -> dict[str, Any]:
 def _about(settings: StudySettings) -> dict[str, Any]:
     """Machine and versions."""
     import torch
-    import transformers
 
-    import gradsurgery
     from bert_mtl_demo.runtime import choose_device
     from bert_mtl_demo.study.runner import threads_of
+    from bert_mtl_demo.study.worker import versions
 
     device = choose_device(settings.set.get("device", "auto"))
     cuda = device.type == "cuda"
@@ -196,10 +196,5 @@ def _about(settings: StudySettings) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(device) if cuda else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads() if obeyed else threads_of(settings.jobs),
-        "versions": {
-            "Python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "gradsurgery": gradsurgery.__version__,
-        },
+        "versions": versions(),
     }
