@@ -100,7 +100,10 @@ def run_all(
                     failed[key] = said
                     said = f"failed with exit code {code}: {said}; see {jobs[key].log}"
                 elif not jobs[key].finished:
-                    raise CheckpointError(_missing(jobs[key]))
+                    missing = next(path for path in jobs[key].results if not path.exists())
+                    raise CheckpointError(
+                        f"{missing}: is missing though its run ended well; see {jobs[key].log}"
+                    )
                 say(f"{jobs[key].directory.name}: {said}")
             bar.n = ended + sum(_progress(jobs[key]) for key in running)
             bar.refresh()
@@ -164,8 +167,3 @@ def _last_line(job: Job) -> str:
     if job.log.exists():
         lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it printed nothing"
-
-
-def _missing(job: Job) -> str:
-    path = next(path for path in job.results if not path.exists())
-    return f"{path}: is missing though its run ended well; see {job.log}"

@@ -87,12 +87,12 @@ def collect(run: Path, directory: Path) -> Result:
 
     files = RunDirectory(run)
     rows = read_lines(files.metrics)
-    train, dev, model = (
+    windows, dev, model = (
         [row for row in rows if row["kind"] == kind] for kind in ("train", "dev", "model")
     )
     best = [row for row in dev if row["best"]][-1]
     lines = surgery.read([files.conflicts])
-    seconds = sum(row["seconds"] for row in train)
+    seconds = sum(row["seconds"] for row in windows)
     evaluation = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
     config = files.load_config()
     return Result.from_dict(
@@ -100,14 +100,14 @@ def collect(run: Path, directory: Path) -> Result:
             **{name: best[name] for name in ("scores", "mean", "leaderboard")},
             "best_epoch": best["epoch"],
             "epochs": dev,
-            "losses": train,
+            "losses": windows,
             "conflicts": {
                 "steps": sum(line["window"] for line in lines),
                 "pairs": by_epoch(lines) if len(config.trained) > 1 else [],
                 "change": mean_change(lines),
             },
             "seconds_per_epoch": seconds / len(dev),
-            "data_share": sum(row["data_seconds"] for row in train) / seconds,
+            "data_share": sum(row["data_seconds"] for row in windows) / seconds,
             "peak_memory": max(row["peak_memory"] for row in dev),
             "trained_parameters": model[0]["trained_parameters"] if model else None,
             "evaluation": evaluation["tasks"],

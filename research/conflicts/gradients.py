@@ -9,8 +9,7 @@ would not do, as distinct examples of a finite set are negatively correlated.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,11 +96,3 @@ def layer_of(name: str) -> str:
     if numbered:
         return f"layer {int(numbered.group(1)) + 1}"
     return "embeddings" if "embeddings." in name else name.split(".")[0]
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Torch's generators seeded inside, and afterwards as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradsurgery import functional
 from research.conflicts.counter import Counter, Vectors
-from research.conflicts.gradients import Sampler, own_randomness
+from research.conflicts.gradients import Sampler
 
 
 def probe(sampler: Sampler, *, batches: int, blocks: int) -> dict[str, Any]:
@@ -62,7 +62,8 @@ def probe(sampler: Sampler, *, batches: int, blocks: int) -> dict[str, Any]:
 def probe_model(sampler: Sampler, *, batches: int, blocks: int, seed: int) -> dict[str, Any]:
     """The same with the model in training mode and dropout of its own seed."""
     sampler.material.model.train()
-    with own_randomness(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         return probe(sampler, batches=batches, blocks=blocks)
 
 

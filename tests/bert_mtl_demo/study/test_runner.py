@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -152,6 +153,16 @@ def test_a_row_that_cannot_run_is_reported_and_the_others_go_on(command, tmp_pat
     page = (tmp_path / "study" / "pals_gradvac.md").read_text(encoding="utf-8")
     assert "Cosine similarity" in page
     assert len(list((tmp_path / "study").rglob("result.json"))) == 1
+
+
+def test_a_failure_is_reported_with_the_last_line_printed(tmp_path: Path, monkeypatch, capsys):
+    """Also when much was printed before it, which waits in a buffer of its own."""
+    (tmp_path / "failing_job.py").write_text("print('one step');  raise SystemExit('no memory')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(runner, "POLL", 0.05)
+    job = Job(tmp_path / "job", {}, (tmp_path / "result.json",), "failing_job")
+    assert runner.run_all({"key": job}).failed == {"key": "no memory"}
+    assert "job: failed with exit code 1: no memory" in capsys.readouterr().out
 
 
 def test_a_signal_stops_the_study_and_the_same_command_finishes_it(command, tmp_path: Path):
