@@ -52,13 +52,13 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the process printed."""
+        """The output of the process."""
         return self.directory / "log.txt"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a round of jobs ended.
+    """The end of a round of jobs.
 
     >>> Ended({}, 0).failed
     {}
@@ -95,16 +95,9 @@ def run_all(
             for key in [key for key, process in running.items() if process.poll() is not None]:
                 code = running.pop(key).returncode
                 ended += 1
-                said = _last_line(jobs[key])
                 if code:
-                    failed[key] = said
-                    said = f"failed with exit code {code}: {said}; see {jobs[key].log}"
-                elif not jobs[key].finished:
-                    missing = next(path for path in jobs[key].results if not path.exists())
-                    raise CheckpointError(
-                        f"{missing}: is missing though its run ended well; see {jobs[key].log}"
-                    )
-                say(f"{jobs[key].directory.name}: {said}")
+                    failed[key] = _last_line(jobs[key])
+                say(f"{jobs[key].directory.name}: {_outcome(jobs[key], code)}")
             bar.n = ended + sum(_progress(jobs[key]) for key in running)
             bar.refresh()
     return Ended(failed, stop.exit_code)
@@ -139,7 +132,7 @@ def _start(job: Job, workers: int) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _ending(running: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """However it ends: tell what still runs to save and end, and wait until it has."""
+    """At the end of the block, tell the running processes to save and stop, and wait for them."""
     try:
         yield
     finally:
@@ -160,6 +153,16 @@ def _progress(job: Job) -> float:
         return 0.0
     step = max((row["step"] for row in rows), default=0)
     return min(1.0, float(step / (epochs * steps)))
+
+
+def _outcome(job: Job, code: int) -> str:
+    """The line that reports a job that ended: what it printed last, which is its scores."""
+    if code:
+        return f"failed with exit code {code}: {_last_line(job)}; see {job.log}"
+    for path in job.results:
+        if not path.exists():
+            raise CheckpointError(f"{path}: is missing though its run ended well; see {job.log}")
+    return _last_line(job)
 
 
 def _last_line(job: Job) -> str:

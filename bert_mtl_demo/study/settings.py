@@ -211,8 +211,8 @@ def _checked(name: str, parse: Callable[[Any], Any], settings: StudySettings) ->
     except ConfigError:
         raise
     except ValueError as error:
-        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        raise ConfigError(f"{name} = {shown}: {error}") from None
+        words = value if isinstance(value, list | tuple) else [value]
+        raise ConfigError(f"{name} = {' '.join(map(str, words))}: {error}") from None
 
 
 def turns(config: Config) -> int:
@@ -233,11 +233,11 @@ def portable(words: Sequence[str]) -> list[str]:
     >>> portable(["all", "--data=hub", "--page-only"])  # what computed it had no such flag
     ['all', '--data=hub']
     """
-    shown = list(words)
+    neutral = list(words)
     for flag, name, kept in (("--data", "DIR", NAMED), ("--output", "OUT", ())):
         for n, word in enumerate(words):
             if word.startswith(flag + "=") and word.partition("=")[2] not in kept:
-                shown[n] = f"{flag}={name}"
+                neutral[n] = f"{flag}={name}"
             elif n and words[n - 1] == flag and word not in kept:
-                shown[n] = name
-    return [word for word in shown if word != "--page-only"]
+                neutral[n] = name
+    return [word for word in neutral if word != "--page-only"]

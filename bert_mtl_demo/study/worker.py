@@ -119,7 +119,7 @@ def collect(run: Path, directory: Path) -> Result:
 
 
 def mean_change(lines: Sequence[dict[str, Any]]) -> float | None:
-    """How far surgery moved the update, relative to the plain sum: the mean over the steps."""
+    """The change of the update by surgery, relative to the plain sum: the mean over the steps."""
     changes = [(line["window"], line["change"]["mean"]) for line in lines if line.get("change")]
     changes = [(steps, mean) for steps, mean in changes if mean is not None]
     steps = sum(count for count, _ in changes)
