@@ -1,4 +1,4 @@
-"""Grouping: which parameters share a Gram matrix.
+"""Grouping: the partition of the parameters into segments, each with a Gram matrix of its own.
 
 A *segment* is a set of parameters on which gradients are compared and altered as one vector. The
 papers' experiments use the whole model (one segment); by layer or by tensor, two tasks may agree in
@@ -72,7 +72,7 @@ def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int]
         ([0, 1, 0], ['a.0', 'a.1'])
     """
     segment_of = resolve(grouping)
-    found: dict[str, int] = {}
+    known: dict[str, int] = {}
     indices = []
     for position, name in enumerate(names):
         if name is None and grouping not in ("model", "tensor"):
@@ -82,8 +82,8 @@ def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int]
                 "named_parameters=model.named_parameters()"
             )
         label = str(segment_of(f"parameter {position}" if name is None else name))
-        indices.append(found.setdefault(label, len(found)))
-    return indices, list(found)
+        indices.append(known.setdefault(label, len(known)))
+    return indices, list(known)
 
 
 def names(
@@ -95,8 +95,7 @@ def names(
         param_groups: of an optimizer; built from ``model.named_parameters()`` they hold the names.
         named: names by parameter, for an optimizer that was built without.
     """
-    found: list[str | None] = []
+    labels: list[str | None] = []
     for group in param_groups:
-        given = group.get("param_names") or [(named or {}).get(p) for p in group["params"]]
-        found += given
-    return found
+        labels += group.get("param_names") or [(named or {}).get(p) for p in group["params"]]
+    return labels

@@ -83,11 +83,11 @@ def markdown(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([rows[0], "|" + "---|" * len(heading), *rows[1:]])
 
 
-def by_epoch(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
     """Conflicts and alterations of every ordered pair, added up by epoch."""
     return [
         {"epoch": epoch, **total}
-        for epoch in sorted({line["epoch"] for line in lines})
+        for epoch in sorted({line["epoch"] or 0 for line in lines})
         for total in surgery.totals([line for line in lines if line["epoch"] == epoch])
     ]
 
@@ -124,7 +124,7 @@ def _explanation() -> str:
     )
 
 
-def _conflicts(lines: Sequence[dict[str, Any]], config: Config) -> str:
+def _conflicts(lines: Sequence[surgery.Line], config: Config) -> str:
     if not lines:
         return "No window was logged."
     totals = by_epoch(lines)
@@ -151,7 +151,7 @@ def _conflicts(lines: Sequence[dict[str, Any]], config: Config) -> str:
 def _pictures(
     run: RunDirectory,
     rows: Sequence[dict[str, Any]],
-    lines: Sequence[dict[str, Any]],
+    lines: Sequence[surgery.Line],
     config: Config,
 ) -> str:
     files = [

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bert_mtl_demo.cli import guard
 from bert_mtl_demo.config import Config, read_settings
@@ -104,7 +103,7 @@ def collect(run: Path, directory: Path) -> Result:
             "conflicts": {
                 "steps": sum(line["window"] for line in lines),
                 "pairs": by_epoch(lines) if len(config.trained) > 1 else [],
-                "change": mean_change(lines),
+                "change": surgery.mean_change(lines),
             },
             "seconds_per_epoch": seconds / len(dev),
             "data_share": sum(row["data_seconds"] for row in windows) / seconds,
@@ -116,14 +115,6 @@ def collect(run: Path, directory: Path) -> Result:
             "device": _device_name(config.device),
         }
     )
-
-
-def mean_change(lines: Sequence[dict[str, Any]]) -> float | None:
-    """The change of the update by surgery, relative to the plain sum: the mean over the steps."""
-    changes = [(line["window"], line["change"]["mean"]) for line in lines if line.get("change")]
-    changes = [(steps, mean) for steps, mean in changes if mean is not None]
-    steps = sum(count for count, _ in changes)
-    return sum(count * mean for count, mean in changes) / steps if steps else None
 
 
 def versions() -> dict[str, str]:

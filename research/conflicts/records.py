@@ -11,12 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.study.worker import mean_change
 from bert_mtl_demo.training.checkpoint import RunDirectory
 from bert_mtl_demo.training.logs import read_lines
 from gradsurgery import report as surgery
-
-Line = Mapping[str, Any]
 
 
 def record_of(directory: Path) -> dict[str, Any]:
@@ -48,18 +45,15 @@ def record_of(directory: Path) -> dict[str, Any]:
     }
 
 
-def _scores(row: Line) -> dict[str, float]:
+def _scores(row: Mapping[str, Any]) -> dict[str, float]:
     return {**row["scores"], "mean": row["mean"], "leaderboard": row["leaderboard"]}
 
 
-def _totals(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _totals(lines: Sequence[surgery.Line]) -> dict[str, Any]:
     """The sums and means of some windows."""
     return {
-        "change": mean_change(lines),
-        "gradients": {
-            count: sum(line["gradients"][count] for line in lines)
-            for count in ("possible", "altered")
-        },
+        "change": surgery.mean_change(lines),
+        "gradients": surgery.gradient_totals(lines),
         "pairs": surgery.totals(lines),
     }
 

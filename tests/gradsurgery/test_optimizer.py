@@ -383,7 +383,6 @@ def test_public_extras_of_the_base_are_reachable() -> None:
         ({"grouping": "block"}, ValueError, "'model', 'layer', 'tensor'.*'block'"),
         ({"grouping": "layer"}, ValueError, "parameter 0 has none.*named_parameters"),
         ({"process_group": object()}, TypeError, "after init_process_group"),
-        ({"exchange": "ring"}, ValueError, "'all_reduce' or 'reduce_scatter'.*'ring'"),
         ({"method": GradVac(target=torch.zeros(3, 3))}, ValueError, r"\[3, 3\].*2 tasks"),
     ],
 )
