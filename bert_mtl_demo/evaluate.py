@@ -105,15 +105,18 @@ def _assess(answers: Any, examples: Any, place: Path, top: int) -> dict[str, Any
     if task.classes is None:
         found["truth"] = [float(label) for label in examples.labels]
         found["found"] = [float(value) for value in answers.values]
-        picture = plots.similarity(
-            examples.labels, answers.values, title, place / f"similarity_{task.name}.png"
-        )
+        figure, (axes,) = plots.new_panels([title])
+        plots.similarity(axes, examples.labels, answers.values, (task.low, task.high))
+        name = f"similarity_{task.name}.png"
     else:
         table = confusion(examples.labels, answers.values, task.classes)
         found["confusion"] = table.tolist()
         names = task.label_names
-        picture = plots.confusion(table, names, title, place / f"confusion_{task.name}.png")
-    found["picture"] = picture.name
+        size = max(4.2, 1.5 + 0.9 * len(names)), max(3.4, 1.2 + 0.8 * len(names))
+        figure, (axes,) = plots.new_panels([title], size=size)
+        plots.confusion(axes, table, names)
+        name = f"confusion_{task.name}.png"
+    found["picture"] = plots.save(figure, place / name).name
     found["mistakes"] = [vars(mistake) for mistake in worst(answers, examples, top)]
     return found
 
@@ -177,18 +180,13 @@ def _document(found: Mapping[str, Any]) -> str:
 
 
 def _mistakes(rows: Sequence[Mapping[str, Any]]) -> str:
-    from bert_mtl_demo.reporting.run_report import markdown
+    from bert_mtl_demo.reporting.tables import cell, table
 
-    body = [
-        [
-            " / ".join(row["texts"]).replace("|", "\\|"),
-            row["true"],
-            row["found"],
-            f"{row['error']:.2f}",
-        ]
+    cells = [
+        [cell(" / ".join(row["texts"])), row["true"], row["found"], f"{row['error']:.2f}"]
         for row in rows
     ]
-    return markdown(["text", "true", "predicted", "error"], body)
+    return table(["text", "true", "predicted", "error"], cells)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class Pipeline:
         self._grouping, self._named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
+        self._segmented: _Segmented = ([], ([], []))
         self._begin()
         self.state = SurgeryState(base, method, tasks, len(self.segments()[1]))
 
@@ -61,10 +62,9 @@ class Pipeline:
         """Start without a step under way."""
         self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
-        self._segmented: _Segmented = ([], ([], []))
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_feature_leaves", "_segmented")
+        transient = ("_capture", "_losses", "_feature_leaves")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,9 +83,10 @@ class Pipeline:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
                 yield
-            if loss is not None and "losses" in self._method.needs:
-                self._losses.add(name, loss)
+                if loss is not None and "losses" in self._method.needs:
+                    self._losses.add(name, loss)
         except BaseException:
+            self._losses.drop(name)
             self.processes.failed(name)
             raise
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
@@ -128,7 +129,7 @@ class Pipeline:
         """Combine what was captured, into ``.grad``."""
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
-        self._losses.replace(losses or {})
+        self._losses.replace(losses or {}, self._capture.waiting)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
@@ -216,10 +217,15 @@ class Pipeline:
         return _grouping.names(self._base.param_groups, self._named)
 
     def segments(self) -> tuple[list[int], list[str]]:
-        """Return each parameter's segment, and the segments' names."""
+        """Return each parameter's segment, and the segments' names.
+
+        A segment keeps its index for good, and so its part of the state: users delete parameter
+        groups, reverse them, and bring them back.
+        """
         names = self.names()
         if names != self._segmented[0]:
-            self._segmented = names, _grouping.segments(names, self._grouping)
+            known = self._segmented[1][1]
+            self._segmented = names, _grouping.segments(names, self._grouping, known)
         indices, labels = self._segmented[1]
         if self._feature_leaves:
             at_features = self.feature_segment(labels)

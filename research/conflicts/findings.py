@@ -15,7 +15,7 @@ from typing import Any
 from bert_mtl_demo.study.intervals import Comparison, Interval, compare, interval
 from research.conflicts import estimate
 from research.conflicts.estimate import Expected, Probed
-from research.conflicts.figures import altered_share, changes
+from research.conflicts.figures import altered_rate, changes
 
 SAYS = {
     "conflict": "conflict (below 0)",
@@ -168,7 +168,7 @@ def rules(runs: Mapping[str, Any]) -> str:
 def _turn(seeds: Mapping[str, Any]) -> str:
     """The turn of the share of altered pairs from first to last epoch, paired by seed."""
     first, last = (
-        {int(seed): altered_share(r["epochs"][n]["pairs"]) for seed, r in seeds.items()}
+        {int(seed): altered_rate(r["epochs"][n]["pairs"]) for seed, r in seeds.items()}
         for n in (0, -1)
     )
     comparison = compare(last, first)

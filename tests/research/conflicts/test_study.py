@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bert_mtl_demo.errors import ConfigError
+from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.store import write_json
 from bert_mtl_demo.study import runner
 from bert_mtl_demo.study.__main__ import main
@@ -22,7 +23,7 @@ from bert_mtl_demo.study.runner import Job
 from bert_mtl_demo.study.settings import StudySettings
 from bert_mtl_demo.training import run as training_run
 from research.conflicts import __main__ as command_line
-from research.conflicts import figures, jobs, records, study
+from research.conflicts import jobs, records, study
 from research.conflicts.arms import ARMS, configs_of, probed_config
 from research.conflicts.pieces import Piece
 from research.conflicts.study import run_study
@@ -108,7 +109,7 @@ def test_the_page_stands_on_its_pieces_alone(
     for module, name in ((records, "record_of"), (records, "layer_map"), (jobs, "probe_stage")):
         monkeypatch.setattr(module, name, never)
     monkeypatch.setattr("research.conflicts.simulation.alterations", never)
-    monkeypatch.setattr(figures, "_save", lambda figure, path: path)
+    monkeypatch.setattr(plots, "save", lambda figure, path: path)
     place.unlink()
     assert run_study(settings()) == 0
     assert place.read_text("utf-8") == text

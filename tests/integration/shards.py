@@ -1,7 +1,7 @@
-"""One problem for every way of averaging: what ranks do together, one process does on the whole.
+"""One problem for every way of averaging: ranks take the steps of one process on the whole batch.
 
-Each step draws, for each task, one part of a batch per rank; a rank takes its own, one process
-takes them all behind each other. A part can be missing on a rank.
+Each step draws, for each task, a batch of one shard per rank; a rank takes its shard, one process
+takes all of them. A shard can be missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.gradsurgery.problems import TwoHeads
 
 TASKS = ("a", "b")
 GOALS = {"a": 1.0, "b": -1.0}
-PART = 4  # examples of a task on a rank
+SHARD = 4  # examples of a task on a rank
 STEPS = 4
 
 #: ``(step, task, rank) -> whether the rank has a batch of the task``.
@@ -44,24 +44,24 @@ def alternating(step: int, task: str, rank: int) -> bool:
     return task == "a" or step % 2 == 1
 
 
-def parts(step: int, task: str, micro: int = 0) -> list[Tensor]:
-    """The parts of four ranks."""
+def shards(step: int, task: str, micro: int = 0) -> list[Tensor]:
+    """A batch, as the shards of four ranks."""
     generator = torch.Generator().manual_seed(1000 * micro + 10 * step + TASKS.index(task))
-    return list(torch.randn(4, PART, 3, generator=generator))
+    return list(torch.randn(4, SHARD, 3, generator=generator))
 
 
-def share(world: int) -> list[int]:
-    """The parts that this rank takes; those of all ``world`` ranks in a process of its own."""
+def local_shards(world: int) -> list[int]:
+    """The number of this rank's shard; those of ``world`` ranks outside of a process group."""
     return [dist.get_rank()] if dist.is_initialized() else list(range(world))
 
 
-def mine(
+def batch(
     step: int, task: str, take: Sequence[int], drawn: Drawn = always, micro: int = 0
 ) -> Tensor | None:
-    """The batch of who takes these parts."""
-    drawn_parts = parts(step, task, micro)
-    found = [drawn_parts[rank] for rank in take if drawn(step, task, rank)]
-    return torch.cat(found) if found else None
+    """The shards ``take`` of a batch, behind each other; None where none of them was drawn."""
+    every = shards(step, task, micro)
+    present = [every[rank] for rank in take if drawn(step, task, rank)]
+    return torch.cat(present) if present else None
 
 
 def loss_of(model: nn.Module, task: str, x: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ def outcome(optimizer: GradientSurgery) -> dict[str, Any]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in parameters]
     summary = optimizer.conflicts.summary()
+    surgery = optimizer.param_groups[0]["surgery"]
     return {
         "weights": [w.detach().clone() for w in weights],
         "without": [p.grad is None for p in parameters],
-        "target": optimizer.param_groups[0]["surgery"].get("target", torch.zeros(0)).clone(),
-        "rng": optimizer.param_groups[0]["surgery"]["rng"].clone(),
+        "state": [surgery[name].clone() for name in sorted(surgery) if name != "tasks"],
         "gradients": [summary["gradients"]["possible"], summary["gradients"]["altered"]],
         "norms": [summary["norms"][task] for task in TASKS],
         "nonfinite": summary["nonfinite"],
@@ -112,19 +112,19 @@ def train(
     beside: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train, and say what came out.
+    """Train, and return the outcome.
 
     Args:
         model: perhaps inside DDP.
-        world: the ranks that this is about, each with its part of a batch.
-        take: the parts that this process takes, where that is not what ``world`` says.
-        drawn: who has what.
+        world: the number of ranks, each with a shard of a batch.
+        take: the shards that this process takes, where ``world`` does not tell.
+        drawn: which ranks have which shards.
         micro: micro-batches of a step.
         hinted: whether ``sync=`` tells which is the last.
         joined: with join, not task by task.
         tasks: the order that they run in.
         spoil: the steps with an infinite loss.
-        steps: which.
+        steps: their numbers.
         optimizer: to go on with.
         no_sync: run inside the model's ``no_sync()``.
         before: called before each task.
@@ -132,18 +132,19 @@ def train(
         options: for the optimizer.
     """
     optimizer = optimizer or wrapped(model, **options)
-    take = share(world) if take is None else take
+    take = local_shards(world) if take is None else take
     for step in steps:
         if beside and step != 2:
-            x = mine(step, "a", take, always, micro=9)
+            x = batch(step, "a", take, always, micro=9)
             assert x is not None
             (0.3 * loss_of(model, "a", x)).backward()
+        totals: dict[str, float] = {}
         with model.no_sync() if no_sync else nullcontext():  # type: ignore[operator]
             for number in range(micro):
                 last = number == micro - 1
                 losses = {}
                 for task in tasks:
-                    x = mine(step, task, take, drawn, number)
+                    x = batch(step, task, take, drawn, number)
                     if x is None:
                         continue
                     if spoil(step):
@@ -153,14 +154,37 @@ def train(
                         continue
                     before(task)
                     with optimizer.task(task, sync=last or not hinted):
-                        (loss_of(model, task, x) / micro).backward()
+                        loss = loss_of(model, task, x) / micro
+                        loss.backward()
+                    totals[task] = totals.get(task, 0.0) + loss.item()
                 if losses:
                     optimizer.join(losses, combine=last).backward()
             if not joined or not losses:
-                optimizer.combine()
+                optimizer.combine(losses=totals)
         grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         if all(bool(grad.isfinite().all()) for grad in grads):
             optimizer.step()
-        found = outcome(optimizer)
+        result = outcome(optimizer)
         optimizer.zero_grad()
-    return found
+    return result
+
+
+def assert_ranks_agree(results: Sequence[dict[str, Any]], name: str) -> None:
+    """Assert that every rank has rank 0's outcome, to the bit."""
+    first, *others = (by_scenario[name] for by_scenario in results)
+    assert "error" not in first, first
+    for other in others:
+        for key, value in first.items():
+            if key in ("weights", "state"):
+                assert all(map(torch.equal, value, other[key])), key
+            else:
+                assert value == other[key], key
+
+
+def assert_same_run(result: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Assert that an outcome is that of one process, but for rounding."""
+    for key in ("without", "gradients", "nonfinite"):
+        assert result[key] == alone[key], key
+    torch.testing.assert_close(result["state"], alone["state"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result["norms"], alone["norms"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(result["weights"], alone["weights"], rtol=0, atol=1e-6)
