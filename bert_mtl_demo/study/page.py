@@ -13,10 +13,11 @@ from typing import Any
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.reporting.tables import cell, table
+from bert_mtl_demo.store import atomic
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.intervals import MISSING
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
-from bert_mtl_demo.study.published import SCORES, Report, Row
+from bert_mtl_demo.study.published import SCORES, Paper, Row
 from bert_mtl_demo.study.tables import (
     comparison_table,
     cost_table,
@@ -24,7 +25,6 @@ from bert_mtl_demo.study.tables import (
     pair_table,
     score_table,
 )
-from bert_mtl_demo.training.checkpoint import atomic
 from bert_mtl_demo.training.progress import short
 
 # Where a run was, and what is on the page already: no part of what tells rows apart.
@@ -33,7 +33,7 @@ _ELSEWHERE = ("data", "output", "cache", "seed", "device", "checkpoint_every", "
 
 def write_page(
     directory: Path,
-    report: Report,
+    report: Paper,
     rows: Sequence[Row],
     results: Mapping[str, Seeds],
     budget: Mapping[str, str],
@@ -214,7 +214,7 @@ def _mistakes(outcomes: Outcomes, texts: bool) -> str:
     return _joined(source, *tables)
 
 
-def _test_scores(report: Report) -> str:
+def _test_scores(report: Paper) -> str:
     if not report.test_scores:
         return ""
     names = [name for name in SCORES if any(name in scores for _, scores in report.test_scores)]

@@ -17,7 +17,7 @@ from bert_mtl_demo.study import figures
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.page import write_page
-from bert_mtl_demo.study.published import Report, Row
+from bert_mtl_demo.study.published import Paper, Row
 from bert_mtl_demo.study.results import Result, merged, read_result, write_result
 
 SECRET = "a sentence nobody may pass on"
@@ -105,7 +105,7 @@ def study(**kwargs: Any) -> Outcomes:
 def write(place: Path, outcomes: Outcomes, texts: bool = False, **kwargs: Any) -> str:
     """The page's text."""
     test_scores = (("vaccine", {"sst": 0.505, "mean": 0.579}),)
-    report = Report(outcomes.report, "A title", tuple(outcomes.rows), "naive", test_scores)
+    report = Paper(outcomes.report, "A title", tuple(outcomes.rows), "naive", test_scores)
     page = write_page(place, report, outcomes.rows, outcomes.results, BUDGET, texts, **kwargs)
     assert page == place / f"{outcomes.report}.md"
     return page.read_text(encoding="utf-8")
