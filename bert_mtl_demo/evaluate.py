@@ -114,15 +114,17 @@ def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str,
     if task.classes is None:
         assessment["truth"] = [float(label) for label in examples.labels]
         assessment["found"] = [float(value) for value in answers.values]
+        figure, (axes,) = plots.new_panels([title])
+        plots.similarity(axes, examples.labels, answers.values, (task.low, task.high))
         path = directory / f"similarity_{task.name}.png"
-        limits = task.low, task.high
-        plots.similarity(examples.labels, answers.values, title, path, limits)
     else:
-        counts = confusion(examples.labels, answers.values, task.classes)
+        counts, names = confusion(examples.labels, answers.values, task.classes), task.label_names
         assessment["confusion"] = counts.tolist()
+        size = max(4.2, 1.5 + 0.9 * len(names)), max(3.4, 1.2 + 0.8 * len(names))
+        figure, (axes,) = plots.new_panels([title], size=size)
+        plots.confusion(axes, counts, names)
         path = directory / f"confusion_{task.name}.png"
-        plots.confusion(counts, task.label_names, title, path)
-    assessment["picture"] = path.name
+    assessment["picture"] = plots.save(figure, path).name
     assessment["mistakes"] = [vars(mistake) for mistake in worst(answers, examples, top)]
     return assessment
 
@@ -180,18 +182,13 @@ def _document(evaluation: Mapping[str, Any]) -> str:
 
 
 def _mistakes(rows: Sequence[Mapping[str, Any]]) -> str:
-    from bert_mtl_demo.reporting.run_report import markdown
+    from bert_mtl_demo.reporting.tables import cell, table
 
-    body = [
-        [
-            " / ".join(row["texts"]).replace("|", "\\|"),
-            row["true"],
-            row["found"],
-            f"{row['error']:.2f}",
-        ]
+    cells = [
+        [cell(" / ".join(row["texts"])), row["true"], row["found"], f"{row['error']:.2f}"]
         for row in rows
     ]
-    return markdown(["text", "true", "predicted", "error"], body)
+    return table(["text", "true", "predicted", "error"], cells)
 
 
 if __name__ == "__main__":

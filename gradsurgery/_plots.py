@@ -2,135 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Line = dict[str, Any]
+from gradsurgery.summary import Line, Pair, PairCounts, PairSummary
+
+Series = list[tuple[int, PairCounts]]  # step and counts of each window
 
 
 def draw(lines: Sequence[Line], directory: Path, stem: str) -> list[Path]:
     """Draw ``<stem>.png``, and ``<stem>-segments.png`` for a log of several segments."""
+    figures = {stem: _windows}
+    if len(lines[-1]["tasks"]) > 1 and all("by_segment" in line for line in lines):
+        figures[f"{stem}-segments"] = _segments
+    paths = []
     with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
-        files = [_save(_windows(lines), directory / f"{stem}.png")]
-        if len(lines[-1]["tasks"]) > 1 and all("by_segment" in line for line in lines):
-            files.append(_save(_segments(lines), directory / f"{stem}-segments.png"))
-    return files
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
-    return path
+        for name, figure in figures.items():
+            paths.append(directory / f"{name}.png")
+            figure(lines).savefig(paths[-1], dpi=110)
+    return paths
 
 
 def _windows(lines: Sequence[Line]) -> Figure:
     """Four panels over the steps."""
     figure = Figure(figsize=(11, 7), layout="constrained")
-    (cosine, conflict), (altered, change) = figure.subplots(2, 2, sharex=True)
+    (cosine, conflicts), (altered, change) = figure.subplots(2, 2, sharex=True)
     figure.suptitle(f"{lines[-1]['method']}, windows of {lines[0]['window']} steps")
-    _cosines(cosine, lines)
-    _rates(conflict, lines, "conflicts", _unordered)
-    _rates(altered, lines, "altered", _ordered)
-    _change(change, lines)
-    for axes in (altered, change):
-        axes.set_xlabel("step")
+    tasks = lines[-1]["tasks"]
+    pairs = {f"{i}, {j}": _series(lines, (i, j)) for i, j in combinations(tasks, 2)}
+    for label, series in pairs.items():
+        steps = [step for step, _ in series]
+        (line,) = cosine.plot(steps, [c.cosine for _, c in series], marker=".", label=label)
+        low, high = [c.lowest for _, c in series], [c.highest for _, c in series]
+        cosine.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
+    cosine.axhline(0, color="black", linewidth=0.8)
+    cosine.set_title("cosine of the gradients: mean, least, greatest")
+    _rates(conflicts, "conflicts", pairs)
+    conflicts.axhline(50, color="black", linewidth=0.8, linestyle=":")
+    conflicts.set_title("conflicts, % of possible (50%: by chance)")
+    ordered = {f"{i} <- {j}": _series(lines, (i, j)) for i, j in permutations(tasks, 2)}
+    _rates(altered, "altered", ordered)
+    for key in ("mean", "max"):
+        known = [(n["step"], n["change"][key]) for n in lines if n["change"][key] is not None]
+        change.plot([step for step, _ in known], [value for _, value in known], ".-", label=key)
+    change.set(title="change of the update, |u - s| / |s|", xlabel="step")
+    change.set_ylim(bottom=0)
+    altered.set(title="altered, % of possible", xlabel="step")
+    for axes in figure.axes:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
     return figure
 
 
-def _cosines(axes: Axes, lines: Sequence[Line]) -> None:
-    """The mean cosine of each pair, in the band between its least and greatest."""
-    for label, pairs in _series(lines, _unordered).items():
-        steps = [step for step, _ in pairs]
-        figures = [pair["cosine"] for _, pair in pairs]
-        (line,) = axes.plot(steps, [c["mean"] for c in figures], marker=".", label=label)
-        low, high = [c["min"] for c in figures], [c["max"] for c in figures]
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_title("cosine of the gradients: mean, least, greatest")
-    _legend(axes)
-
-
-def _rates(
-    axes: Axes, lines: Sequence[Line], name: str, keep: Callable[[str, str, list[str]], bool]
-) -> None:
-    """The share of possible pairs that conflicted, or were altered."""
-    for label, pairs in _series(lines, keep).items():
-        shares = [100 * pair[name] / pair["possible"] for _, pair in pairs]
-        axes.plot([step for step, _ in pairs], shares, marker=".", label=label)
-    if name == "conflicts":
-        axes.axhline(50, color="black", linewidth=0.8, linestyle=":")
+def _rates(axes: Axes, count: Literal["conflicts", "altered"], pairs: dict[str, Series]) -> None:
+    """The rate of every pair, but where it has no meaning."""
+    for label, series in pairs.items():
+        known = [(step, rate) for step, c in series if (rate := c.rate(count)) is not None]
+        if known or not series:
+            axes.plot([step for step, _ in known], [rate for _, rate in known], ".-", label=label)
     axes.set_ylim(-3, 103)
-    axes.set_title(f"{name}, % of possible" + (" (50%: by chance)" if name == "conflicts" else ""))
-    _legend(axes)
-
-
-def _change(axes: Axes, lines: Sequence[Line]) -> None:
-    """How far surgery moved the update from the plain sum."""
-    known = [line for line in lines if line["change"]["mean"] is not None]
-    steps = [line["step"] for line in known]
-    for name in ("mean", "max"):
-        axes.plot(steps, [line["change"][name] for line in known], marker=".", label=name)
-    axes.set_ylim(bottom=0)
-    axes.set_title("change of the update, |u - s| / |s|")
-    _legend(axes)
 
 
 def _segments(lines: Sequence[Line]) -> Figure:
     """A map of mean cosines, segment by window, for each pair."""
-    last = lines[-1]
-    pairs = [p for p in last["pairs"] if _unordered(p["i"], p["j"], last["tasks"])]
-    names = [segment["segment"] for segment in last["by_segment"]]
-    height = 1.5 + 0.18 * len(names)
-    figure = Figure(figsize=(4.5 + 2.5 * len(pairs), height), layout="constrained")
+    names = [segment["segment"] for segment in lines[-1]["by_segment"]]
+    pairs = list(combinations(lines[-1]["tasks"], 2))
+    size = 4.5 + 2.5 * len(pairs), 1.5 + 0.18 * len(names)
+    figure = Figure(figsize=size, layout="constrained")
     columns = figure.subplots(1, len(pairs), squeeze=False, sharey=True)[0]
     for axes, pair in zip(columns, pairs, strict=True):
-        values = [[_cosine_of(line, s, pair) for line in lines] for s in range(len(names))]
-        image = axes.imshow(values, aspect="auto", cmap="RdBu", vmin=-0.5, vmax=0.5)
-        axes.set_title(f"cosine {pair['i']}, {pair['j']}")
+        cosines = [[_cosine(line, s, pair) for line in lines] for s in range(len(names))]
+        image = axes.imshow(cosines, aspect="auto", cmap="RdBu", vmin=-0.5, vmax=0.5)
+        axes.set(title=f"cosine {', '.join(pair)}", xlabel="step")
         axes.set_xticks(range(len(lines)), [str(line["step"]) for line in lines], rotation=90)
         axes.set_yticks(range(len(names)), names, fontsize=6)
-        axes.set_xlabel("step")
         axes.grid(visible=False)
     figure.colorbar(image, ax=columns)
     return figure
 
 
-def _cosine_of(line: Line, segment: int, pair: Line) -> float:
+def _cosine(line: Line, segment: int, pair: Pair) -> float:
     """NaN, drawn as a gap, where the pair never met in this segment and window."""
-    if segment < len(line["by_segment"]):
-        for other in line["by_segment"][segment]["pairs"]:
-            if (other["i"], other["j"]) == (pair["i"], pair["j"]) and other["possible"]:
-                return float(other["cosine"]["mean"])
-    return float("nan")
+    segments = line["by_segment"]
+    counts = _counts(segments[segment]["pairs"], pair) if segment < len(segments) else PairCounts()
+    return math.nan if counts.cosine is None else counts.cosine
 
 
-def _series(
-    lines: Sequence[Line], keep: Callable[[str, str, list[str]], bool]
-) -> dict[str, list[tuple[int, Line]]]:
-    """The windows of each kept pair in which it occurred, with their steps."""
-    between = ", " if keep is _unordered else " <- "
-    found: dict[str, list[tuple[int, Line]]] = {}
-    for line in lines:
-        for pair in line["pairs"]:
-            if keep(pair["i"], pair["j"], line["tasks"]):
-                series = found.setdefault(f"{pair['i']}{between}{pair['j']}", [])
-                if pair["possible"]:
-                    series.append((line["step"], pair))
-    return found
+def _series(lines: Sequence[Line], pair: Pair) -> Series:
+    """The windows in which the pair met, with their steps."""
+    series = [(line["step"], _counts(line["pairs"], pair)) for line in lines]
+    return [(step, counts) for step, counts in series if counts.possible]
 
 
-def _unordered(i: str, j: str, tasks: list[str]) -> bool:
-    return tasks.index(i) < tasks.index(j)
-
-
-def _ordered(i: str, j: str, tasks: list[str]) -> bool:
-    return True
-
-
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
+def _counts(pairs: Sequence[PairSummary], pair: Pair) -> PairCounts:
+    rows = [row for row in pairs if (row["i"], row["j"]) == pair]
+    return PairCounts.from_json(rows[0]) if rows else PairCounts()

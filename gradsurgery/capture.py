@@ -1,4 +1,4 @@
-"""Capture: take the gradients that autograd made for one task, without copying them.
+"""Capture: the gradients that autograd made for one task, taken without a copy.
 
 While a task is open the parameters' ``.grad`` is empty (or holds what the same task captured
 before, so that autograd itself accumulates micro-batches in place). When it closes, the tensors
@@ -41,7 +41,7 @@ class Capture:
         """The tasks with captured gradients."""
         return [task for task in self._tasks if task in self.grads or task in self.sent]
 
-    def send(self, task: str, left: dict[Tensor, Tensor], sent: dict[Tensor, Tensor]) -> None:
+    def hand_over(self, task: str, left: dict[Tensor, Tensor], sent: dict[Tensor, Tensor]) -> None:
         """Part with the gradients of ``task``, all but those ``left``: they are being averaged, in
         the memory of ``sent``.
 
@@ -66,8 +66,8 @@ class Capture:
         """
         self._may_open(task)
         before = [p.grad for p in parameters]
-        mine = self.grads.pop(task, {})
-        _put(parameters, [mine.get(p) for p in parameters])
+        earlier = self.grads.pop(task, {})
+        _put(parameters, [earlier.get(p) for p in parameters])
         self._open = task
         try:
             yield
@@ -127,8 +127,11 @@ def _owned(task: str, parameter: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
-def _addressable(grad: Tensor) -> bool:
-    return grad.layout == torch.strided and not is_sharded(grad)
+def _address(grad: Tensor) -> int:
+    """Return where a gradient lies, 0 where that has no meaning."""
+    if grad.layout != torch.strided or is_sharded(grad):
+        return 0
+    return grad.data_ptr()
 
 
 def _refuse_shared_memory(
@@ -137,9 +140,7 @@ def _refuse_shared_memory(
     """The second line against reused buffers: at one address lives one gradient."""
     for parameter, grad in taken.items():
         kept = grads.get(parameter)
-        if kept is None or not (_addressable(grad) and _addressable(kept)):
-            continue
-        if grad.numel() and grad.data_ptr() == kept.data_ptr():
+        if kept is not None and 0 != _address(grad) == _address(kept):
             raise RuntimeError(
                 f"task {task!r} left a gradient of shape {list(grad.shape)} in the memory that "
                 f"holds the gradient of task {other!r}: something reuses gradient buffers between "

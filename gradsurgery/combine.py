@@ -1,68 +1,114 @@
-"""From the tasks' gradients to the update's: what is shared is measured, decided on, and summed."""
+"""From the tasks' gradients to the update: measured here, weighted by a method, and summed here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradsurgery import kernels
 from gradsurgery.distributed.placement import Placement
+from gradsurgery.kernels import Column, Columns
 from gradsurgery.sparse import align, restore
 
-#: ``(gram[S, K, K] float64, whether all gradients are finite: a scalar bool) -> weights[S, K]``.
-#: Both lie where the fused kernels left them, or on the CPU.
-Decide = Callable[[Tensor, Tensor], Tensor]
+
+class Measured(NamedTuple):
+    """A step's gradients and what was measured on them.
+
+    Attributes:
+        gram: ``[S, K, K]`` float64 of the shared parameters' gradients.
+        finite: scalar bool beside it, whether all gradients are, also those of one task.
+        resident: whether both lie where the fused kernels left them; otherwise on the CPU.
+        grads: by parameter, the gradients that are there.
+        shared: the parameters that two or more tasks have a gradient for.
+        dense: ``[P'][K]``, the shared parameters' gradients, dense.
+        unions: of those that were sparse, the rows that ``dense`` stands for.
+        segments: the segment of each shared parameter.
+    """
+
+    gram: Tensor
+    finite: Tensor
+    resident: bool
+    grads: list[list[Tensor]]
+    shared: list[int]
+    dense: list[Column]
+    unions: dict[int, Tensor]
+    segments: list[int]
+
+    def present(self) -> Tensor:
+        """Return ``[S, K]`` bool on the CPU: whether task k has a shared gradient in segment s."""
+        count, tasks = self.gram.shape[:2]
+        rows = [[False] * tasks for _ in range(count)]
+        for segment, column in zip(self.segments, self.dense, strict=True):
+            rows[segment] = [
+                known or grad is not None for known, grad in zip(rows[segment], column, strict=True)
+            ]
+        return torch.tensor(rows)
 
 
-def combined(
-    grads: kernels.Gradients,
-    segments: Sequence[int],
-    count: int,
-    decide: Decide,
-    placement: Placement,
-) -> list[Tensor | None]:
-    """Return the update's gradient for each parameter.
+def measure(
+    columns: Columns, segments: Sequence[int], count: int, tasks: int, placement: Placement
+) -> Measured:
+    """Measure the gradients that two or more tasks have.
 
-    Those of one task pass through as they are and do not enter the Gram matrix that ``decide``
-    sees; where two or more tasks have one, the weighted sum is written into the first.
+    Those of one task do not enter the Gram matrix; they are only checked for being finite.
 
     Args:
-        grads: ``[K][P]``, strided or sparse (coalesced), on one device. The first of each
-            parameter is overwritten and returned.
+        columns: ``[P][K]``, strided or sparse (coalesced), on one device.
         segments: the segment of each parameter.
         count: the number of segments S.
-        decide: gives the weights.
-        placement: where the rest of the gradients lies.
+        tasks: the number of tasks K.
+        placement: how the gradients lie on the processes.
 
     Raises:
-        ValueError: when the gradients lie on several devices; nothing is changed then.
+        ValueError: when the gradients lie on several devices.
     """
-    columns = list(zip(*grads, strict=True))
-    present = [[grad for grad in column if grad is not None] for column in columns]
-    everything = [grad for found in present for grad in found]
-    _refuse_mixed_devices(everything)
-    shared = [p for p, found in enumerate(present) if len(found) > 1]
-    alone = [p for p, found in enumerate(present) if len(found) == 1]
-    dense: list[Column] = [columns[p] for p in shared]
+    grads = [[grad for grad in column if grad is not None] for column in columns]
+    every = [grad for column in grads for grad in column]
+    _refuse_mixed_devices(every)
+    shared = [p for p, column in enumerate(grads) if len(column) > 1]
+    alone = [p for p, column in enumerate(grads) if len(column) == 1]
+    dense, single = [columns[p] for p in shared], [columns[p] for p in alone]
     unions: dict[int, Tensor] = {}
-    if True in [grad.is_sparse for grad in everything]:
-        dense, unions = _aligned(columns, shared)
-    gram, finite = _measured(
-        dense + [_values(columns[p]) for p in alone],
-        # Those of one task are looked at all the same, for being finite: a segment of their own.
-        [segments[p] for p in shared] + [count] * len(alone),
+    if True in [grad.is_sparse for grad in every]:
+        dense, unions = _aligned(dense, shared)
+        single = [_values(column) for column in single]
+    homes = [segments[p] for p in shared]
+    gram = placement.gram(
+        dense + single,
+        homes + [count] * len(alone),  # one more segment for those of one task
         shared + alone,
-        count,
-        placement,
+        count + 1,
+        tasks,
     )
-    weights = decide(gram, finite)
-    sums = kernels.combine_(_rows(dense), weights, [segments[p] for p in shared])
-    result = [found[0] if found else None for found in present]
-    for p, values in zip(shared, sums, strict=True):
+    resident = kernels.fused_on(gram.device, tasks)
+    if not resident:
+        gram = gram.cpu()  # launch by launch, arithmetic on K x K numbers is faster there
+    finite = gram.isfinite().all()
+    return Measured(gram[:count], finite, resident, grads, shared, dense, unions, homes)
+
+
+def apply_(measured: Measured, weights: Tensor) -> list[Tensor | None]:
+    """Return each parameter's update, written into the first of its gradients.
+
+    Args:
+        measured: the gradients.
+        weights: ``[S, K]`` float64.
+
+    Returns:
+        P gradients: the weighted sum where two or more tasks have one, that of the only task as it
+        is, or None.
+    """
+    sums = kernels.combine_(measured.dense, weights, measured.segments)
+    update = [column[0] if column else None for column in measured.grads]
+    for p, values in zip(measured.shared, sums, strict=True):
         assert values is not None
-        result[p] = restore(values, unions[p], present[p][0]) if p in unions else values
-    return result
+        update[p] = values
+        if p in measured.unions:
+            update[p] = restore(values, measured.unions[p], measured.grads[p][0])
+    return update
 
 
 def deliver(parameter: Tensor, grad: Tensor) -> None:
@@ -75,29 +121,6 @@ def deliver(parameter: Tensor, grad: Tensor) -> None:
         parameter.grad.add_(grad)
 
 
-Column = Sequence[Tensor | None]  # one parameter's gradients by task
-
-
-def _measured(
-    columns: Sequence[Column],
-    segments: Sequence[int],
-    positions: Sequence[int],
-    count: int,
-    placement: Placement,
-) -> tuple[Tensor, Tensor]:
-    """Return the Gram matrix of the first ``count`` segments, and whether all is finite."""
-    tasks = len(columns[0]) if columns else 0
-    gram = placement.gram(_rows(columns), segments, positions, count + 1)
-    if not kernels.fused_on(gram.device, tasks):
-        gram = gram.cpu()  # the maths on K x K numbers is faster there, launch by launch
-    return gram[:count], gram.isfinite().all()
-
-
-def _rows(columns: Sequence[Column]) -> list[Column]:
-    """Turn ``[P][K]`` into ``[K][P]``."""
-    return list(zip(*columns, strict=True))
-
-
 def _refuse_mixed_devices(grads: Sequence[Tensor]) -> None:
     devices = {grad.device for grad in grads}
     if len(devices) > 1:
@@ -108,14 +131,11 @@ def _refuse_mixed_devices(grads: Sequence[Tensor]) -> None:
         )
 
 
-def _aligned(
-    columns: Sequence[Column], shared: Sequence[int]
-) -> tuple[list[Column], dict[int, Tensor]]:
-    """Return the ``shared`` columns dense, and by parameter the sparse rows that they stand for."""
+def _aligned(columns: Columns, shared: Sequence[int]) -> tuple[list[Column], dict[int, Tensor]]:
+    """Return the columns of the ``shared`` parameters dense, and the sparse rows they stand for."""
     dense: list[Column] = []
     unions = {}
-    for p in shared:
-        column = columns[p]
+    for p, column in zip(shared, columns, strict=True):
         if any(grad is not None and grad.is_sparse for grad in column):
             values, union = align([grad for grad in column if grad is not None])
             remaining = iter(values)

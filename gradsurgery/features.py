@@ -1,4 +1,4 @@
-"""Features: the surgery of a shared trunk at its output, where one backward is left for the trunk.
+"""Features: surgery at the output of a shared trunk, which leaves one backward for the trunk.
 
 K losses of one forward need K backward passes through what they share. Sener & Koltun (2018,
 "Multi-Task Learning as Multi-Objective Optimization", section 3.3) compare the losses' gradients
@@ -7,28 +7,24 @@ shared parameter, and the combined gradient at z goes through the trunk once.
 
 The graph is there already when the losses are joined, and cannot be cut. So each backward
 differentiates with respect to z and to the parameters met above it, which does not enter the trunk;
-a stand-in leaf bears the gradient at z for the time of the surgery.
+a leaf beside z bears the gradient at z for the time of the surgery.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from gradsurgery import grouping as _grouping
+from gradsurgery.autograd_graph import Edge, edge_of, edges_below
 from gradsurgery.combine import deliver
 from gradsurgery.distributed.sharded import is_sharded
 
 #: The outputs of a trunk: one tensor, or several.
 Features = Tensor | Sequence[Tensor]
-
-#: A place in autograd's graph, as ``next_functions`` lists them: a node, and which of its outputs.
-Edge = tuple[Any, int]
 
 #: The name that features go by where a grouping asks for one.
 NAME = "features"
@@ -36,23 +32,17 @@ NAME = "features"
 EXACT = "leave features out, which is the exact way"
 
 
-def edge_of(tensor: Tensor) -> Edge:
-    """Return where the graph of ``tensor`` begins."""
-    edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
-
-
-class Cut:
-    """Where the backward passes of one joined loss stop, and how its trunk goes on from there.
+class Boundary:
+    """The boundary at which the backward passes of one joined loss stop, and its trunk's begins.
 
     Args:
-        features: what the trunk returned.
+        features: the trunk's output.
         losses: checked, by task.
-        names: gives the parameters' names, for messages.
+        names: the parameters' names, for messages.
 
     Attributes:
         edges: the places at which a backward stops.
-        stand_ins: leaves that bear the gradients at ``features``.
+        leaves: bear the gradients at ``features``.
 
     Raises:
         TypeError: for features that are no tensors.
@@ -65,12 +55,12 @@ class Cut:
         self,
         features: Features,
         losses: Mapping[str, Tensor],
-        names: Callable[[], Mapping[Tensor, str | None]] = dict,
+        names: Mapping[Tensor, str | None],
     ) -> None:
         self._features = _checked(features)
         places = [edge_of(z) for z in self._features]
         self.edges = frozenset(places)
-        self.stand_ins = [z.detach().requires_grad_() for z in self._features]
+        self.leaves = [z.detach().requires_grad_() for z in self._features]
         reached = {task: _reached([edge_of(loss)], self.edges) for task, loss in losses.items()}
         _check_users([met for met, _ in reached.values()])
         below = _below({place for met, _ in reached.values() for place in met})
@@ -78,34 +68,34 @@ class Cut:
         for task, (met, above) in reached.items():
             for leaf in above:
                 if id(leaf) in below:
-                    raise ValueError(_around(task, leaf, names()))
-            features_met = [
-                (z, stand_in)
-                for z, stand_in, place in zip(self._features, self.stand_ins, places, strict=True)
+                    raise ValueError(_around(task, leaf, names))
+            at_features = [
+                (z, leaf)
+                for z, leaf, place in zip(self._features, self.leaves, places, strict=True)
                 if place in met
             ]
-            self._pairs[task] = [*features_met, *((leaf, leaf) for leaf in above)]
+            self._pairs[task] = [*at_features, *((leaf, leaf) for leaf in above)]
         self._retained = [_grad_of(z) for z in self._features]
 
-    def backward(self, task: str, loss: Tensor, grad: Tensor, keep: bool) -> None:
+    def backward_above(self, task: str, loss: Tensor, grad: Tensor, keep: bool) -> None:
         """Run the part of a task's backward above the features.
 
         Gradients are put where autograd would put them, and those at the features into
-        ``stand_ins``. They are copied: ``torch.autograd.grad`` may return memory that it shares.
+        ``leaves``. They are copied: ``torch.autograd.grad`` may return memory that it shares.
         """
         sources = [source for source, _ in self._pairs[task]]
         grads = torch.autograd.grad(loss, sources, grad, retain_graph=keep, allow_unused=True)
-        for (_, leaf), found in zip(self._pairs[task], grads, strict=True):
-            if found is not None:
-                deliver(leaf, _copied(found, leaf))
+        for (_, leaf), part in zip(self._pairs[task], grads, strict=True):
+            if part is not None:
+                deliver(leaf, _copied(part, leaf))
 
-    def descend(self) -> None:
-        """Run the trunk's backward, from the gradients that ``stand_ins`` bear."""
+    def backward_trunk(self) -> None:
+        """Run the trunk's backward, from the gradients that ``leaves`` bear."""
         for z, before in zip(self._features, self._retained, strict=True):
             if z.retains_grad:  # each task's gradient has been added up there
                 z.grad = before
-        pairs = zip(self._features, self.stand_ins, strict=True)
-        roots = [(z, stand_in.grad) for z, stand_in in pairs if stand_in.grad is not None]
+        pairs = zip(self._features, self.leaves, strict=True)
+        roots = [(z, leaf.grad) for z, leaf in pairs if leaf.grad is not None]
         torch.autograd.backward([z for z, _ in roots], [grad for _, grad in roots])
 
 
@@ -187,19 +177,13 @@ def _reached(
     leaves met."""
     met: set[Edge] = set()
     leaves: list[Tensor] = []
-    seen: set[Any] = set()
-    stack = list(roots)
-    while stack:
-        edge = stack.pop()
-        node = edge[0]
+    for edge in edges_below(roots, cut=cut):
         if edge in cut:
             met.add(edge)
-        elif node is not None and node not in seen:
-            seen.add(node)
-            stack += node.next_functions
-            variable = None if node.next_functions else getattr(node, "variable", None)
-            if isinstance(variable, Tensor):
-                leaves.append(variable)
+        elif not edge[0].next_functions and isinstance(
+            variable := getattr(edge[0], "variable", None), Tensor
+        ):
+            leaves.append(variable)
     return met, leaves
 
 

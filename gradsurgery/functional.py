@@ -23,8 +23,11 @@ from gradsurgery.methods.pcgrad import pcgrad
 
 __all__ = ["combine", "gradvac", "gram", "pcgrad"]
 
+#: ``grads[k][p]``: the gradient of task k for parameter p, None where there is none.
+Gradients = Sequence[Sequence[Tensor | None]]
 
-def gram(grads: kernels.Gradients, segments: Sequence[int] | None = None) -> Tensor:
+
+def gram(grads: Gradients, segments: Sequence[int] | None = None) -> Tensor:
     """Return the dot products of K tasks' gradients.
 
     Args:
@@ -40,11 +43,11 @@ def gram(grads: kernels.Gradients, segments: Sequence[int] | None = None) -> Ten
     """
     parameters = _parameters(grads, segments)
     segments = segments if segments is not None else [0] * parameters
-    return kernels.gram(grads, segments, max(segments, default=0) + 1)
+    return kernels.gram(_columns(grads), segments, max(segments, default=0) + 1, len(grads))
 
 
 def combine(
-    grads: kernels.Gradients, weights: Tensor, segments: Sequence[int] | None = None
+    grads: Gradients, weights: Tensor, segments: Sequence[int] | None = None
 ) -> list[Tensor | None]:
     """Return the weighted sum of K tasks' gradients, as new tensors.
 
@@ -62,10 +65,10 @@ def combine(
     parameters = _parameters(grads, segments)
     segments = segments if segments is not None else [0] * parameters
     weights = weights if weights.dim() == 2 else weights[None]
-    return kernels.combine_(_first_copied(grads), weights, segments)
+    return kernels.combine_(_first_copied(_columns(grads)), weights, segments)
 
 
-def _parameters(grads: kernels.Gradients, segments: Sequence[int] | None) -> int:
+def _parameters(grads: Gradients, segments: Sequence[int] | None) -> int:
     """Return P, the same for all tasks."""
     counts = [len(task) for task in grads] + ([] if segments is None else [len(segments)])
     if not grads or len(set(counts)) != 1:
@@ -76,13 +79,16 @@ def _parameters(grads: kernels.Gradients, segments: Sequence[int] | None) -> int
     return counts[0]
 
 
-def _first_copied(grads: kernels.Gradients) -> list[list[Tensor | None]]:
+def _columns(grads: Gradients) -> list[list[Tensor | None]]:
+    """Turn ``[K][P]`` into ``[P][K]``."""
+    return [list(column) for column in zip(*grads, strict=True)]
+
+
+def _first_copied(columns: list[list[Tensor | None]]) -> list[list[Tensor | None]]:
     """Copy the gradient that ``combine_`` overwrites, the first present of each parameter."""
-    rows = [list(task) for task in grads]
-    for p in range(len(rows[0])):
-        for row in rows:
-            grad = row[p]
+    for column in columns:
+        for k, grad in enumerate(column):
             if grad is not None:
-                row[p] = grad.clone()
+                column[k] = grad.clone()
                 break
-    return rows
+    return columns

@@ -1,4 +1,4 @@
-"""Grouping: which parameters share a Gram matrix.
+"""Grouping: the partition of the parameters into segments, each with a Gram matrix of its own.
 
 A *segment* is a set of parameters on which gradients are compared and altered as one vector. The
 papers' experiments use the whole model (one segment); by layer or by tensor, two tasks may agree in
@@ -61,8 +61,15 @@ def resolve(grouping: Grouping) -> Callable[[str], object]:
     return GROUPINGS[grouping]
 
 
-def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int], list[str]]:
+def segments(
+    names: Sequence[str | None], grouping: Grouping, known: Sequence[str] = ()
+) -> tuple[list[int], list[str]]:
     """Return each parameter's segment index, and the segments' names in order of appearance.
+
+    Args:
+        names: the parameters' names, None where unknown.
+        grouping: the partition.
+        known: names of segments that have appeared before, and keep their indices.
 
     Raises:
         ValueError: when a grouping by name meets a parameter without one.
@@ -72,7 +79,7 @@ def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int]
         ([0, 1, 0], ['a.0', 'a.1'])
     """
     segment_of = resolve(grouping)
-    found: dict[str, int] = {}
+    index_of = {label: index for index, label in enumerate(known)}
     indices = []
     for position, name in enumerate(names):
         if name is None and grouping not in ("model", "tensor"):
@@ -82,8 +89,8 @@ def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int]
                 "named_parameters=model.named_parameters()"
             )
         label = str(segment_of(f"parameter {position}" if name is None else name))
-        indices.append(found.setdefault(label, len(found)))
-    return indices, list(found)
+        indices.append(index_of.setdefault(label, len(index_of)))
+    return indices, list(index_of)
 
 
 def names(
@@ -95,8 +102,7 @@ def names(
         param_groups: of an optimizer; built from ``model.named_parameters()`` they hold the names.
         named: names by parameter, for an optimizer that was built without.
     """
-    found: list[str | None] = []
+    labels: list[str | None] = []
     for group in param_groups:
-        given = group.get("param_names") or [(named or {}).get(p) for p in group["params"]]
-        found += given
-    return found
+        labels += group.get("param_names") or [(named or {}).get(p) for p in group["params"]]
+    return labels

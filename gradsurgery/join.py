@@ -5,93 +5,41 @@ K backward passes one after the other, each captured for its task, and combines.
 does to the joined loss on the way (scale it for AMP, divide it by K or by accumulation steps)
 reaches every task's gradient as the factor that the engine hands to backward.
 
-With features, the K passes stop at what a shared trunk returned, and one goes on through it: see
+With features, the K passes stop at the output of a shared trunk, and one goes on through it: see
 :mod:`gradsurgery.features`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradsurgery.features import Cut, Edge
+from gradsurgery.autograd_graph import Edge, edges_below
+from gradsurgery.features import Boundary
+from gradsurgery.pipeline import Pipeline
 
 #: Nodes that keep no tensors, so that nothing is freed with them. Autocast shares its casts of the
 #: weights among all forward passes of one context.
 NOTHING_KEPT = {"ToCopyBackward0"}
 
-Losses = Mapping[str, Tensor] | Sequence[Tensor]
-
-
-class Surgeon(Protocol):
-    """What a joined loss needs of the optimizer that made it."""
-
-    def task(self, name: str, *, sync: bool = True) -> AbstractContextManager[None]:
-        """Capture for one task; False for ``sync`` where more of it follows before ``combine``."""
-
-    def combine(self) -> None:
-        """Combine what was captured."""
-
-    def _counting(self, stand_ins: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Count these leaves among the parameters for a while."""
-
-    def discard(self) -> None:
-        """Drop what was captured."""
-
-
-def named_losses(losses: Losses, tasks: Sequence[str]) -> dict[str, Tensor]:
-    """Return ``losses`` by task name, after checking that each can be a task's loss.
-
-    Raises:
-        TypeError: for a loss that is not a tensor.
-        ValueError: for an unknown task, a sequence of the wrong length, no loss at all, a loss with
-            more than one element, or one without a graph (unless gradients are switched off).
-    """
-    if not isinstance(losses, Mapping):
-        if len(losses) != len(tasks):
-            raise ValueError(
-                f"got {len(losses)} losses for {len(tasks)} tasks ({', '.join(tasks)}): pass one "
-                "loss per task in that order, or a mapping from task names"
-            )
-        losses = dict(zip(tasks, losses, strict=True))
-    if not losses:
-        raise ValueError(f"no loss given: pass the loss of at least one of {', '.join(tasks)}")
-    for name, loss in losses.items():
-        _check(name, loss, tasks)
-    return dict(losses)
-
-
-def _check(name: str, loss: Tensor, tasks: Sequence[str]) -> None:
-    if name not in tasks:
-        raise ValueError(f"unknown task {name!r}: the tasks are {', '.join(tasks)}")
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor")
-    if loss.numel() != 1:
-        raise ValueError(
-            f"the loss of task {name!r} has shape {list(loss.shape)}: reduce it to a scalar, "
-            "with .mean() or .sum()"
-        )
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise ValueError(
-            f"the loss of task {name!r} does not require grad: it was detached, computed under "
-            "no_grad, or depends on frozen parameters only; leave the task out of this step"
-        )
-
 
 def join(
-    surgeon: Surgeon, losses: dict[str, Tensor], combine: bool, cut: Cut | None = None
+    pipeline: Pipeline,
+    losses: dict[str, Tensor],
+    combine: bool,
+    boundary: Boundary | None = None,
 ) -> Tensor:
     """Return the sum of ``losses``, whose backward captures each for its task.
 
     Args:
-        surgeon: captures and combines.
-        losses: checked, see :func:`named_losses`.
+        pipeline: captures and combines.
+        losses: checked, see :func:`gradsurgery.losses.named_losses`.
         combine: whether to combine once all are captured.
-        cut: of these losses, at a trunk's features; its backward follows when all are combined.
+        boundary: of these losses, at a trunk's features; the trunk's backward follows when all are
+            combined.
 
     Returns:
         A scalar in the losses' dtype. Under ``no_grad``, a plain sum.
@@ -99,9 +47,9 @@ def join(
     if not torch.is_grad_enabled():
         return _total(losses)
     anchor = torch.zeros((), requires_grad=True)  # the node's only input: no loss's graph is ours
-    backwards = _Backwards(surgeon, losses, combine)
-    if cut is not None:
-        backwards = _ToFeatures(surgeon, losses, cut)
+    backwards = _Backwards(pipeline, losses, combine)
+    if boundary is not None:
+        backwards = _BackwardsToFeatures(pipeline, losses, boundary)
     joined: Tensor = _Joined.apply(anchor, backwards)  # type: ignore[no-untyped-call]
     return joined
 
@@ -117,8 +65,8 @@ def _total(losses: Mapping[str, Tensor]) -> Tensor:
 class _Backwards:
     """The K backward passes of one joined loss. They can run once, like any backward."""
 
-    def __init__(self, surgeon: Surgeon, losses: dict[str, Tensor], combine: bool) -> None:
-        self.surgeon, self.losses, self.combine = surgeon, losses, combine
+    def __init__(self, pipeline: Pipeline, losses: dict[str, Tensor], combine: bool) -> None:
+        self.pipeline, self.losses, self.combine = pipeline, losses, combine
 
     def run(self, scale: Tensor) -> None:
         if not self.losses:
@@ -130,34 +78,34 @@ class _Backwards:
         try:
             self.surgery(losses, scale)
         except BaseException:
-            self.surgeon.discard()
+            self.pipeline.discard()
             raise
 
     def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         for (name, loss), keep in zip(losses.items(), shared(losses.values()), strict=True):
-            with self.surgeon.task(name, sync=self.combine):
+            with self.pipeline.task(name, sync=self.combine, loss=loss):
                 torch.autograd.backward(loss, _like(loss, scale), retain_graph=keep)
         if self.combine:
-            self.surgeon.combine()
+            self.pipeline.combine(scale=scale)
 
 
-class _ToFeatures(_Backwards):
-    """K backward passes as far as a cut, and one from there."""
+class _BackwardsToFeatures(_Backwards):
+    """K backward passes as far as a boundary, and one from there."""
 
-    def __init__(self, surgeon: Surgeon, losses: dict[str, Tensor], cut: Cut) -> None:
-        super().__init__(surgeon, losses, combine=True)
-        self.cut: Cut | None = cut
+    def __init__(self, pipeline: Pipeline, losses: dict[str, Tensor], boundary: Boundary) -> None:
+        super().__init__(pipeline, losses, combine=True)
+        self.boundary: Boundary | None = boundary
 
     def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
-        cut, self.cut = self.cut, None
-        assert cut is not None
-        keeps = shared(losses.values(), cut.edges)
-        with self.surgeon._counting(cut.stand_ins):
+        boundary, self.boundary = self.boundary, None
+        assert boundary is not None
+        keeps = shared(losses.values(), boundary.edges)
+        with self.pipeline.feature_leaves(boundary.leaves):
             for (name, loss), keep in zip(losses.items(), keeps, strict=True):
-                with self.surgeon.task(name):
-                    cut.backward(name, loss, _like(loss, scale), keep)
-            self.surgeon.combine()
-        cut.descend()
+                with self.pipeline.task(name, loss=loss):
+                    boundary.backward_above(name, loss, _like(loss, scale), keep)
+            self.pipeline.combine(scale=scale)
+        boundary.backward_trunk()
 
 
 def _like(loss: Tensor, scale: Tensor) -> Tensor:
@@ -195,23 +143,18 @@ def shared(losses: Iterable[Tensor], cut: Collection[Edge] = frozenset()) -> lis
         >>> shared([trunk.sum(), trunk.prod(), w.sin().sum()])
         [True, False, False]
     """
-    owners: dict[Any, int] = {}
-    roots = [loss.grad_fn for loss in losses]
-    keeps = [_claim(root, index, owners, cut) for index, root in reversed(list(enumerate(roots)))]
+    owned: set[Any] = set()  # by later losses
+    keeps = []
+    for loss in reversed(list(losses)):
+        below = edges_below([(loss.grad_fn, 0)], cut=cut, visited=owned)
+        nodes = {
+            node
+            for node, output in below
+            if (node, output) not in cut
+            # A leaf belongs to everybody.
+            and node.next_functions
+            and node.name() not in NOTHING_KEPT
+        }
+        keeps.append(not owned.isdisjoint(nodes))
+        owned |= nodes
     return keeps[::-1]
-
-
-def _claim(root: Any, index: int, owners: dict[Any, int], cut: Collection[Edge]) -> bool:
-    """Mark the graph below ``root`` as loss ``index``'s; tell whether another owns part of it."""
-    met, stack = False, [root]
-    while stack:
-        node = stack.pop()
-        if node is None or not node.next_functions:
-            continue
-        if node in owners:
-            met |= owners[node] != index
-            continue
-        if node.name() not in NOTHING_KEPT:
-            owners[node] = index
-        stack += [edge[0] for edge in node.next_functions if edge not in cut]
-    return met

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from gradsurgery.statistics import ConflictStatistics
+from gradsurgery.summary import Line
 
 SCHEMA = 1
 
@@ -29,9 +29,7 @@ class ConflictLog:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(
-        self, conflicts: ConflictStatistics, *, step: int, epoch: int | None = None
-    ) -> dict[str, Any]:
+    def write(self, conflicts: ConflictStatistics, *, step: int, epoch: int | None = None) -> Line:
         """Write the window as one line and begin the next.
 
         Args:
@@ -42,7 +40,7 @@ class ConflictLog:
         Returns:
             What was written.
         """
-        line = {"schema": SCHEMA, "step": step, "epoch": epoch, **conflicts.summary()}
+        line: Line = {"schema": SCHEMA, "step": step, "epoch": epoch, **conflicts.summary()}
         text = json.dumps(line, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")

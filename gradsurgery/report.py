@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gradsurgery.log import SCHEMA
+from gradsurgery.summary import Line, PairCounts, gradient_totals, mean_change, pair_totals
 
-Line = dict[str, Any]
+__all__ = ["Line", "PairCounts", "draw", "gradient_totals", "main", "mean_change", "pair_totals"]
+__all__ += ["read", "table", "totals"]
 
 _COLUMNS = ("method", "pair", "possible", "conflicts", "altered", "cosine", "min", "max", "target")
 
@@ -40,7 +42,7 @@ def read(paths: Iterable[str | Path]) -> list[Line]:
 def _lines(path: Path) -> list[Line]:
     texts = path.read_text(encoding="utf-8").split("\n")
     unfinished = texts.pop()  # "" after a last newline
-    found = []
+    lines: list[Line] = []
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
@@ -48,79 +50,53 @@ def _lines(path: Path) -> list[Line]:
             raise ValueError(f"{path}:{number}: not JSON: {text[:60]!r}") from None
         if not isinstance(line, dict) or line.get("schema") != SCHEMA:
             raise ValueError(f"{path}:{number}: not a conflict log line of schema {SCHEMA}")
-        found.append({**line, "log": str(path)})
+        lines.append(cast(Line, {**line, "log": str(path)}))
     if unfinished:
         print(f"{path}: passed over an unfinished last line", file=sys.stderr)
-    return found
+    return lines
 
 
 def totals(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Sum the windows of one log up, per ordered pair.
+    """Add up the windows of one log, per ordered pair.
 
     Returns:
         Per pair: ``i``, ``j``, ``possible``, ``conflicts``, ``altered``, ``mean``, ``min`` and
-        ``max`` of the cosine (None without any), and the last ``target``.
+        ``max`` of the cosine (None without any), and the last ``target``. Plain values, which
+        :meth:`PairCounts.from_json` reads.
     """
-    pairs: dict[tuple[str, str], dict[str, Any]] = {}
-    for pair in (pair for line in lines for pair in line["pairs"]):
-        empty = {
-            "i": pair["i"],
-            "j": pair["j"],
-            "possible": 0,
-            "conflicts": 0,
-            "altered": 0,
-            "sum": 0.0,
-            "min": None,
-            "max": None,
-            "target": None,
-        }
-        _add(pairs.setdefault((pair["i"], pair["j"]), empty), pair)
-    for total in pairs.values():
-        possible, cosines = total["possible"], total.pop("sum")
-        total["mean"] = cosines / possible if possible else None
-    return list(pairs.values())
+    rows: list[dict[str, Any]] = []
+    for pair, counts in _pairs(lines).items():
+        row: dict[str, Any] = {**counts.to_json(*pair)}
+        cosine = row.pop("cosine")
+        rows.append({**row, **cosine})
+    return rows
 
 
-def _add(total: dict[str, Any], pair: Mapping[str, Any]) -> None:
-    for name in ("possible", "conflicts", "altered"):
-        total[name] += pair[name]
-    cosine = pair["cosine"]
-    if pair["possible"]:
-        total["sum"] += pair["possible"] * cosine["mean"]
-        total["min"] = min(x for x in (total["min"], cosine["min"]) if x is not None)
-        total["max"] = max(x for x in (total["max"], cosine["max"]) if x is not None)
-    if pair["target"] is not None:
-        total["target"] = pair["target"]
+def _pairs(lines: Sequence[Line]) -> dict[tuple[str, str], PairCounts]:
+    return pair_totals(pair for line in lines for pair in line["pairs"])
 
 
 def table(lines: Sequence[Line]) -> str:
     """Return the table of one or several logs, as Markdown: a row per log and pair of tasks."""
+    logs = _by_log(lines)
     rows: list[Sequence[str]] = [_COLUMNS, ["---"] * len(_COLUMNS)]
-    notes = []
-    for log, own in _by_log(lines).items():
-        rows += [_row(own[-1]["method"], total) for total in totals(own)]
-        notes.append(_note(log, own))
-    widths = [max(len(row[c]) for row in rows) for c in range(len(_COLUMNS))]
-    text = "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    )
-    return text + "\n\n" + "\n".join(notes)
+    for windows in logs.values():
+        method = windows[-1]["method"]
+        rows += [[method, *_cells(*pair)] for pair in _pairs(windows).items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [" | ".join(map(str.ljust, row, widths)) for row in rows]
+    notes = [_note(log, windows) for log, windows in logs.items()]
+    return "\n".join([*(f"| {row} |" for row in padded), "", *notes])
 
 
-def _row(method: str, total: Mapping[str, Any]) -> list[str]:
-    possible = total["possible"]
-
-    def share(count: int) -> str:
-        return f"{count} ({100 * count / possible:.1f}%)" if possible else str(count)
-
+def _cells(pair: tuple[str, str], counts: PairCounts) -> list[str]:
+    summary = counts.to_json(*pair)
     return [
-        method,
-        f"{total['i']} <- {total['j']}",
-        str(possible),
-        share(total["conflicts"]),
-        share(total["altered"]),
-        *(_number(total[name]) for name in ("mean", "min", "max", "target")),
+        " <- ".join(pair),
+        str(counts.possible),
+        _count(counts.conflicts, counts.rate("conflicts")),
+        _count(counts.altered, counts.rate("altered")),
+        *(_number(value) for value in (*summary["cosine"].values(), counts.target)),
     ]
 
 
@@ -128,18 +104,19 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:+.4f}"
 
 
+def _count(count: int | None, rate: float | None) -> str:
+    return ("" if count is None else f"{count}") + ("" if rate is None else f" ({rate:.1f}%)")
+
+
 def _note(log: str, lines: Sequence[Line]) -> str:
-    steps = sum(line["window"] for line in lines)
-    possible = sum(line["gradients"]["possible"] for line in lines)
-    altered = sum(line["gradients"]["altered"] for line in lines)
-    nonfinite = sum(line["nonfinite"] for line in lines)
-    weighted = [(line["change"]["mean"], line["window"]) for line in lines]
-    known = [(change, window) for change, window in weighted if change is not None]
-    total = sum(window for _, window in known)
-    change = f"{sum(c * w for c, w in known) / total:.4f}" if total else "unknown"
+    counts, change = gradient_totals(lines), mean_change(lines)
+    gradients = f"{counts['possible']} gradients"
+    if counts["altered"] is not None:
+        gradients = f"{counts['altered']} of {gradients} altered"
     return (
-        f"{log}: {steps} steps, {altered} of {possible} gradients altered, mean change of the "
-        f"update {change}, {nonfinite} non-finite steps"
+        f"{log}: {sum(line['window'] for line in lines)} steps, {gradients}, mean change of the "
+        f"update {'unknown' if change is None else f'{change:.4f}'}, "
+        f"{sum(line['nonfinite'] for line in lines)} non-finite steps"
     )
 
 
@@ -167,10 +144,8 @@ def draw(lines: Sequence[Line], directory: str | Path) -> list[Path]:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    found = []
-    for log, own in _by_log(lines).items():
-        found += _plots.draw(own, directory, Path(log).stem)
-    return found
+    logs = _by_log(lines).items()
+    return [path for log, rows in logs for path in _plots.draw(rows, directory, Path(log).stem)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

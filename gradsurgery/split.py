@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.address_tables import send
+from gradsurgery.transfer import to_device
 
 REDUCTIONS = ("mean", "sum")
 
@@ -60,13 +60,13 @@ def split(
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks is a sequence of different names, not {tasks!r}")
     places = _places(task_ids, len(losses), tasks)
-    _, where = send(torch.tensor(places), losses.device)
-    found = {}
+    where = to_device(torch.tensor(places), losses.device)
+    by_task = {}
     for place in sorted(set(places)):
         # Not losses[where == place]: on a GPU its shape would have to be waited for.
         total = torch.where(where == place, losses, 0.0).sum()
-        found[tasks[place]] = total / places.count(place) if reduction == "mean" else total
-    return found
+        by_task[tasks[place]] = total / places.count(place) if reduction == "mean" else total
+    return by_task
 
 
 def _check_losses(losses: Tensor) -> None:
@@ -94,10 +94,10 @@ def _places(task_ids: Iterable[Any], batch: int, tasks: Sequence[str]) -> list[i
         task_ids = task_ids.tolist()
     elif isinstance(task_ids, str):
         raise TypeError(f"task_ids is one name or integer per example, not the name {task_ids!r}")
-    given = list(task_ids)
-    if len(given) != batch:
-        raise ValueError(f"got {len(given)} task_ids for {batch} examples: pass one for each")
-    return [_place(task, position, tasks) for position, task in enumerate(given)]
+    ids = list(task_ids)
+    if len(ids) != batch:
+        raise ValueError(f"got {len(ids)} task_ids for {batch} examples: pass one for each")
+    return [_place(task, position, tasks) for position, task in enumerate(ids)]
 
 
 def _place(task: Any, position: int, tasks: Sequence[str]) -> int:

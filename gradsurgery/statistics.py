@@ -1,14 +1,14 @@
 """Conflict statistics: do the tasks conflict, and what did surgery do about it?
 
 Everything is read off the Gram matrix and the verdict; nothing here changes a gradient. Steps are
-put aside as the tensors they are, added up ``TOGETHER`` at a time on the device that holds them,
-and turned into Python numbers only when somebody asks, once a window.
+put aside as the tensors they are, added up ``WAITING`` at a time on the device that holds them, and
+turned into Python numbers only when somebody asks, once a window.
 
 The words, as they are used throughout:
 
 * a *conflict* is a pair of original gradients with negative cosine;
 * pair (i, j) is *altered* when gradient i received a multiple of gradient j, gradient i when any j
-  did that, in any segment;
+  did that, in any segment; with a method for which that has no meaning it is None;
 * pairs are counted once per step and segment in which both gradients exist and are not zero;
 * *change* is |u - s| / |s|: u the update, s the plain sum, over all shared parameters.
 
@@ -19,18 +19,35 @@ and it means nothing: look at the cosines and at the change beside the counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.address_tables import send
 from gradsurgery.methods import Verdict
+from gradsurgery.summary import PairCounts, PairSummary, Summary
+from gradsurgery.transfer import to_device
 
 #: Steps, and numbers of their Gram matrices, that wait at most before they are added up.
-TOGETHER = 32
+WAITING = 32
 ELEMENTS = 1 << 20
+
+#: The sums of shape [S, K, K], in the order of the fields of :class:`PairCounts`: what they start
+#: from, and how they add up over segments.
+_PAIRWISE: dict[str, tuple[float, Callable[[Tensor, int], Tensor]]] = {
+    "possible": (0.0, torch.sum),
+    "conflicts": (0.0, torch.sum),
+    "altered": (0.0, torch.sum),
+    "cosine": (0.0, torch.sum),
+    "lowest": (math.inf, torch.amin),
+    "highest": (-math.inf, torch.amax),
+    "target": (math.nan, torch.mean),
+}
+#: The sums of shape [K], and of shape [1], which start from zero.
+_TASKWISE = ("active", "active_altered", "present", "norm", "weight")
+_SCALAR = ("steps", "nonfinite", "changed", "change", "most")
 
 
 class ConflictStatistics:
@@ -54,15 +71,13 @@ class ConflictStatistics:
         self.tasks = tuple(tasks)
         self.method = method
         self.segments: list[str] = []
-        self._sums: dict[str, Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
         """Begin a new window: everything back to zero."""
         self._skipped = 0
         self._waiting: list[_Step] = []
-        for name, value in self._sums.items():
-            value.fill_(_PAIRWISE.get(name, 0.0))  # in place: a captured CUDA graph adds to it
+        self._sums: dict[str, Tensor] = {}  # made by the first step, on its device
 
     def skip(self) -> None:
         """Count a step with a non-finite gradient, which enters no other figure."""
@@ -86,67 +101,79 @@ class ConflictStatistics:
             finite: scalar bool on the device of ``gram``; where it is False the step is counted as
                 :meth:`skip` does. None for True.
         """
-        if len(segments) != len(self.segments) or not self._sums:
+        sums = self._sums
+        if not sums or len(segments) != len(self.segments) or sums["steps"].device != gram.device:
             self._add_up()
-            self._resize(segments, gram.device)
-        if self._sums["steps"].device != gram.device:  # made by a summary, or loaded
-            self._sums = {name: value.to(gram.device) for name, value in self._sums.items()}
+            self._make_room(segments, gram.device)
         self._waiting.append(_Step(gram, verdict, active, finite))
-        capturing = gram.is_cuda and torch.cuda.is_current_stream_capturing()
-        most = min(TOGETHER, ELEMENTS // gram.numel())
-        if capturing or len(self._waiting) >= most:
+        if len(self._waiting) >= min(WAITING, ELEMENTS // gram.numel()):
             self._add_up()
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """Return the window in plain Python values, as :class:`~gradsurgery.ConflictLog` writes it.
 
         ``pairs`` lists ordered pairs (i, j), since alterations and targets have a direction;
         conflicts and cosines are the same for (j, i). Figures that do not exist are None. With
         several segments, ``by_segment`` repeats the pairs for each.
         """
-        if not self._sums:
-            self._resize(self.segments or ["model"], torch.device("cpu"))
         self._add_up()
-        sums = {name: value.cpu() for name, value in self._sums.items()}
+        segments = self.segments or ["model"]
+        sums = self._sums or _initial(len(segments), len(self.tasks), torch.device("cpu"))
+        sums = {name: value.cpu() for name, value in sums.items()}
         steps = sums["changed"].item()
-        found = {
+        summary: Summary = {
             "window": int(sums["steps"]) + self._skipped,
             "method": self.method,
             "tasks": list(self.tasks),
-            "segments": len(self.segments),
+            "segments": len(segments),
             "gradients": {
                 "possible": int(sums["active"].sum()),
-                "altered": int(sums["active_altered"].sum()),
+                "altered": _count(sums["active_altered"].sum().item()),
             },
-            "pairs": self._pairs({name: _over_segments(name, sums[name]) for name in _PAIRWISE}),
-            "norms": _by_task(self.tasks, sums["norm"], sums["present"]),
-            "weights": _by_task(self.tasks, sums["weight"], sums["present"]),
+            "pairs": self._pairs({key: add(sums[key], 0) for key, (_, add) in _PAIRWISE.items()}),
+            "norms": self._means(sums["norm"], sums["present"]),
+            "weights": self._means(sums["weight"], sums["present"]),
             "change": {
                 "mean": _ratio(sums["change"].item(), steps),
                 "max": sums["most"].item() if steps else None,
             },
             "nonfinite": int(sums["nonfinite"]) + self._skipped,
         }
-        if len(self.segments) > 1:
-            found["by_segment"] = [
+        if len(segments) > 1:
+            summary["by_segment"] = [
                 {"segment": name, "pairs": self._pairs({key: sums[key][s] for key in _PAIRWISE})}
-                for s, name in enumerate(self.segments)
+                for s, name in enumerate(segments)
             ]
-        return found
+        return summary
 
     def scalars(self) -> dict[str, float]:
         """Return the window as flat ``{name: number}``, for any logger; figures without a value are
-        left out."""
-        return dict(_flatten(self.summary()))
+        left out, and what is the same for (i, j) and (j, i) stands there once."""
+        summary = self.summary()
+        gradients = summary["gradients"]
+        values: dict[str, float | None] = {
+            "altered": _ratio(gradients["altered"], gradients["possible"]),
+            "change": summary["change"]["mean"],
+            "nonfinite": float(summary["nonfinite"]),
+        }
+        for pair in summary["pairs"]:
+            name = f"{pair['i']}-{pair['j']}"
+            if self.tasks.index(pair["i"]) < self.tasks.index(pair["j"]):
+                values[f"cosine/{name}"] = pair["cosine"]["mean"]
+                values[f"conflicts/{name}"] = _ratio(pair["conflicts"], pair["possible"])
+            values[f"altered/{name}"] = _ratio(pair["altered"], pair["possible"])
+            values[f"target/{name}"] = pair["target"]
+        values |= {f"norm/{task}": norm for task, norm in summary["norms"].items()}
+        values |= {f"weight/{task}": weight for task, weight in summary["weights"].items()}
+        return {f"surgery/{name}": value for name, value in values.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window, so that a resumed run logs what the run that never stopped does."""
         self._add_up()
-        begun = bool(self._sums) and bool(self._sums["steps"] > 0)
         return {
             "skipped": self._skipped,
             "segments": list(self.segments),
-            "sums": {name: value.clone() for name, value in self._sums.items()} if begun else {},
+            "sums": {name: value.clone() for name, value in self._sums.items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -156,20 +183,12 @@ class ConflictStatistics:
         self.segments = list(state_dict["segments"])
         self._sums = {name: value.clone() for name, value in state_dict["sums"].items()}
 
-    def _resize(self, segments: Sequence[str], device: torch.device) -> None:
-        """Make room for these segments; the sums so far stay where they are."""
-        size, tasks = len(segments), len(self.tasks)
-        self.segments = list(segments)
-
-        def grown(name: str, shape: tuple[int, ...], fill: float) -> Tensor:
-            value = torch.full(shape, fill, dtype=torch.float64, device=device)
-            if name in self._sums:
-                value[: len(self._sums[name])] = self._sums[name]
-            return value
-
-        pairwise = {n: grown(n, (size, tasks, tasks), fill) for n, fill in _PAIRWISE.items()}
-        by_task = {n: grown(n, (tasks,), 0.0) for n in _TASKWISE}
-        self._sums = {**pairwise, **by_task, **{n: grown(n, (1,), 0.0) for n in _SCALAR}}
+    def _make_room(self, segments: Sequence[str], device: torch.device) -> None:
+        """Make sums for these segments on the device; what was added up so far is kept."""
+        sums = _initial(len(segments), len(self.tasks), device)
+        for name, value in self._sums.items():
+            sums[name][: len(value)] = value.to(device)
+        self.segments, self._sums = list(segments), sums
 
     def _add_up(self) -> None:
         """Add the steps that wait to the sums, all at once."""
@@ -182,8 +201,8 @@ class ConflictStatistics:
         # What is not finite must not enter a sum, not even times zero.
         gram = torch.where(finite[:, None, None, None], gram, 0)
         weights = torch.stack([step.verdict.weights.to(device) for step in steps])
-        altered = torch.stack([step.verdict.altered.to(device) for step in steps])
-        active = send(torch.stack([step.active for step in steps]), device)[1]
+        altered = _altered(steps, gram)
+        active = to_device(torch.stack([step.active for step in steps]), device)
         self._add("steps", torch.ones_like(finite)[:, None])
         self._add("nonfinite", ~finite[:, None])
         self._add("active", active & finite[:, None])
@@ -215,7 +234,7 @@ class ConflictStatistics:
     def _add_tasks(self, gram: Tensor, weights: Tensor, altered: Tensor) -> None:
         square = gram.diagonal(dim1=-2, dim2=-1)  # [T, S, K]
         present = square > 0
-        self._add("active_altered", altered.any(-1).any(1))
+        self._add("active_altered", altered.amax((1, -1)))
         self._add("present", present.any(1))
         self._add("norm", square.sum(1).sqrt())
         weight = torch.where(present, weights, 0).sum(1)
@@ -230,15 +249,31 @@ class ConflictStatistics:
         self._add("change", change)
         self._sums["most"].copy_(torch.maximum(self._sums["most"], change.amax(0)))
 
-    def _pairs(self, sums: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def _pairs(self, sums: Mapping[str, Tensor]) -> list[PairSummary]:
         """Return the ordered pairs' figures from sums of shape [K, K]."""
-        values = {name: value.tolist() for name, value in sums.items()}
+        values = torch.stack([sums[name] for name in _PAIRWISE], dim=-1).tolist()  # [K][K][7]
         return [
-            _pair(self.tasks[i], self.tasks[j], {name: v[i][j] for name, v in values.items()})
-            for i in range(len(self.tasks))
-            for j in range(len(self.tasks))
-            if i != j
+            _pair_counts(values[i][j]).to_json(self.tasks[i], self.tasks[j])
+            for i, j in permutations(range(len(self.tasks)), 2)
         ]
+
+    def _means(self, total: Tensor, count: Tensor) -> dict[str, float | None]:
+        """Return the mean by task from sums of shape [K]."""
+        means = map(_ratio, total.tolist(), count.tolist())
+        return dict(zip(self.tasks, means, strict=True))
+
+
+def _initial(segments: int, tasks: int, device: torch.device) -> dict[str, Tensor]:
+    """The sums of no step at all."""
+
+    def full(start: float, *shape: int) -> Tensor:
+        return torch.full(shape, start, dtype=torch.float64, device=device)
+
+    return {
+        **{name: full(start, segments, tasks, tasks) for name, (start, _) in _PAIRWISE.items()},
+        **{name: full(0.0, tasks) for name in _TASKWISE},
+        **{name: full(0.0, 1) for name in _SCALAR},
+    }
 
 
 class _Step(NamedTuple):
@@ -256,72 +291,21 @@ def _finite(steps: Sequence[_Step], device: torch.device) -> Tensor:
     return torch.stack([yes if s.finite is None else s.finite.to(device) for s in steps])
 
 
-#: The sums of shape [S, K, K] and what they start from.
-_PAIRWISE = {
-    "possible": 0.0,
-    "conflicts": 0.0,
-    "altered": 0.0,
-    "cosine": 0.0,
-    "lowest": math.inf,
-    "highest": -math.inf,
-    "target": math.nan,
-}
-#: The sums of shape [K], and of shape [1].
-_TASKWISE = ("active", "active_altered", "present", "norm", "weight")
-_SCALAR = ("steps", "nonfinite", "changed", "change", "most")
+def _altered(steps: Sequence[_Step], gram: Tensor) -> Tensor:
+    """Return ``[T, S, K, K]`` bool; NaN, which stays in every sum, where it has no meaning."""
+    altered = [s.verdict.altered.to(gram.device) for s in steps if s.verdict.altered is not None]
+    return torch.stack(altered) if len(altered) == len(steps) else torch.full_like(gram, math.nan)
 
 
-def _over_segments(name: str, value: Tensor) -> Tensor:
-    """Bring [S, K, K] to [K, K] the way the figure wants it."""
-    if name == "lowest":
-        return value.amin(0)
-    if name == "highest":
-        return value.amax(0)
-    return value.mean(0) if name == "target" else value.sum(0)
+def _pair_counts(sums: Sequence[float]) -> PairCounts:
+    possible, conflicts, altered, cosine, lowest, highest, target = sums
+    counts = int(possible), int(conflicts), _count(altered)
+    return PairCounts(*counts, cosine, lowest, highest, None if math.isnan(target) else target)
 
 
-def _pair(i: str, j: str, sums: dict[str, float]) -> dict[str, Any]:
-    possible = sums["possible"]
-    return {
-        "i": i,
-        "j": j,
-        "possible": int(possible),
-        "conflicts": int(sums["conflicts"]),
-        "altered": int(sums["altered"]),
-        "cosine": {
-            "mean": _ratio(sums["cosine"], possible),
-            "min": sums["lowest"] if possible else None,
-            "max": sums["highest"] if possible else None,
-        },
-        "target": None if math.isnan(sums["target"]) else sums["target"],
-    }
+def _count(total: float) -> int | None:
+    return None if math.isnan(total) else int(total)
 
 
-def _by_task(tasks: Sequence[str], total: Tensor, count: Tensor) -> dict[str, float | None]:
-    pairs = zip(total.tolist(), count.tolist(), strict=True)
-    return {task: _ratio(*pair) for task, pair in zip(tasks, pairs, strict=True)}
-
-
-def _ratio(total: float, count: float) -> float | None:
-    return total / count if count else None
-
-
-def _flatten(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The scalars' names: grouped by what they are, each unordered pair once but for directions."""
-    tasks = summary["tasks"]
-    gradients = summary["gradients"]
-    rows: list[tuple[str, float | None]] = [
-        ("altered", _ratio(gradients["altered"], gradients["possible"])),
-        ("change", summary["change"]["mean"]),
-        ("nonfinite", float(summary["nonfinite"])),
-    ]
-    for pair in summary["pairs"]:
-        i, j = pair["i"], pair["j"]
-        if tasks.index(i) < tasks.index(j):
-            rows.append((f"cosine/{i}-{j}", pair["cosine"]["mean"]))
-            rows.append((f"conflicts/{i}-{j}", _ratio(pair["conflicts"], pair["possible"])))
-        rows.append((f"altered/{i}-{j}", _ratio(pair["altered"], pair["possible"])))
-        rows.append((f"target/{i}-{j}", pair["target"]))
-    for name in ("norms", "weights"):
-        rows += [(f"{name[:-1]}/{task}", value) for task, value in summary[name].items()]
-    yield from ((f"surgery/{name}", value) for name, value in rows if value is not None)
+def _ratio(total: float | None, count: float) -> float | None:
+    return total / count if count and total is not None else None

@@ -13,11 +13,9 @@ atomic: a reader sees the old file or the new one, never half of one.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError, ConfigError
+from bert_mtl_demo.store import atomic, write_json
 
 FORMAT = 1
 # What torch.load raises for a damaged file.
@@ -74,8 +73,7 @@ class RunDirectory:
 
     def save_config(self, config: Config) -> None:
         """Write the settings."""
-        with atomic(self.config) as file:
-            file.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.config, config.to_dict(), indent=2)
 
     def load_config(self) -> Config:
         """The settings of an existing run."""
@@ -90,28 +88,6 @@ class RunDirectory:
         if not isinstance(values, dict):
             raise CheckpointError(f"{self.config}: holds no table of settings")
         return Config.from_mapping(values, origin=str(self.config))
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file that replaces `path` when the block ends, and is removed if it fails.
-
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> with atomic(target) as file:
-    ...     _ = file.write_text("whole")
-    >>> target.read_text(), len(list(target.parent.iterdir()))
-    ('whole', 1)
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            # Without this a power cut may leave the new name on an empty file.
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

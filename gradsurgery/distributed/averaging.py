@@ -1,4 +1,4 @@
-"""Averaging each task's gradients over a process group, while the next task's backward runs.
+"""Averaging of each task's gradients over a process group, while the next task's backward runs.
 
 Every rank must send the same messages in the same order, though ranks may run different tasks and
 reach different parameters. So messages go out in the order of ``tasks``, and what goes out early
@@ -12,8 +12,8 @@ rank reached gets no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
 from gradsurgery.distributed import consistency
-from gradsurgery.distributed.collectives import CARRIERS, Carrier, Shipment
+from gradsurgery.distributed.collectives import Exchange, PendingAverages
 from gradsurgery.distributed.sharded import is_sharded
+from gradsurgery.kernels import Columns
+from gradsurgery.transfer import to_device
 
 #: In the sum over ranks: a gradient that is there, and one that was not sent yet.
 PRESENT, LATE = 1, 1 << 31
@@ -52,16 +54,18 @@ class Table(NamedTuple):
     ran: list[int]
 
 
-class Captured(Protocol):
-    """What was captured for each task, and waits."""
+class HandedOver(NamedTuple):
+    """Gradients of one task that left the capture to be averaged.
 
-    grads: dict[str, Grads]
+    Attributes:
+        task: its name.
+        left: those that stay captured.
+        sent: those that left, in the memory where they are being averaged.
+    """
 
-    def send(self, task: str, left: Grads, sent: Grads) -> None:
-        """Part with a task's gradients but for those ``left``; ``sent`` is where they are now."""
-
-    def clear(self) -> None:
-        """Forget everything."""
+    task: str
+    left: Grads
+    sent: Grads
 
 
 class Averaging:
@@ -70,10 +74,9 @@ class Averaging:
     Args:
         group: the processes.
         tasks: the tasks' names, in order.
-        exchange: of :data:`~gradsurgery.distributed.collectives.CARRIERS`.
     """
 
-    def __init__(self, group: dist.ProcessGroup, tasks: Sequence[str], exchange: str) -> None:
+    def __init__(self, group: dist.ProcessGroup, tasks: Sequence[str]) -> None:
         self._tasks, self._ranks = tuple(tasks), dist.get_world_size(group)
         # Messages of its own: on the user's group, ranks that run different tasks would send ours
         # and the user's in different orders.
@@ -82,7 +85,7 @@ class Averaging:
             backend=c10d.get_backend_config(group),
             use_local_synchronization=True,
         )
-        self.carrier: Carrier = CARRIERS[exchange](self.group)
+        self.exchange = Exchange(self.group)
         self._pattern: Pattern | None = None  # what this rank had before
         self._last: Table | None = None  # what all ranks together had before
         self._expected: Tensor | None = None  # [K, P] bool: what goes out early
@@ -105,72 +108,85 @@ class Averaging:
         """
         if self._begun:
             self._send_early({}, parameters, set(self._tasks))
-        for shipment in self._sent.values():
-            shipment.wait()
+        for pending in self._sent.values():
+            pending.wait()
         self._reset()
 
     def _reset(self) -> None:
         self._begun = False
+        self._ran: list[bool] = []  # by task, whether this rank ran it
         self._broken: list[str] = []
-        self._sent: dict[str, Shipment] = {}
+        self._sent: dict[str, PendingAverages] = {}
         self._had: dict[str, set[int]] = {}  # which of the sent gradients were this rank's
         self._ready: set[str] = set()
         self._next = 0  # the first of the tasks that has not had its turn
 
     def captured(
-        self, task: str, capture: Captured, parameters: Sequence[Tensor], sync: bool
-    ) -> None:
-        """Take note that ``task`` has captured; send what can go out early.
+        self, task: str, captures: Mapping[str, Grads], parameters: Sequence[Tensor], sync: bool
+    ) -> list[HandedOver]:
+        """Take note that ``task`` has captured; begin to average what can go out early.
 
         Args:
             task: its name.
-            capture: what was captured so far; what is sent leaves it.
+            captures: what was captured so far and not sent.
             parameters: of the optimizer.
             sync: False when more of this task follows.
+
+        Returns:
+            What went out.
         """
-        _refuse_unaverageable(f"task {task!r}", capture.grads[task])
-        if sync:
-            self._ready.add(task)
-            self._send_early(capture.grads, parameters, self._ready, capture.send)
+        _refuse_unaverageable(f"task {task!r}", captures[task])
+        if not sync:
+            return []
+        self._ready.add(task)
+        return self._send_early(captures, parameters, self._ready)
+
+    def flush(
+        self, captures: Mapping[str, Grads], parameters: Sequence[Tensor]
+    ) -> list[HandedOver]:
+        """Begin to average what was expected and has not gone out; every rank has to, in any case.
+
+        Returns:
+            What went out.
+        """
+        self._ran = [task in captures or task in self._had for task in self._tasks]
+        self._begun = True  # by ranks without a task, too
+        return self._send_early(captures, parameters, set(self._tasks))
 
     def finish(
-        self, capture: Captured, parameters: Sequence[Tensor], code: int
-    ) -> tuple[list[list[Tensor | None]], list[bool]]:
-        """Average what is left, and return everything.
+        self, captures: Mapping[str, Grads], parameters: Sequence[Tensor], code: int
+    ) -> tuple[Columns, list[bool]]:
+        """Average what is left after :meth:`flush`, and return everything.
 
         What is in ``.grad``, beside the tasks, is averaged in its place. (What was averaged before
         is the same on all ranks, and stays what it is.)
 
         Args:
-            capture: what was captured and not sent.
+            captures: what was captured and not sent.
             parameters: of the optimizer.
             code: a fingerprint of what all ranks must have in common.
 
         Returns:
-            ``[K][P]`` averages in the carrier's form, and for each task whether any rank ran it.
+            ``[P][K]`` averages, and for each task whether any rank ran it.
 
         Raises:
             RuntimeError: when the ranks' codes differ.
         """
-        ran = [task in capture.grads or task in self._had for task in self._tasks]
-        self._begun = True  # by ranks without a task, too
-        self._send_early(capture.grads, parameters, set(self._tasks), capture.send)
         beside = {p: p.grad for p in parameters if p.grad is not None}
         _refuse_unaverageable("a backward beside the tasks", beside)
         position = {parameter: p for p, parameter in enumerate(parameters)}
         late = [
             {position[parameter]: grad for parameter, grad in grads.items()}
-            for grads in (*(capture.grads.get(task, {}) for task in self._tasks), beside)
+            for grads in (*(captures.get(task, {}) for task in self._tasks), beside)
         ]
-        table = self._roll(ran, late, parameters, code)
+        table = self._roll(late, parameters, code)
         second = [
-            self.carrier.send(parameters, row.nonzero().flatten().tolist(), grads)
+            self.exchange.average(parameters, row.nonzero().flatten().tolist(), grads)
             for row, grads in zip(table.late, late, strict=True)
         ]
-        capture.clear()
         rows = [
-            self._received(task, shipment, row.tolist(), count)
-            for task, shipment, row, count in zip(
+            self._received(task, pending, row.tolist(), count)
+            for task, pending, row, count in zip(
                 (*self._tasks, BESIDE),
                 second,
                 table.present,
@@ -178,40 +194,36 @@ class Averaging:
                 strict=True,
             )
         ]
-        for parameter, grad in zip(
-            parameters, self.carrier.restored(parameters, rows.pop()), strict=True
-        ):
+        for parameter, grad in zip(parameters, rows.pop(), strict=True):
             if grad is not None:
                 parameter.grad = grad
         self._reset()
-        return rows, [count > 0 for count in table.ran]
+        return list(zip(*rows, strict=True)), [count > 0 for count in table.ran]
 
     def _send_early(
-        self,
-        grads: Mapping[str, Grads],
-        parameters: Sequence[Tensor],
-        ready: set[str],
-        part_with: Callable[[str, Grads, Grads], None] = lambda task, left, sent: None,
-    ) -> None:
-        """Send the expected ones of ``grads`` for the tasks whose turn it is."""
+        self, captures: Mapping[str, Grads], parameters: Sequence[Tensor], ready: set[str]
+    ) -> list[HandedOver]:
+        """Begin to average the expected gradients of the tasks whose turn it is."""
+        handed: list[HandedOver] = []
         if self._expected is None or self._expected.shape[1] != len(parameters):
-            return
+            return handed
         while self._next < len(self._tasks) and self._tasks[self._next] in ready:
             task, positions = self._tasks[self._next], self._expected[self._next].nonzero()
             self._next += 1
             if not len(positions):
                 continue
-            expected, mine = positions.flatten().tolist(), grads.get(task, {})
-            going = {p: mine[parameters[p]] for p in expected if parameters[p] in mine}
-            shipment = self._sent[task] = self.carrier.send(parameters, expected, going)
-            if task in grads:
+            expected, grads = positions.flatten().tolist(), captures.get(task, {})
+            going = {p: grads[parameters[p]] for p in expected if parameters[p] in grads}
+            pending = self._sent[task] = self.exchange.average(parameters, expected, going)
+            if task in captures:
                 self._had[task] = set(going)
-                sent = {parameters[p]: shipment.found[p] for p in going}
-                part_with(task, {p: grad for p, grad in mine.items() if p not in sent}, sent)
+                sent = {parameters[p]: pending.averages[p] for p in going}
+                left = {p: grad for p, grad in grads.items() if p not in sent}
+                handed.append(HandedOver(task, left, sent))
+        return handed
 
     def _roll(
         self,
-        ran: Sequence[bool],
         late: Sequence[dict[int, Tensor]],
         parameters: Sequence[Tensor],
         code: int,
@@ -219,7 +231,9 @@ class Averaging:
         """Ask who has what; where nobody has changed, in a message of a few numbers."""
         rows = [
             (does, frozenset(self._had.get(task, ())), frozenset(grads))
-            for does, task, grads in zip((*ran, True), (*self._tasks, BESIDE), late, strict=True)
+            for does, task, grads in zip(
+                (*self._ran, True), (*self._tasks, BESIDE), late, strict=True
+            )
         ]
         pattern = [(does, had | missing) for does, had, missing in rows]
         changed = pattern != self._pattern or any(missing for _, _, missing in rows)
@@ -235,11 +249,11 @@ class Averaging:
                 "drop the step with zero_grad() on all ranks"
             )
         if changes or self._last is None:
-            found = self._asked(rows, len(parameters), parameters[0].device)
-            regular = self._last is not None and torch.equal(self._last.present, found.present)
-            self._expected = found.present[:-1] if regular else None
-            self._last = found._replace(late=torch.zeros_like(found.late))
-            return found
+            table = self._asked(rows, len(parameters), parameters[0].device)
+            regular = self._last is not None and torch.equal(self._last.present, table.present)
+            self._expected = table.present[:-1] if regular else None
+            self._last = table._replace(late=torch.zeros_like(table.late))
+            return table
         return self._last
 
     def _asked(
@@ -260,26 +274,75 @@ class Averaging:
 
     def _summed(self, numbers: Tensor, device: torch.device) -> Tensor:
         """Return the sum over the ranks. The host waits for it."""
-        message = numbers.to(device)
-        dist.all_reduce(message, group=self.group)
-        return message.cpu()
+        return self.exchange.summed(to_device(numbers, device)).cpu()
 
     def _received(
-        self, task: str, second: Shipment, present: Sequence[bool], ran: int
+        self, task: str, second: PendingAverages, present: Sequence[bool], ran: int
     ) -> list[Tensor | None]:
         """Return one task's averages by position, from both rounds."""
-        first = self._sent.get(task, Shipment({}, [], []))
+        first = self._sent.get(task, PendingAverages({}, []))
         first.wait()
         second.wait()
-        found = dict(first.found)
-        for p, grad in second.found.items():
-            found[p] = found[p].add_(grad) if p in found else grad
-        row = [found[p] if yes else None for p, yes in enumerate(present)]
-        there = [grad for grad in row if grad is not None]
-        if there and ran < self._ranks:
+        averages = dict(first.averages)
+        for p, grad in second.averages.items():
+            averages[p] = averages[p].add_(grad) if p in averages else grad
+        row = [averages[p] if there else None for p, there in enumerate(present)]
+        grads = [grad for grad in row if grad is not None]
+        if grads and ran < self._ranks:
             # They were divided by all ranks.
-            torch._foreach_mul_(there, self._ranks / ran)
+            torch._foreach_mul_(grads, self._ranks / ran)
         return row
+
+
+class Averaged:
+    """A step's gradients after they were averaged, the same on all ranks: a placement.
+
+    Args:
+        exchange: of the ranks.
+        columns: ``[P][K]``, the averages.
+    """
+
+    def __init__(self, exchange: Exchange, columns: Columns) -> None:
+        self._exchange = exchange
+        self._alone = [sum(grad is not None for grad in column) == 1 for column in columns]
+
+    def gram(
+        self,
+        columns: Columns,
+        segments: Sequence[int],
+        positions: Sequence[int],
+        count: int,
+        tasks: int,
+    ) -> Tensor:
+        """See :class:`~gradsurgery.distributed.placement.Placement`."""
+        return self._exchange.gram(columns, segments, count, tasks)
+
+    def restored(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """See :class:`~gradsurgery.distributed.placement.Placement`."""
+        # A head's gradient would keep the bucket alive that all of its task came in.
+        return [
+            grad.clone() if grad is not None and alone and _is_part(grad) else grad
+            for grad, alone in zip(update, self._alone, strict=True)
+        ]
+
+
+def mean_known(values: Tensor, groups: Sequence[dist.ProcessGroup]) -> Tensor:
+    """Return the mean of ``values`` ([K], NaN for unknown) over the ranks that know them.
+
+    Args:
+        values: float64, on the groups' device.
+        groups: summed over one after the other, the dimensions of a mesh.
+    """
+    known = ~values.isnan()
+    totals = torch.stack([torch.where(known, values, 0), known.to(values.dtype)])
+    for group in groups:
+        dist.all_reduce(totals, group=group)
+    return totals[0] / totals[1]
+
+
+def _is_part(grad: Tensor) -> bool:
+    """Whether ``grad`` is a view of more than itself."""
+    return grad.untyped_storage().nbytes() > 2 * grad.numel() * grad.element_size()
 
 
 def _refuse_unaverageable(whose: str, grads: Grads) -> None:

@@ -1,4 +1,4 @@
-"""Agreement: do all ranks mean the same? A difference is refused before it reaches a weight.
+"""Consistency of the ranks: a difference in what they do is refused before it reaches a weight.
 
 Ranks that went different ways do not fail: they train different models, in silence. What is looked
 at, and when:
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
-from gradsurgery.kernels.address_tables import send
+from gradsurgery.transfer import to_device
 
 #: A fingerprint's size: its square times any number of ranks fits into 63 bits.
 BITS = 20
@@ -50,7 +50,7 @@ NOT_SHARDED = (
     "parts, no ignored_params), or freeze them"
 )
 DIFFERENT_TASKS = (
-    "the ranks ran different tasks: this one {mine}, and the others not the same at the same time. "
+    "the ranks ran different tasks: this one {tasks}, and others not the same at the same time. "
     "With sharded parameters every rank has to run the same tasks in the same order (a forward "
     "pass reads the other ranks' shards): draw the tasks with one seed on all ranks"
 )
@@ -79,13 +79,13 @@ def settings_of(thing: object) -> list[object]:
         ('GradVac', True)
     """
     plain = (int, float, str, bool, type(None), tuple)
-    found: list[object] = [type(thing).__qualname__]
+    settings: list[object] = [type(thing).__qualname__]
     for name, value in sorted(vars(thing).items()):
         if isinstance(value, Tensor):
-            found.append(f"{name}={fingerprint(value)}")
+            settings.append(f"{name}={fingerprint(value)}")
         elif isinstance(value, plain):
-            found.append(f"{name}={value!r}")
-    return found
+            settings.append(f"{name}={value!r}")
+    return settings
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -112,7 +112,6 @@ class _Call(NamedTuple):
     name: str
     answers: Tensor  # [groups, 4] int64
     works: list[Any]
-    kept: Tensor  # what the answers are copied from
 
 
 class RollCall:
@@ -128,19 +127,19 @@ class RollCall:
 
     def __init__(self, meshes: Sequence[Any]) -> None:
         self.groups = [group for mesh in meshes for group in mesh.get_all_groups()]
-        self._device = torch.device(meshes[0].device_type)
+        self.device = torch.device(meshes[0].device_type)
         self._calls: list[_Call] = []
 
     def call(self, name: str, *parts: object) -> None:
         """Say ``name``, and what else must be the same everywhere."""
-        own = votes(fingerprint(name)) + votes(fingerprint(*parts))
-        kept, answers = send(torch.tensor([own] * len(self.groups)), self._device)
+        ballot = votes(fingerprint(name)) + votes(fingerprint(*parts))
+        answers = to_device(torch.tensor([ballot] * len(self.groups)), self.device)
         works = [
             dist.all_reduce(answer, group=group, async_op=True)
             for answer, group in zip(answers, self.groups, strict=True)
         ]
-        self._calls.append(_Call(name, answers, works, kept))
-        if debugging() or self._device.type == "cpu":
+        self._calls.append(_Call(name, answers, works))
+        if debugging() or self.device.type == "cpu":
             self.check()
 
     def check(self) -> None:
@@ -156,8 +155,8 @@ class RollCall:
             for total, group in zip(call.answers.tolist(), self.groups, strict=True):
                 ranks = dist.get_world_size(group)
                 if not unanimous(total[:2], ranks):
-                    said = [call.name for call in calls[: number + 1]]
-                    raise RuntimeError(DIFFERENT_TASKS.format(mine=", then ".join(said)))
+                    names = [call.name for call in calls[: number + 1]]
+                    raise RuntimeError(DIFFERENT_TASKS.format(tasks=", then ".join(names)))
                 if not unanimous(total[2:], ranks):
                     raise RuntimeError(DIFFERENT_SETTINGS)
 
@@ -216,12 +215,12 @@ def compare_with_neighbours(code: int, active: Tensor, gram: Tensor) -> None:
         return
     rank, ranks = dist.get_rank(), dist.get_world_size()
     _compared[code] = _compared.get(code, 0) + 1
-    place = f"gradsurgery/{code}/{_compared[code]}"
-    mine = torch.where(active[:, None] & active, gram.detach().cpu().sum(0), -1).double()
-    store.set(f"{place}/{rank}", repr(mine.flatten().tolist()))
+    prefix = f"gradsurgery/{code}/{_compared[code]}"
+    products = torch.where(active[:, None] & active, gram.detach().cpu().sum(0), -1).double()
+    store.set(f"{prefix}/{rank}", repr(products.flatten().tolist()))
     for other in {(rank - 1) % ranks, (rank + 1) % ranks} - {rank}:
-        key = f"{place}/{other}"
-        if store.check([key]) and not alike(mine, _parsed(store.get(key), mine.shape)):
+        key = f"{prefix}/{other}"
+        if store.check([key]) and not alike(products, _parsed(store.get(key), products.shape)):
             raise RuntimeError(NOT_AVERAGED.format(what="the gradients"))
 
 
@@ -230,10 +229,10 @@ def _parsed(text: bytes, shape: torch.Size) -> Tensor:
     return torch.tensor([float(word) for word in words], dtype=torch.float64).view(shape)
 
 
-def alike(mine: Tensor, other: Tensor) -> bool:
+def alike(gram: Tensor, other: Tensor) -> bool:
     """Whether two Gram matrices ([..., K, K]) are equal but for rounding."""
-    if not bool(mine.isfinite().all() & other.isfinite().all()):
+    if not bool(gram.isfinite().all() & other.isfinite().all()):
         return True  # an overflow tells nothing
-    norm = mine.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
     allowed = ROUNDING * norm[..., :, None] * norm[..., None, :]
-    return bool(((mine - other).abs() <= allowed).all())
+    return bool(((gram - other).abs() <= allowed).all())

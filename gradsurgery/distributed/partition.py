@@ -1,4 +1,4 @@
-"""Pieces: which rank owns which elements of a parameter.
+"""The partition of a parameter over ranks: which rank owns which of its elements.
 
 Every parameter is cut into one run of consecutive elements (in memory order) per rank. The cut
 depends on the parameter's size and the number of ranks alone, so that the pieces of different
@@ -27,11 +27,11 @@ def length(elements: int, ranks: int) -> int:
     return -(-share // ALIGNED) * ALIGNED
 
 
-def own(flat: Tensor, rank: int, ranks: int) -> Tensor:
+def piece(flat: Tensor, rank: int, ranks: int) -> Tensor:
     """Return the view of ``flat`` ([N]) that ``rank`` owns.
 
     Example:
-        >>> [own(torch.arange(20), rank, 2).tolist()[:3] for rank in range(2)]
+        >>> [piece(torch.arange(20), rank, 2).tolist()[:3] for rank in range(2)]
         [[0, 1, 2], [16, 17, 18]]
     """
     size = length(flat.numel(), ranks)

@@ -1,8 +1,8 @@
-"""Where an optimizer's gradients come from: this process, a process group, or a mesh of shards."""
+"""The placement of an optimizer's gradients: one process, a process group, or a mesh of shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,54 +11,70 @@ from torch import Tensor
 
 from gradsurgery import kernels
 from gradsurgery.distributed import consistency
-from gradsurgery.distributed.averaging import Averaging, Captured
-from gradsurgery.distributed.collectives import CARRIERS
+from gradsurgery.distributed.averaging import Averaged, Averaging, Grads, HandedOver, mean_known
 from gradsurgery.distributed.ddp_guard import refuse_one_forward
-from gradsurgery.distributed.sharded import Meshed, is_sharded, local, meshes_of
-
-Grads = Sequence[Tensor | None]  # one per parameter
+from gradsurgery.distributed.sharded import Sharded, any_sharded, local, meshes_of
+from gradsurgery.kernels import Columns
 
 
 class Placement(Protocol):
-    """How gradients lie on the processes."""
+    """How a step's gradients lie on the processes."""
 
     def gram(
-        self, rows: kernels.Gradients, segments: Sequence[int], positions: Sequence[int], count: int
+        self,
+        columns: Columns,
+        segments: Sequence[int],
+        positions: Sequence[int],
+        count: int,
+        tasks: int,
     ) -> Tensor:
-        """Return the Gram matrix of the whole gradients, ``[count, K, K]``.
+        """Return the Gram matrix of the whole gradients, ``[S, K, K]``, the same on all ranks.
 
         Args:
-            rows: ``[K][P']``, what lies here.
+            columns: ``[P'][K]``, what lies here.
             segments: of the P' parameters.
             positions: of the P' among all parameters.
-            count: the number of segments.
+            count: the number of segments S.
+            tasks: the number of tasks K.
         """
 
+    def restored(self, update: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Return what ``.grad`` is to be, from the update of what lies here (P tensors)."""
 
-class Here:
-    """This process has all there is."""
+
+class SingleProcess:
+    """All gradients lie in this process."""
 
     def gram(
-        self, rows: kernels.Gradients, segments: Sequence[int], positions: Sequence[int], count: int
+        self,
+        columns: Columns,
+        segments: Sequence[int],
+        positions: Sequence[int],
+        count: int,
+        tasks: int,
     ) -> Tensor:
         """See :class:`Placement`."""
-        return kernels.gram(rows, segments, count)
+        return kernels.gram(columns, segments, count, tasks)
+
+    def restored(self, update: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """See :class:`Placement`."""
+        return update
 
 
-class Found(NamedTuple):
+class StepGradients(NamedTuple):
     """The gradients of a step.
 
     Attributes:
-        rows: ``[K][P]``, what lies here of each; the first of a parameter may be overwritten.
+        columns: ``[P][K]``, what lies here of each; the first of a parameter may be overwritten.
         active: for each task, whether it ran, on any rank.
-        placement: where the rest lies.
-        restored: turns the combined gradients into what ``.grad`` is to be.
+        placement: how the whole gradients lie on the processes.
+        averaged: whether what was captured has been averaged in its own memory.
     """
 
-    rows: list[list[Tensor | None]]
+    columns: Columns
     active: list[bool]
     placement: Placement
-    restored: Callable[[Grads], Grads]
+    averaged: bool
 
 
 class Processes:
@@ -67,22 +83,18 @@ class Processes:
     Args:
         group: that the gradients are averaged over, or None.
         tasks: the tasks' names, in order.
-        exchange: "all_reduce" or "reduce_scatter".
 
     Raises:
         TypeError: when ``group`` is no process group.
-        ValueError: for an unknown exchange.
     """
 
-    def __init__(
-        self, group: dist.ProcessGroup | None, tasks: Sequence[str], exchange: str
-    ) -> None:
-        _check(group, exchange)
+    def __init__(self, group: dist.ProcessGroup | None, tasks: Sequence[str]) -> None:
+        _check(group)
         self._tasks = tuple(tasks)
         self._group = group
         # A group of one is a way to say that ranks are meant to differ: nothing to do or compare.
         several = group is not None and dist.get_world_size(group) > 1
-        self._averaging = Averaging(group, tasks, exchange) if group and several else None
+        self._averaging = Averaging(group, tasks) if group and several else None
         self._roll: consistency.RollCall | None = None
         self._compared = False
         self._shapes: list[Any] = []
@@ -94,11 +106,11 @@ class Processes:
                 "an optimizer with a process_group cannot be pickled or copied, since the group "
                 "belongs to this process: save its state_dict() instead"
             )
-        return Processes, (None, self._tasks, "all_reduce")
+        return Processes, (None, self._tasks)
 
     @property
     def count(self) -> int:
-        """How many processes train together."""
+        """The number of processes that train together."""
         if self._group is not None:
             return dist.get_world_size(self._group)
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -114,7 +126,7 @@ class Processes:
         """Take note that ``task`` begins."""
         if self._averaging is not None:
             self._averaging.begin()
-        if any(map(is_sharded, parameters)):
+        if any_sharded(parameters):
             if self._roll is None:
                 self._roll = consistency.RollCall(meshes_of(parameters))
             self._roll.call(f"task {task!r}")
@@ -125,24 +137,31 @@ class Processes:
             self._averaging.failed(task)
 
     def captured(
-        self, task: str, capture: Captured, parameters: Sequence[Tensor], sync: bool
-    ) -> None:
-        """Take note that ``task`` has captured, and begin to average."""
-        if self._averaging is not None:
-            self._averaging.captured(task, capture, parameters, sync)
+        self, task: str, captures: Mapping[str, Grads], parameters: Sequence[Tensor], sync: bool
+    ) -> list[HandedOver]:
+        """Take note that ``task`` has captured; begin to average, and return what went out."""
+        if self._averaging is None:
+            return []
+        return self._averaging.captured(task, captures, parameters, sync)
 
-    def everything(
+    def flush(
+        self, captures: Mapping[str, Grads], parameters: Sequence[Tensor]
+    ) -> list[HandedOver]:
+        """Begin to average what has not gone out yet, and return it."""
+        return [] if self._averaging is None else self._averaging.flush(captures, parameters)
+
+    def gather(
         self,
-        capture: Captured,
+        captures: Mapping[str, Grads],
         parameters: Sequence[Tensor],
-        common: Callable[[], tuple[object, ...]],
-    ) -> Found:
-        """Return the gradients of the step.
+        common: Sequence[object],
+    ) -> StepGradients:
+        """Return the gradients of the step, after :meth:`flush`.
 
         Args:
-            capture: what was captured.
+            captures: what was captured and not sent.
             parameters: of the optimizer.
-            common: tells what all ranks must have in common.
+            common: what all ranks must have in common.
 
         Raises:
             RuntimeError: where the ranks disagree.
@@ -151,17 +170,42 @@ class Processes:
             self._shapes = [(tuple(p.shape), p.dtype) for p in parameters]
             self._device = parameters[0].device
         if self._averaging is not None:
-            return self._averaged(self._averaging, capture, parameters, common())
-        captured = capture.grads
-        rows = [[captured.get(task, {}).get(p) for p in parameters] for task in self._tasks]
-        active = [task in captured for task in self._tasks]
+            code = consistency.fingerprint(self._shapes, *common)
+            averages, active = self._averaging.finish(captures, parameters, code)
+            placement = Averaged(self._averaging.exchange, averages)
+            return StepGradients(averages, active, placement, averaged=True)
+        by_task = [captures.get(task, {}) for task in self._tasks]
+        columns = [[grads.get(parameter) for grads in by_task] for parameter in parameters]
+        active = [task in captures for task in self._tasks]
         if self._roll is None:
-            return Found(rows, active, Here(), lambda grads: grads)
-        self._roll.call("combine()", self._shapes, *common())
+            return StepGradients(columns, active, SingleProcess(), averaged=False)
+        self._roll.call("combine()", self._shapes, *common)
         self._roll.check()
-        shards = [[local(grad) for grad in row] for row in rows]
-        placement = Meshed(parameters, check=not self._compared)
-        return Found(shards, active, placement, lambda grads: _whole(rows, grads))
+        shards = [[local(grad) for grad in column] for column in columns]
+        sharded = Sharded(parameters, columns, check=not self._compared)
+        return StepGradients(shards, active, sharded, averaged=False)
+
+    def mean_losses(self, losses: Tensor) -> Tensor:
+        """Return the mean of each task's loss over the ranks that ran it.
+
+        Args:
+            losses: ``[K]`` float64, NaN for a task that did not run here.
+
+        Raises:
+            RuntimeError: where DDP averages the gradients, and nobody the losses.
+        """
+        if self.count == 1:
+            return losses
+        if self._averaging is not None:
+            return mean_known(losses.to(self._device), [self._averaging.group])
+        if self._roll is not None:
+            return mean_known(losses.to(self._roll.device), self._roll.groups)
+        raise RuntimeError(
+            "this method decides by the tasks' losses, which DistributedDataParallel does not "
+            "average over the processes as it does the gradients: pass "
+            "process_group=dist.group.WORLD to GradientSurgery and run forward and backward inside "
+            "ddp.no_sync()"
+        )
 
     def compare(
         self,
@@ -176,7 +220,8 @@ class Processes:
         Args:
             active: ``[K]`` bool, the tasks that ran.
             gram: ``[S, K, K]``.
-            order, weights: None where there are none, as gradients were not finite.
+            order: None for a method that visits in no order.
+            weights: None where nothing was decided, as gradients were not finite.
 
         Raises:
             RuntimeError: where they do not.
@@ -206,46 +251,8 @@ class Processes:
         if self._group is None and self.count > 1:
             refuse_one_forward(losses)
 
-    def _averaged(
-        self,
-        averaging: Averaging,
-        capture: Captured,
-        parameters: Sequence[Tensor],
-        common: tuple[object, ...],
-    ) -> Found:
-        code = consistency.fingerprint(self._shapes, *common)
-        rows, active = averaging.finish(capture, parameters, code)
-        alone = [sum(g is not None for g in column) == 1 for column in zip(*rows, strict=True)]
 
-        def restored(grads: Grads) -> Grads:
-            whole = averaging.carrier.restored(parameters, grads)
-            # A head's gradient would keep the bucket alive that all of its task came in.
-            return [
-                g.clone() if g is not None and one and _is_part(g) else g
-                for g, one in zip(whole, alone, strict=True)
-            ]
-
-        return Found(rows, active, averaging.carrier, restored)
-
-
-def _is_part(grad: Tensor) -> bool:
-    """Whether ``grad`` is a view of more than itself."""
-    return grad.untyped_storage().nbytes() > 2 * grad.numel() * grad.element_size()
-
-
-def _whole(rows: Sequence[Grads], grads: Grads) -> list[Tensor | None]:
-    """Return the sharded gradients whose shards are ``grads``, each the first of its column."""
-    first = [next((g for g in column if g is not None), None) for column in zip(*rows, strict=True)]
-    return [
-        whole if whole is not None and is_sharded(whole) else grad
-        for whole, grad in zip(first, grads, strict=True)
-    ]
-
-
-def _check(group: dist.ProcessGroup | None, exchange: str) -> None:
-    if exchange not in CARRIERS:
-        known = " or ".join(map(repr, CARRIERS))
-        raise ValueError(f"exchange is {known}, not {exchange!r}")
+def _check(group: dist.ProcessGroup | None) -> None:
     if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
         raise TypeError(
             "process_group is a torch.distributed process group such as dist.group.WORLD (after "

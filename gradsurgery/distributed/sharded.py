@@ -8,7 +8,7 @@ norms beside tensor-parallel layers) are measured apart, each summed over its ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from gradsurgery import kernels
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.collectives import nonempty
+from gradsurgery.kernels import Columns
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -25,14 +26,19 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of ``tensors`` is a DTensor."""
+    return True in [hasattr(tensor, "device_mesh") for tensor in tensors]
+
+
 def meshes_of(parameters: Sequence[Tensor]) -> list[Any]:
     """Return the distinct meshes that parameters lie on, in order of appearance."""
-    found: list[Any] = []
+    meshes: list[Any] = []
     for parameter in parameters:
         mesh = getattr(parameter, "device_mesh", None)
-        if mesh is not None and mesh not in found:
-            found.append(mesh)
-    return found
+        if mesh is not None and mesh not in meshes:
+            meshes.append(mesh)
+    return meshes
 
 
 def settled(grad: Tensor, parameter: Tensor) -> Tensor:
@@ -57,62 +63,63 @@ def local(grad: Tensor | None) -> Tensor | None:
     return shard.wait() if hasattr(shard, "wait") else shard
 
 
-class Meshed:
-    """Where each parameter's gradients lie, and how their Gram matrix is summed.
+class Sharded:
+    """A step's gradients of sharded parameters, and how their Gram matrix is summed: a placement.
 
     Args:
         parameters: sharded ones, or some sharded and some plain (the same on all ranks).
-        check: see whether gradients of plain ones are the same on all ranks.
+        columns: ``[P][K]``, their gradients.
+        check: whether to compare the gradients of plain parameters over the ranks.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], check: bool = False) -> None:
-        self._check = check
+    def __init__(self, parameters: Sequence[Tensor], columns: Columns, check: bool = False) -> None:
+        self._check, self._columns = check, columns
         self._meshes = meshes_of(parameters)
         self._class = [_index(self._meshes, p) for p in parameters]
         self._counted = [_first_of_its_replicas(p) for p in parameters]
 
     def gram(
-        self, rows: kernels.Gradients, segments: Sequence[int], positions: Sequence[int], count: int
+        self,
+        columns: Columns,
+        segments: Sequence[int],
+        positions: Sequence[int],
+        count: int,
+        tasks: int,
     ) -> Tensor:
-        """Return the Gram matrix of the whole gradients from the shards here.
-
-        Args:
-            rows: ``[K][P']``, local shards.
-            segments: of the P' parameters.
-            positions: of the P' among all parameters.
-            count: the number of segments.
-        """
+        """See :class:`~gradsurgery.distributed.placement.Placement`; ``columns`` are shards."""
         apart = [self._class[p] * count + s for p, s in zip(positions, segments, strict=True)]
         counted = [
-            [grad if self._counted[p] else None for p, grad in zip(positions, row, strict=True)]
-            for row in rows
+            column if self._counted[p] else [None] * tasks
+            for p, column in zip(positions, columns, strict=True)
         ]
         classes = len(self._meshes) + 1  # the last: plain parameters
-        gram = kernels.gram(nonempty(counted), apart, classes * count)
-        lies = gram.device
+        gram = kernels.gram(nonempty(counted), apart, classes * count, tasks)
+        device = gram.device
         # Shards may be kept on the CPU, beside a mesh of GPUs.
-        whole = gram.to(self._meshes[0].device_type).view(classes, count, *gram.shape[1:])
+        totals = gram.to(self._meshes[0].device_type).view(classes, count, tasks, tasks)
         widest = max(self._meshes, key=lambda mesh: int(mesh.size()))
-        own = whole[-1].clone()
+        plain = totals[-1].clone()
         if any(widest.get_coordinate()):
-            whole[-1].zero_()  # all have the same: they shall have the same bits
-        for each, mesh in zip(whole, (*self._meshes, widest), strict=True):
+            totals[-1].zero_()  # all have the same: they shall have the same bits
+        for total, mesh in zip(totals, (*self._meshes, widest), strict=True):
             for group in mesh.get_all_groups():
-                dist.all_reduce(each, group=group)
+                dist.all_reduce(total, group=group)
         if self._check:
-            _refuse_unlike(own, whole[-1], widest)
-        return whole.sum(0).to(lies)
+            _refuse_unlike(plain, totals[-1], widest)
+        return totals.sum(0).to(device)
 
-    def restored(
-        self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
-        """Return the gradients: they lie where they belong."""
-        return list(grads)
+    def restored(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the sharded gradients whose shards are ``update``, the first of each column."""
+        first = [next((g for g in column if g is not None), None) for column in self._columns]
+        return [
+            sharded if sharded is not None and is_sharded(sharded) else grad
+            for sharded, grad in zip(first, update, strict=True)
+        ]
 
 
-def _refuse_unlike(own: Tensor, first: Tensor, mesh: Any) -> None:
-    """Raise on all ranks where ``own`` differs on any from ``first``, that of one of them."""
-    differ = torch.tensor(int(not consistency.alike(first, own)), device=own.device)
+def _refuse_unlike(gram: Tensor, first: Tensor, mesh: Any) -> None:
+    """Raise on all ranks where ``gram`` differs on any from ``first``, that of one of them."""
+    differ = torch.tensor(int(not consistency.alike(first, gram)), device=gram.device)
     for group in mesh.get_all_groups():
         dist.all_reduce(differ, dist.ReduceOp.MAX, group=group)
     if differ.item():

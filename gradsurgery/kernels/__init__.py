@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from gradsurgery.kernels import eager
-from gradsurgery.kernels.eager import Gradients
+from gradsurgery.kernels.layout import Column, Columns
 
-__all__ = ["Gradients", "combine_", "fused_on", "gram"]
+__all__ = ["Column", "Columns", "combine_", "fused_on", "gram"]
 
 #: The most tasks that the fused kernels are made for. More of them are taken by the eager ones.
 MOST_TASKS = 64
@@ -29,16 +29,17 @@ CHOICES = ("auto", "eager", "fused")
 OLDEST_TRITON = (3, 3)
 
 
-def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
+def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> Tensor:
     """Return ``[S, K, K]`` float64, see :func:`gradsurgery.kernels.eager.gram`."""
-    found: Tensor = _implementation(grads).gram(grads, segments, count)
-    return found
+    products: Tensor = _implementation(columns, tasks).gram(columns, segments, count, tasks)
+    return products
 
 
-def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
+def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
     """Combine in place, see :func:`gradsurgery.kernels.eager.combine_`."""
-    found: list[Tensor | None] = _implementation(grads).combine_(grads, weights, segments)
-    return found
+    implementation = _implementation(columns, weights.shape[-1])
+    sums: list[Tensor | None] = implementation.combine_(columns, weights, segments)
+    return sums
 
 
 def fused_on(device: torch.device, tasks: int) -> bool:
@@ -59,9 +60,9 @@ def fused_on(device: torch.device, tasks: int) -> bool:
     return choice == "fused" and tasks <= MOST_TASKS
 
 
-def _implementation(grads: Gradients) -> ModuleType:
-    present = next((grad for task in grads for grad in task if grad is not None), None)
-    if present is None or not fused_on(present.device, len(grads)):
+def _implementation(columns: Columns, tasks: int) -> ModuleType:
+    present = next((grad for column in columns for grad in column if grad is not None), None)
+    if present is None or not fused_on(present.device, tasks):
         return eager
     from gradsurgery.kernels import fused
 

@@ -1,4 +1,4 @@
-"""Where the gradients lie and how they are cut: the tables that let one launch walk all tensors.
+"""Address tables: where gradients lie and how they are cut, so that one launch walks all tensors.
 
 An *address table* ``[K, P]`` says where each task's gradient of each parameter starts (0 where it
 is absent), and a *chunk table* ``[C, 4]`` which stretch of which parameter each program takes,
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels.layout import walked
+from gradsurgery.kernels.layout import Columns, walked
+from gradsurgery.transfer import to_device
 
 #: Elements of a parameter that one program takes.
 CHUNK = 1 << 14
@@ -47,13 +48,11 @@ class Table(NamedTuple):
     kept: list[Tensor]
 
 
-def tables(
-    grads: Sequence[Sequence[Tensor | None]], segments: Sequence[int], count: int
-) -> list[Table]:
+def tables(columns: Columns, segments: Sequence[int], count: int) -> list[Table]:
     """Return the tables of all parameters, one per dtype and alignment.
 
     Args:
-        grads: ``[K][P]``; those of one parameter have one shape and dtype.
+        columns: ``[P][K]``; those of one parameter have one shape and dtype.
         segments: the segment of each parameter.
         count: the number of segments S.
 
@@ -61,8 +60,8 @@ def tables(
         ValueError: when the gradients lie on several devices.
     """
     # All of this runs at every step, on K P tensors: plain lists, and nothing twice.
-    present = [grad for task in grads for grad in task if grad is not None]
-    key = (_identity(grads, present), tuple(segments), count)
+    present = [grad for column in columns for grad in column if grad is not None]
+    key = (_identity(columns, present), tuple(segments), count)
     plain = walked_as_they_are(present)
     if plain and key in _known:
         _known.move_to_end(key)
@@ -70,10 +69,10 @@ def tables(
     devices = {grad.device for grad in present}
     if len(devices) > 1:
         raise ValueError(f"gradients on several devices: {', '.join(sorted(map(str, devices)))}")
-    found = _built(list(zip(*grads, strict=True)), segments, count, *devices) if devices else []
+    built = _built(columns, segments, count, *devices) if devices else []
     if plain:
-        _keep(_known, key, found)
-    return found
+        _keep(_known, key, built)
+    return built
 
 
 def walked_as_they_are(tensors: Sequence[Tensor]) -> bool:
@@ -83,14 +82,12 @@ def walked_as_they_are(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _identity(
-    grads: Sequence[Sequence[Tensor | None]], present: Sequence[Tensor]
-) -> tuple[object, ...]:
+def _identity(columns: Columns, present: Sequence[Tensor]) -> tuple[object, ...]:
     """Return what tells gradients from all others, as far as their tables go."""
     return (
         present[0].device if present else None,
-        len(grads),
-        tuple([grad is None for task in grads for grad in task]),
+        len(columns[0]) if columns else 0,
+        tuple([grad is None for column in columns for grad in column]),
         tuple([grad.data_ptr() for grad in present]),
         tuple([grad.numel() for grad in present]),
         tuple([grad.dtype for grad in present]),
@@ -98,13 +95,10 @@ def _identity(
 
 
 def _built(
-    columns: Sequence[Sequence[Tensor | None]],
-    segments: Sequence[int],
-    count: int,
-    device: torch.device,
+    columns: Columns, segments: Sequence[int], count: int, device: torch.device
 ) -> list[Table]:
     """Return the tables of ``columns`` ([P][K]), from what is kept or sent now."""
-    found: dict[tuple[torch.dtype, bool], _Parts] = {}
+    by_kind: dict[tuple[torch.dtype, bool], _Parts] = {}
     for column, segment in zip(columns, segments, strict=True):
         present = [grad for grad in column if grad is not None]
         if not present or not present[0].numel():
@@ -113,12 +107,12 @@ def _built(
         starts = iter([grad.data_ptr() for grad in flat])
         where = [0 if grad is None else next(starts) for grad in column]
         key = (flat[0].dtype, not any(address % ALIGNMENT for address in where))
-        parts = found.setdefault(key, _Parts([], [], [], []))
+        parts = by_kind.setdefault(key, _Parts([], [], [], []))
         parts.sizes.append(flat[0].numel())
         parts.homes.append(segment)
         parts.addresses.extend(where)
         parts.kept.extend(copies)
-    return [Table(*key, *_sent(parts, count, device), parts.kept) for key, parts in found.items()]
+    return [Table(*key, *_sent(parts, count, device), parts.kept) for key, parts in by_kind.items()]
 
 
 class _Parts(NamedTuple):
@@ -169,8 +163,7 @@ def _first(sizes: Sequence[int], homes: Sequence[int], count: int) -> Tensor:
 
 
 _known: OrderedDict[Any, list[Table]] = OrderedDict()
-_cache: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
-_captured: list[tuple[Tensor, Tensor]] = []
+_cache: OrderedDict[Any, Tensor] = OrderedDict()
 
 
 def _keep(cache: OrderedDict[Any, Any], key: object, value: object) -> None:
@@ -184,21 +177,6 @@ def _kept(device: torch.device, key: tuple[Any, ...], build: Callable[[], Tensor
     """Return the table for ``key`` on the device, built and copied there if it is not kept."""
     entry = (device, *key)
     if entry not in _cache:
-        _keep(_cache, entry, send(build(), device))
+        _keep(_cache, entry, to_device(build(), device))
     _cache.move_to_end(entry)
-    return _cache[entry][1]
-
-
-def send(host: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Copy a CPU tensor to the device without waiting; returns what has to be kept, and the copy.
-
-    A captured CUDA graph copies from the same pinned memory at each replay, so that is kept for
-    good.
-    """
-    if device.type != "cuda":
-        return host, host.to(device)
-    pinned = host.pin_memory()
-    pair = (pinned, pinned.to(device, non_blocking=True))
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(pair)
-    return pair
+    return _cache[entry]

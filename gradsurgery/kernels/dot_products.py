@@ -1,4 +1,4 @@
-"""The dot products of K vectors with each other, by the fastest way there is for them.
+"""Pairwise dot products of K vectors, by the fastest available implementation.
 
 On the CPU float32, bf16 and fp16 go to :mod:`gradsurgery.kernels.native`, where that could be
 compiled. Otherwise up to ``FEW`` vectors are multiplied pair by pair with ``torch.dot``, 64K
@@ -53,8 +53,8 @@ class Products:
     def __call__(self, runs: Iterable[Sequence[Tensor]]) -> Tensor:
         """Return ``[K, K]`` float64, summed over runs of K vectors each ([N], any N)."""
         measure = self._pairs if self._paired else self._panel
-        found = [part for run in runs for block in self._blocks(run) for part in measure(block)]
-        total = torch.stack(found).double().sum(0)
+        parts = [part for run in runs for block in self._blocks(run) for part in measure(block)]
+        total = torch.stack(parts).double().sum(0)
         if self._paired:
             return total[_unpacked(self._tasks, self._device)]
         return (total + total.mT) / 2  # rounding may not make the matrix lopsided
@@ -62,8 +62,8 @@ class Products:
     def _blocks(self, run: Sequence[Tensor]) -> Iterable[Sequence[Tensor]]:
         """Cut the vectors together into blocks, all of nearly one length."""
         length = len(run[0])
-        whole = self._native and run[0].dtype in native.DTYPES  # cut and widened there
-        if whole or length <= self.block:
+        uncut = self._native and run[0].dtype in native.DTYPES  # cut and widened there
+        if uncut or length <= self.block:
             return [run]
         count = -(-length // self.block)
         return zip(*(torch.chunk(vector, count) for vector in run), strict=True)
@@ -84,15 +84,15 @@ class Products:
         panel = self._scratch(length)
         for row, piece in zip(panel, block, strict=True):
             row.copy_(piece)
-        whole = length - length % DEPTH
-        found: list[Tensor] = []
-        if whole:
-            deep = panel[:, :whole].view(self._tasks, -1, DEPTH).transpose(0, 1)
-            found += torch.bmm(deep, deep.mT).unbind(0)
-        if whole < length:
-            rest = panel[:, whole:]
-            found.append(rest @ rest.mT)
-        return found
+        even = length - length % DEPTH
+        parts: list[Tensor] = []
+        if even:
+            deep = panel[:, :even].view(self._tasks, -1, DEPTH).transpose(0, 1)
+            parts += torch.bmm(deep, deep.mT).unbind(0)
+        if even < length:
+            rest = panel[:, even:]
+            parts.append(rest @ rest.mT)
+        return parts
 
     def _scratch(self, length: int) -> Tensor:
         """Return ``[K, length]``, whatever it holds."""

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.kernels.dot_products import Products
-from gradsurgery.kernels.layout import Group, blocks, groups, runs, side_by_side
-
-#: ``grads[k][p]``: the gradient of task k for parameter p, None where there is none.
-Gradients = Sequence[Sequence[Tensor | None]]
+from gradsurgery.kernels.layout import Columns, Group, blocks, groups, runs, side_by_side
 
 #: A float32 sum of squares outside this range may have lost terms to underflow or overflow.
 SAFE = (1e-22, 1e37)
@@ -36,33 +33,34 @@ HALF_BLOCK = 1 << 18
 
 
 @torch.no_grad()
-def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
+def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> Tensor:
     """Return the Gram matrix of K tasks' gradients, once per segment.
 
     Args:
-        grads: ``[K][P]`` tensors or None; those of one p have one shape, dtype and device.
+        columns: ``[P][K]`` tensors or None; those of one p have one shape, dtype and device.
         segments: P integers in ``range(count)``: the segment of each parameter.
         count: the number of segments S.
+        tasks: the number of tasks K.
 
     Returns:
         ``[S, K, K]`` float64 on the gradients' device (the CPU where there is none). Rows and
         columns of absent gradients are zero. Non-finite gradients give non-finite entries; finite
         float32 ones never do, whatever their scale.
     """
-    tasks, found = len(grads), groups(grads, segments)
+    vectors = groups(columns, segments)
     shape = (count, tasks, tasks)
-    if not found:
+    if not vectors:
         return torch.zeros(shape, dtype=torch.float64)
-    dots = _dots(found, torch.float32)
-    doubtful = _doubtful(found, dots)
+    dots = _dots(vectors, torch.float32)
+    doubtful = _doubtful(vectors, dots)
     for number, again in zip(
-        doubtful, _dots([found[n] for n in doubtful], torch.float64), strict=True
+        doubtful, _dots([vectors[n] for n in doubtful], torch.float64), strict=True
     ):
         dots[number] = again
     values = torch.cat([d.flatten() for d in dots])
     cells = [
         (group.segment * tasks + i) * tasks + j
-        for group in found
+        for group in vectors
         for i in group.tasks
         for j in group.tasks
     ]
@@ -72,43 +70,43 @@ def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
 
 
 @torch.no_grad()
-def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
+def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
     """Combine the tasks' gradients of each parameter, in place.
 
     Args:
-        grads: as in :func:`gram`. The first gradient present of each parameter is overwritten; it
+        columns: as in :func:`gram`. The first gradient present of each parameter is overwritten; it
             has to own each of its elements (no expanded tensor), as what autograd leaves does.
         weights: ``[S, K]``.
         segments: the segment of each parameter.
 
     Returns:
-        P tensors, each the overwritten one of ``grads``, or None where no task has a gradient.
+        P tensors, each the overwritten one of its column, or None where no task has a gradient.
     """
     factors = weights.tolist()
     combined: list[Tensor | None] = []
     together: dict[tuple[float, ...], list[list[Tensor]]] = {}
-    for segment, column in zip(segments, zip(*grads, strict=True), strict=True):
+    for segment, column in zip(segments, columns, strict=True):
         present = [(g, w) for g, w in zip(column, factors[segment], strict=True) if g is not None]
         combined.append(present[0][0] if present else None)
         if present:
-            tensors, given = [g for g, _ in present], tuple(w for _, w in present)
+            tensors, mixture = [g for g, _ in present], tuple(w for _, w in present)
             if _together(tensors[0]):
-                together.setdefault(given, []).append(tensors)
+                together.setdefault(mixture, []).append(tensors)
             else:
-                _mix_(tensors, given)
-    for given, columns in together.items():
-        _mix_many_(columns, given)
+                _mix_(tensors, mixture)
+    for mixture, many in together.items():
+        _mix_many_(many, mixture)
     return combined
 
 
-def _dots(found: Sequence[Group], least: torch.dtype) -> list[Tensor]:
+def _dots(vectors: Sequence[Group], least: torch.dtype) -> list[Tensor]:
     """Return the dot products of each group's k tasks, ``[k, k]`` float64.
 
     Multiplied in ``least`` or the gradients' own wider dtype.
     """
     meters: dict[tuple[int, torch.dtype], Products] = {}
     dots = []
-    for group in found:
+    for group in vectors:
         dtype = torch.promote_types(group.dtype, least)
         key = (len(group.tasks), dtype)
         if key not in meters:
@@ -118,14 +116,14 @@ def _dots(found: Sequence[Group], least: torch.dtype) -> list[Tensor]:
     return dots
 
 
-def _doubtful(found: Sequence[Group], dots: Sequence[Tensor]) -> list[int]:
+def _doubtful(vectors: Sequence[Group], dots: Sequence[Tensor]) -> list[int]:
     """Return the groups with a sum of squares in float32 that may have lost terms."""
     squares = torch.cat([d.diagonal() for d in dots])
     outside = ~((squares > SAFE[0]) & (squares < SAFE[1]))
-    flags = torch.split(outside.cpu(), [len(group.tasks) for group in found])
+    flags = torch.split(outside.cpu(), [len(group.tasks) for group in vectors])
     return [
         number
-        for number, (group, flag) in enumerate(zip(found, flags, strict=True))
+        for number, (group, flag) in enumerate(zip(vectors, flags, strict=True))
         if group.dtype != torch.float64 and bool(flag.any())
     ]
 

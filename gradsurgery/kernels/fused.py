@@ -26,9 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gradsurgery.kernels import eager, triton_kernels
-from gradsurgery.kernels.address_tables import Table, send, tables, walked_as_they_are
-from gradsurgery.kernels.eager import Gradients
-from gradsurgery.kernels.layout import side_by_side
+from gradsurgery.kernels.address_tables import Table, tables, walked_as_they_are
+from gradsurgery.kernels.layout import Column, Columns, side_by_side
+from gradsurgery.transfer import to_device
 
 #: Up to this many tasks each pair of rows is multiplied by itself; beyond, matrices are.
 FEW = 8
@@ -42,46 +42,41 @@ TYPES = {
 
 
 @torch.no_grad()
-def gram(grads: Gradients, segments: Sequence[int], count: int) -> Tensor:
+def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> Tensor:
     """Return ``[S, K, K]`` float64, see :func:`gradsurgery.kernels.eager.gram`."""
-    tasks = len(grads)
-    found = tables(grads, segments, count)
-    if not found:
-        return eager.gram(grads, segments, count)
-    device = found[0].addresses.device
+    addressed = tables(columns, segments, count)
+    if not addressed:
+        return eager.gram(columns, segments, count, tasks)
+    device = addressed[0].addresses.device
     result = torch.zeros(count, tasks, tasks, dtype=torch.float64, device=device)
-    for table in found:
+    for table in addressed:
         _add_gram(table, result)
     return result
 
 
 @torch.no_grad()
-def combine_(grads: Gradients, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
+def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
     """Combine in place, see :func:`gradsurgery.kernels.eager.combine_`.
 
     ``weights`` ([S, K]) stay on their device, which is the gradients'.
     """
-    columns = list(zip(*grads, strict=True))
     stubborn: list[int] = []
-    if not walked_as_they_are([grad for task in grads for grad in task if grad is not None]):
+    if not walked_as_they_are([grad for column in columns for grad in column if grad is not None]):
         stubborn = [p for p, column in enumerate(columns) if not _fits(column)]
     for p in stubborn:
         _combine_alone_(columns[p], weights[segments[p]])
-    if stubborn:
-        rest = [p for p in range(len(columns)) if p not in stubborn]
-        grads = [[task[p] for p in rest] for task in grads]
-        segments = [segments[p] for p in rest]
-    for table in tables(grads, segments, len(weights)):
+    rest = [p for p in range(len(columns)) if p not in stubborn]
+    for table in tables([columns[p] for p in rest], [segments[p] for p in rest], len(weights)):
         _add_up(table, weights.to(table.addresses.device, torch.float64).contiguous())
     return [next((grad for grad in column if grad is not None), None) for column in columns]
 
 
-def _fits(column: Sequence[Tensor | None]) -> bool:
+def _fits(column: Column) -> bool:
     """Whether the gradients can be written where they lie."""
     return side_by_side([grad for grad in column if grad is not None]) is not None
 
 
-def _combine_alone_(column: Sequence[Tensor | None], weights: Tensor) -> None:
+def _combine_alone_(column: Column, weights: Tensor) -> None:
     """The weighted sum of gradients whose strides differ, by elementwise operations."""
     present = [(grad, k) for k, grad in enumerate(column) if grad is not None]
     if not present:
@@ -112,7 +107,7 @@ def _add_gram(table: Table, result: Tensor) -> None:
         triton_kernels.reduce[(len(result), triton.cdiv(pairs, block))](
             partial,
             table.first,
-            _cells(tasks, few, result.device)[1],
+            _cells(tasks, few, result.device),
             result,
             WIDTH=width,
             PAIRS=pairs,
@@ -160,11 +155,8 @@ def _large(tasks: int) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _cells(tasks: int, few: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ``[3, PAIRS]`` int32: where a pair's partial stands in its row, i, and j.
-
-    On the CPU, and the copy on the device.
-    """
+def _cells(tasks: int, few: bool, device: torch.device) -> Tensor:
+    """Return ``[3, PAIRS]`` int32: where a pair's partial stands in its row, i, and j."""
     i, j = torch.triu_indices(tasks, tasks)
     where = torch.arange(len(i)) if few else i * tasks + j
-    return send(torch.stack([where, i, j]).to(torch.int32), device)
+    return to_device(torch.stack([where, i, j]).to(torch.int32), device)

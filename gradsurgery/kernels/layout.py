@@ -1,4 +1,4 @@
-"""Walking gradients in memory order: flat views without a copy where there is a choice.
+"""Gradients in memory order: flat views of a column's tensors, copied only where needed.
 
 The gradients of one parameter share its strides, contiguous or not (channels-last, transposed), so
 the K of them can be walked side by side as they lie in memory. ``view(-1)`` would refuse that,
@@ -12,6 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+#: The gradients of one parameter, ``[K]``: by task, None where a task has none.
+Column = Sequence[Tensor | None]
+
+#: ``columns[p][k]``: the gradient of task k for parameter p.
+Columns = Sequence[Column]
 
 
 class Group(NamedTuple):
@@ -30,20 +36,20 @@ class Group(NamedTuple):
     columns: list[list[Tensor]]
 
 
-def groups(grads: Sequence[Sequence[Tensor | None]], segments: Sequence[int]) -> list[Group]:
+def groups(columns: Columns, segments: Sequence[int]) -> list[Group]:
     """Sort parameters by segment, dtype and the tasks that have a gradient.
 
     Args:
-        grads: ``[K][P]``; those of one parameter have one shape and dtype.
+        columns: ``[P][K]``; those of one parameter have one shape and dtype.
         segments: the segment of each parameter.
     """
-    found: dict[tuple[int, torch.dtype, tuple[int, ...]], list[list[Tensor]]] = {}
-    for segment, column in zip(segments, zip(*grads, strict=True), strict=True):
+    by_kind: dict[tuple[int, torch.dtype, tuple[int, ...]], list[list[Tensor]]] = {}
+    for segment, column in zip(segments, columns, strict=True):
         tasks = tuple(k for k, grad in enumerate(column) if grad is not None)
         if tasks:
             flat = walked([grad for grad in column if grad is not None])
-            found.setdefault((segment, flat[0].dtype, tasks), []).append(flat)
-    return [Group(*key, columns) for key, columns in found.items()]
+            by_kind.setdefault((segment, flat[0].dtype, tasks), []).append(flat)
+    return [Group(*kind, flats) for kind, flats in by_kind.items()]
 
 
 def runs(columns: Iterable[list[Tensor]], small: int, most: int) -> Iterator[list[Tensor]]:

@@ -1,4 +1,4 @@
-"""The dot products of K vectors on the CPU, in C, compiled once with the system's compiler.
+"""Pairwise dot products of K vectors on the CPU, in C, compiled once with the system's compiler.
 
 Torch has no operation that reads K vectors once for all their dot products: K (K + 1) / 2 calls of
 ``torch.dot`` take about twice the time of the memory traffic (docs/log.md). ``native.c`` does,

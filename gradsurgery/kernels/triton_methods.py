@@ -38,7 +38,7 @@ def visits(
         gram: ``[..., K, K]`` float64.
         order: ``[K, K]`` int64 on the same device.
         target: ``[..., K, K]`` float64 for GradVac, None for PCGrad.
-        cancelled: see :data:`gradsurgery.methods.base.CANCELLED`.
+        cancelled: see :data:`gradsurgery.methods.projection.CANCELLED`.
         cap, highest: see :mod:`gradsurgery.methods.gradvac`.
         beta, always: GradVac's.
 

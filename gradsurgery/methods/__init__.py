@@ -1,4 +1,4 @@
-"""The methods: each one file, a pure function on the Gram matrix and a final class around it."""
+"""The methods: one file each, a final class around pure arithmetic on the Gram matrix."""
 
 from gradsurgery.methods.base import Method, State, Verdict
 from gradsurgery.methods.gradvac import GradVac, gradvac

@@ -1,124 +1,108 @@
-"""What a method is: pure arithmetic on the K x K Gram matrix of the task gradients.
+"""The contract of a method: pure arithmetic on the K x K Gram matrix of the task gradients.
 
-A method never sees a parameter or a random number generator. It is given, on one device or other,
+A method never sees a parameter or a random number generator. It is called as
 
-* ``gram[S, K, K]``: the dot products of the K original gradients, once per segment;
-* ``order[K, K]``: row i is the order in which task i visits the tasks (itself is skipped);
-* ``state``: its own tensors from the step before (GradVac's targets), or nothing;
+    ``method(gram, state=state, **facts) -> Verdict``
 
-and answers with a :class:`Verdict`. Each modified gradient stays a linear combination of the
-originals, ``g_i' = c_i . (g_1 .. g_K)``, so every dot product that the papers' algorithms ask for
-is ``c_i G c_j``, and K^2 numbers stand in for vectors of any length.
+with ``gram[S, K, K]``, the dot products of the K original gradients, once per segment; its own
+tensors from the step before (GradVac's targets), or an empty state; and of the step's other facts
+exactly those that its class lists in ``needs``:
 
-A gradient that is absent, or zero, has a zero row and column in ``gram``. It has no direction: it
-neither acts nor is acted upon, in every method.
+=========  =================  =====================================================================
+order      ``[K, K]`` int64   row i: the random order in which task i visits the tasks, itself among
+                              them; without this need no random number is drawn
+present    ``[S, K]`` bool    whether task k has a gradient on a shared parameter of segment s
+losses     ``[K]`` float64    the tasks' losses in this step, averaged over the ranks and added up
+                              over micro-batches as gradients are; NaN for a task that did not run
+scale      ``[]`` float64     the factor that the gradients carry, such as a GradScaler's
+=========  =================  =====================================================================
+
+A task that is absent, or whose gradient is zero, has a zero row and column in ``gram``; ``present``
+tells the two apart. A zero gradient has no direction, but it is there: the shortest vector of a
+hull that it belongs to is zero. An absent one is no part of the problem.
+
+Everything lies on one device. On a GPU with the fused kernels that is the GPU, where reading a
+value would make every step wait.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
 
-#: A modified gradient shorter than this, relative to the pieces it was summed from, is rounding
-#: noise of a cancellation: it counts as zero. Relative, so scaling all losses changes no decision.
-CANCELLED = 1e-6
+#: The facts of a step that a method may need.
+NEEDS = ("order", "present", "losses", "scale")
 
 
 class Verdict(NamedTuple):
-    """What a method decided.
+    """The decision of a method.
 
     Attributes:
         weights: ``[..., K]`` float64. The update is ``sum_k weights[k] * g_k``.
         altered: ``[..., K, K]`` bool. ``[i, j]``: gradient i received a multiple of gradient j.
+            None where a method does not alter one gradient by another.
         state: the tensors that the next call is to be given; new ones, never edited in place.
     """
 
     weights: Tensor
-    altered: Tensor
+    altered: Tensor | None
     state: State
 
 
 class Method(ABC):
-    """A gradient surgery method, ``(gram, order, state) -> Verdict``.
+    """A gradient surgery method, ``(gram, state, facts) -> Verdict``.
 
     Subclasses are final, hold configuration only, and are pure: same arguments, same answer.
+
+    Example:
+        >>> import torch
+        >>> class Mean(Method):
+        ...     def __call__(self, gram, state):
+        ...         return Verdict(torch.full(gram.shape[:-1], 1 / gram.shape[-1]), None, state)
+        >>> Mean()(torch.eye(2), {}).weights.tolist()
+        [0.5, 0.5]
     """
 
+    #: The facts of a step that the method is given, by keyword.
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: Where the visiting order's generator starts.
     seed: int = 0
-    #: Whether the visiting order matters. Where it does not, no random number is drawn.
-    ordered: bool = True
 
     def init(self, segments: int, tasks: int) -> State:
-        """Return the state before the first step, for ``segments`` x ``tasks`` x ``tasks``."""
+        """Return the state before the first step; no tensor in it is empty."""
         return {}
 
     @abstractmethod
-    def __call__(self, gram: Tensor, order: Tensor, state: State) -> Verdict:
-        """Decide the weights for ``gram`` ([..., K, K] float64) and ``order`` ([K, K] int64).
-
-        On a GPU with the fused kernels all tensors are on it; reading their values would make
-        every step wait.
-        """
+    def __call__(self, gram: Tensor, *args: Any, **kwargs: Any) -> Verdict:
+        """Decide the weights for ``gram`` ([S, K, K] float64)."""
 
 
-class Visits:
-    """The modified gradients, all K visiting one task each at a time, as coefficient rows.
+def check_method(method: Method) -> None:
+    """Check that ``method`` is one, and can be called with what it says that it needs.
 
-    Row i of ``coefficients[..., K, K]`` expresses g_i' in the original gradients. The K rows never
-    read each other (the papers project against the *originals*), so the K visits of one position of
-    the order happen at once.
-
-    Example:
-        >>> gram = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)
-        >>> visits = Visits(gram)
-        >>> dot, norm, other = visits.measure(torch.tensor([1, 0]))
-        >>> dot.tolist()
-        [-1.0, -1.0]
+    Raises:
+        TypeError: for a class, another object, or a ``__call__`` that takes other facts than the
+            class lists in ``needs``.
     """
-
-    def __init__(self, gram: Tensor) -> None:
-        if gram.dtype != torch.float64 or gram.shape[-1] != gram.shape[-2]:
-            raise ValueError(
-                f"gram must be float64 of shape [..., K, K], not {gram.dtype} {list(gram.shape)}"
-            )
-        self.gram = gram
-        self.norms = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()  # [..., K]
-        self.coefficients = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).repeat(
-            *gram.shape[:-2], 1, 1
+    if isinstance(method, type) or not isinstance(method, Method):
+        raise TypeError(f"method is an object such as PCGrad(), not {method!r}")
+    unknown = method.needs - set(NEEDS)
+    if unknown:
+        raise TypeError(
+            f"{type(method).__name__}.needs lists {sorted(unknown)}: a method may need "
+            f"{', '.join(NEEDS)}"
         )
-        self.altered = torch.zeros_like(gram, dtype=torch.bool)
-        self._rows = torch.arange(gram.shape[-1], device=gram.device)
-
-    def measure(self, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return g_i' . g_j, |g_i'| and |g_j| ([..., K] each) for j = partner[i].
-
-        Where g_i' has been cancelled down to rounding noise its norm is exactly zero, and a dot
-        product within rounding noise of zero is exactly zero.
-        """
-        projected = self.coefficients @ self.gram
-        pieces = (self.coefficients.abs() * self.norms[..., None, :]).sum(-1)  # sum_k |c_k||g_k|
-        square = (projected * self.coefficients).sum(-1)
-        norm = torch.where(square > (CANCELLED * pieces) ** 2, square, 0).sqrt()
-        other = self.norms[..., partner]
-        dot = projected[..., self._rows, partner]
-        noise = CANCELLED**2 * pieces * other
-        return torch.where((norm > 0) & (dot.abs() > noise), dot, 0), norm, other
-
-    def acts(self, partner: Tensor, norm: Tensor, other: Tensor) -> Tensor:
-        """Return where ([..., K] bool) i and j = partner[i] are two gradients with directions."""
-        return (partner != self._rows) & (norm > 0) & (other > 0)
-
-    def add(self, partner: Tensor, amount: Tensor, where: Tensor) -> None:
-        """Add ``amount * g_j`` to g_i' for j = partner[i], where ``where``."""
-        step = torch.where(where, amount, 0)
-        self.coefficients[..., self._rows, partner] += step
-        self.altered[..., self._rows, partner] |= where
-
-    def verdict(self, state: State) -> Verdict:
-        """Sum the modified gradients over i: the weights are the column sums."""
-        return Verdict(self.coefficients.sum(-2), self.altered, state)
+    try:
+        inspect.signature(method).bind(None, state=None, **dict.fromkeys(method.needs))
+    except TypeError as error:
+        raise TypeError(
+            f"{type(method).__name__}.__call__ cannot be called as (gram, state=..., "
+            f"{', '.join(f'{need}=...' for need in sorted(method.needs))}): {error}. List in "
+            f"{type(method).__name__}.needs what it takes beside gram and state, of "
+            f"{', '.join(NEEDS)}"
+        ) from None

@@ -23,8 +23,8 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from gradsurgery import kernels
-from gradsurgery.methods.base import CANCELLED, Method, State, Verdict, Visits
+from gradsurgery.methods.base import Method, State, Verdict
+from gradsurgery.methods.projection import Visits
 
 UpdateRule = Literal["always", "on_alter"]
 
@@ -60,11 +60,9 @@ def gradvac(
         >>> verdict.weights.tolist(), verdict.state["target"][0, 1].item()
         ([1.75, 1.75], 0.3)
     """
-    if kernels.fused_on(gram.device, gram.shape[-1]):
-        return _fused(gram, order, target, beta, update)
     visits, target = Visits(gram), target.clone()
-    present = (visits.norms > 0).sum(-1).clamp(min=1)  # the K that are there
-    bound = (CAP * gram.sum((-1, -2)).clamp(min=0).sqrt() / present)[..., None]  # 100 |s| / K
+    count = (visits.norms > 0).sum(-1).clamp(min=1)  # of the gradients that are there
+    bound = (CAP * gram.sum((-1, -2)).clamp(min=0).sqrt() / count)[..., None]  # 100 |s| / K
     rows = torch.arange(gram.shape[-1], device=gram.device)
     for partner in order.unbind(-1):
         dot, norm, other = visits.measure(partner)
@@ -78,24 +76,6 @@ def gradvac(
         moves = acts if update == "always" else alter
         target[..., rows, partner] = torch.where(moves, (1 - beta) * wanted + beta * cosine, wanted)
     return visits.verdict({"target": target})
-
-
-def _fused(gram: Tensor, order: Tensor, target: Tensor, beta: float, update: UpdateRule) -> Verdict:
-    """The same in one launch, on the device that holds ``gram``."""
-    from gradsurgery.kernels import triton_methods
-
-    weights, altered, fresh = triton_methods.visits(
-        gram,
-        order,
-        target,
-        cancelled=CANCELLED,
-        cap=CAP,
-        highest=HIGHEST,
-        beta=beta,
-        always=update == "always",
-    )
-    assert fresh is not None
-    return Verdict(weights, altered, {"target": fresh})
 
 
 def _along(across: Tensor, target: Tensor, bound: Tensor) -> Tensor:
@@ -131,6 +111,8 @@ class GradVac(Method):
         >>> GradVac(beta=0.05)
         GradVac(beta=0.05, update='always')
     """
+
+    needs = frozenset({"order"})
 
     def __init__(
         self,

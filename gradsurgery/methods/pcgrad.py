@@ -14,8 +14,8 @@ from typing import final
 
 from torch import Tensor
 
-from gradsurgery import kernels
-from gradsurgery.methods.base import CANCELLED, Method, State, Verdict, Visits
+from gradsurgery.methods.base import Method, State, Verdict
+from gradsurgery.methods.projection import Visits
 
 
 def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
@@ -36,10 +36,6 @@ def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
         >>> pcgrad(gram, torch.tensor([[0, 1], [0, 1]])).weights.tolist()
         [2.0, 1.5]
     """
-    if kernels.fused_on(gram.device, gram.shape[-1]):
-        from gradsurgery.kernels import triton_methods
-
-        return Verdict(*triton_methods.visits(gram, order, cancelled=CANCELLED)[:2], {})
     visits = Visits(gram)
     for partner in order.unbind(-1):
         dot, norm, other = visits.measure(partner)
@@ -60,6 +56,8 @@ class PCGrad(Method):
         >>> PCGrad(seed=1)
         PCGrad(seed=1)
     """
+
+    needs = frozenset({"order"})
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

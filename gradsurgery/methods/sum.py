@@ -1,4 +1,4 @@
-"""Sum: the control. Plain joint training, with the conflicts counted and nothing changed."""
+"""Sum: plain joint training, the control, with its conflicts counted and nothing changed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from gradsurgery.methods.base import Method, State, Verdict
 
 @final
 class Sum(Method):
-    """Add the gradients up: every weight is one.
+    """The plain sum of the gradients: every weight is one.
 
     Example:
         >>> gram = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-        >>> Sum()(gram, torch.tensor([[0, 1], [0, 1]]), {}).weights.tolist()
+        >>> Sum()(gram, {}).weights.tolist()
         [1.0, 1.0]
     """
 
-    ordered = False
-
-    def __call__(self, gram: Tensor, order: Tensor, state: State) -> Verdict:
+    def __call__(self, gram: Tensor, state: State) -> Verdict:
         """Decide nothing; the state is kept as it is."""
         weights = torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         return Verdict(weights, torch.zeros_like(gram, dtype=torch.bool), state)

@@ -15,12 +15,13 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
-    {"kernels", "grouping", "sparse"},
+    {"transfer", "autograd_graph", "grouping", "sparse", "summary"},
+    {"kernels"},
     {"methods", "distributed"},
-    {"capture", "combine", "statistics", "split"},
+    {"capture", "combine", "losses", "state", "statistics", "split"},
     {"features"},
-    {"join"},
-    {"log", "functional", "_plots"},
+    {"pipeline", "_wrapper"},
+    {"join", "log", "functional", "_plots"},
     {"optimizer", "report"},
     {"__init__"},
 ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery import GradVac, Method, PCGrad, Sum, kernels
+from gradsurgery import GradVac, Method, PCGrad, Sum, kernels, pipeline
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
 
 METHODS = [PCGrad(), GradVac(target=0.3), Sum()]
@@ -68,6 +68,20 @@ def test_a_task_absent_from_a_segment_is_absent_there_only() -> None:
 def test_combining_nothing_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"nothing captured.*task\(name\)"):
         wrap([nn.Parameter(torch.zeros(1))]).combine()
+
+
+def test_a_cuda_graph_that_is_being_captured_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], tasks=("a", "b"))
+    optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1))), combine=False).backward()
+    refuse = pipeline._refuse_graph_capture
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        patch.setattr(pipeline, "_refuse_graph_capture", lambda _: refuse(torch.device("cuda")))
+        with pytest.raises(RuntimeError, match=r"part of a CUDA graph.*outside of the graph"):
+            optimizer.combine()
+    optimizer.combine()  # nothing was lost
+    assert w.grad.tolist() == [0.5, 1.5]
 
 
 def test_several_parameter_groups_are_one_problem() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import gradsurgery.optimizer
+import gradsurgery.pipeline
 from gradsurgery import GradientSurgery, GradVac, PCGrad, Sum
 from tests import oracles
 from tests.families import FAMILIES, draw
@@ -137,7 +137,7 @@ def test_three_steps_are_the_papers(
     for step, family in enumerate(families):
         grads, order = _problem(family, seed + step, dtype)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gradsurgery.optimizer, "visiting_order", partial(_fixed, order))
+            patch.setattr(gradsurgery.pipeline, "visiting_order", partial(_fixed, order))
             way(optimizer, partial(_losses, parameters, grads))
         precision = 2e-7 if coarse else 1e-14
         update, answers = _expected(method, grads, segments, order, target, precision)
@@ -204,7 +204,7 @@ def test_a_network_gets_what_autograd_and_the_oracle_say() -> None:
     optimizer = GradientSurgery(base, PCGrad(seed=3), tasks=TASKS)
     order = torch.tensor([[1, 2, 3, 0], [0, 3, 2, 1], [3, 1, 0, 2], [2, 0, 1, 3]])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradsurgery.optimizer, "visiting_order", partial(_fixed, order))
+        patch.setattr(gradsurgery.pipeline, "visiting_order", partial(_fixed, order))
         optimizer.join(losses()).backward()
     answer = oracles.pcgrad(matrix, order.numpy())
     got = np.concatenate([p.grad.double().reshape(-1).numpy() for p in shared])

@@ -99,3 +99,40 @@ def test_a_line_cut_off_by_a_killed_process_is_passed_over(
         file.write('{"schema": 1, "st')
     assert len(report.read([log])) == 2
     assert "unfinished last line" in capsys.readouterr().err
+
+
+def test_alterations_without_a_meaning_are_left_blank(log: Path, tmp_path: Path) -> None:
+    lines = report.read([log])
+    for line in lines:
+        line["gradients"]["altered"] = None
+        for pair in (*line["pairs"], *(p for s in line["by_segment"] for p in s["pairs"])):
+            pair["altered"] = None
+    assert report.totals(lines)[0]["altered"] is None
+    cells = [cell.strip() for cell in report.table(lines).splitlines()[2].split("|")]
+    assert cells[3:7] == ["6", "2 (33.3%)", "", "+0.3333"]
+    assert "3 steps, 6 gradients, mean change" in report.table(lines)
+    assert [path.name for path in report.draw(lines, tmp_path)] == [
+        "conflicts.png",
+        "conflicts-segments.png",
+    ]
+
+
+def test_a_log_of_an_earlier_version_reads_as_it_did() -> None:
+    path = Path(__file__).parents[2] / "docs/study/first-run/gradvac.jsonl"
+    lines = report.read([path])
+    total = report.totals(lines)[0]
+    assert total == {
+        "i": "sst",
+        "j": "para",
+        "possible": 300,
+        "conflicts": 148,
+        "altered": 148,
+        "min": -0.06766460262542674,
+        "max": 0.06689359645636293,
+        "mean": 0.0004624747358606517,
+        "target": total["target"],
+    }
+    assert report.table(lines).splitlines()[2] == (
+        "| GradVac(beta=0.01, update='always') | sst <- para | 300      | 148 (49.3%) | "
+        "148 (49.3%) | +0.0005 | -0.0677 | +0.0669 | +0.0014 |"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradsurgery import (
     ConflictLog,
@@ -21,6 +21,7 @@ from gradsurgery import (
     Sum,
     Verdict,
 )
+from gradsurgery.methods import State
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
 
 KEYS = {
@@ -183,32 +184,35 @@ def test_adding_up_late_or_at_once_gives_the_same_bits(monkeypatch: pytest.Monke
     steps = [
         [tuple(row) for row in torch.randn(2, 2, generator=generator).tolist()] for _ in range(40)
     ]
-    found = []
-    for together in (1, 7, 1000):
-        monkeypatch.setattr("gradsurgery.statistics.TOGETHER", together)
-        found.append(run(GradVac(beta=0.1), *steps).conflicts.summary())
-    assert found[0] == found[1] == found[2]
-    assert found[0]["window"] == 40
+    summaries = []
+    for waiting in (1, 7, 1000):
+        monkeypatch.setattr("gradsurgery.statistics.WAITING", waiting)
+        summaries.append(run(GradVac(beta=0.1), *steps).conflicts.summary())
+    assert summaries[0] == summaries[1] == summaries[2]
+    assert summaries[0]["window"] == 40
 
 
-def test_a_reset_keeps_the_sums_where_they_are() -> None:
-    """A captured CUDA graph adds to this memory at every replay."""
-    optimizer = run(GradVac(), [(1, 0), (-1, 1)])
-    conflicts = optimizer.conflicts
-    conflicts.summary()
-    before = {name: value.data_ptr() for name, value in conflicts._sums.items()}
+def test_a_reset_window_is_an_empty_one() -> None:
+    conflicts = run(GradVac(), [(1, 0), (-1, 1)]).conflicts
+    conflicts.skip()
     conflicts.reset()
-    assert {name: value.data_ptr() for name, value in conflicts._sums.items()} == before
-    fresh = run(GradVac()).conflicts.summary()
-    assert conflicts.summary() == fresh
+    assert conflicts.summary() == run(GradVac()).conflicts.summary()
 
 
-def test_sums_follow_the_gradients_to_their_device() -> None:
+def test_sums_follow_the_gradients_to_their_device_and_are_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A meta tensor has no value: a step that looked at one would fail."""
+    monkeypatch.setattr("gradsurgery.statistics.WAITING", 2)
     conflicts = ConflictStatistics(("a", "b"), "PCGrad()")
-    conflicts.summary()  # makes them on the CPU
     gram = torch.eye(2, dtype=torch.float64)[None]
     verdict = PCGrad()(gram, torch.tensor([[0, 1], [0, 1]]), {})
-    conflicts.update(gram.to("meta"), verdict, ["model"], torch.tensor([True, True]))
+    conflicts.update(gram, verdict, ["model"], torch.tensor([True, True]))
+    begun = conflicts.state_dict()  # makes sums on the CPU, as a checkpoint does
+    conflicts.load_state_dict(begun)
+    meta = Verdict(verdict.weights.to("meta"), verdict.altered.to("meta"), {})
+    for _ in range(5):
+        conflicts.update(gram.to("meta"), meta, ["model"], torch.tensor([True, True]))
     assert {value.device.type for value in conflicts._sums.values()} == {"meta"}
 
 
@@ -239,3 +243,34 @@ def test_a_step_found_nonfinite_on_the_device_is_only_counted() -> None:
     conflicts.update(bad, broken, ["model"], active, torch.tensor(False))
     summary = conflicts.summary()
     assert summary == {**alone, "window": 2, "nonfinite": 1}
+
+
+class Halves(Method):
+    """Half of each gradient, and no notion of one gradient altered because of another."""
+
+    def __call__(self, gram: Tensor, state: State) -> Verdict:
+        return Verdict(torch.full(gram.shape[:-1], 0.5, dtype=gram.dtype), None, {})
+
+    def __repr__(self) -> str:
+        return "Halves()"
+
+
+def test_alterations_without_a_meaning_are_none_and_all_else_is_counted(tmp_path: Path) -> None:
+    steps = ([(1, 0), (-1, 1)], [(2, 0), (1, 1)])
+    optimizer, plain = run(Halves(), *steps), run(Sum(), *steps)
+    summary, reference = optimizer.conflicts.summary(), plain.conflicts.summary()
+    for pair, same_pair in zip(summary["pairs"], reference["pairs"], strict=True):
+        assert pair == {**same_pair, "altered": None}
+    assert summary["gradients"] == {"possible": 4, "altered": None}
+    assert summary["norms"] == reference["norms"]
+    assert summary["change"]["mean"] == pytest.approx(0.5)
+    scalars, numbers = optimizer.conflicts.scalars(), plain.conflicts.scalars()
+    assert set(numbers) - set(scalars) == {
+        *("surgery/altered", "surgery/altered/a-b", "surgery/altered/b-a"),
+    }
+    resumed = run(Halves())
+    resumed.conflicts.load_state_dict(optimizer.conflicts.state_dict())
+    assert resumed.conflicts.summary() == summary
+    line = ConflictLog(tmp_path / "c.jsonl").write(optimizer.conflicts, step=2)
+    assert json.loads((tmp_path / "c.jsonl").read_text()) == line
+    assert optimizer.conflicts.summary()["gradients"] == {"possible": 0, "altered": 0}

@@ -120,7 +120,7 @@ def test_an_adapter_for_each_task_leaves_nothing_shared() -> None:
         model.set_adapter(f"for_{task}")
         with optimizer.task(task):
             model(input_ids=ids).pooler_output.sum().backward()
-        alone[task] = [g.clone() for g in optimizer._capture.grads[task].values()]
+        alone[task] = [g.clone() for g in optimizer._pipeline._capture.grads[task].values()]
     optimizer.combine()
     for task in TASKS:
         found = [p for name, p in model.named_parameters() if f".for_{task}.weight" in name]

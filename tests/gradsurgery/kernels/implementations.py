@@ -26,12 +26,12 @@ class Kernel:
     def gram(
         self, grads: Sequence[Sequence[Tensor | None]], segments: Sequence[int], count: int
     ) -> Tensor:
-        return self.module.gram(grads, segments, count)
+        return self.module.gram(list(zip(*grads, strict=True)), segments, count, len(grads))
 
     def combine_(
         self, grads: Sequence[Sequence[Tensor | None]], weights: Tensor, segments: Sequence[int]
     ) -> list[Tensor | None]:
-        return self.module.combine_(grads, weights, segments)
+        return self.module.combine_(list(zip(*grads, strict=True)), weights, segments)
 
     def __repr__(self) -> str:
         return self.name

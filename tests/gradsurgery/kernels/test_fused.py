@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Sum, Verdict, kernels
-from gradsurgery.methods import gradvac, pcgrad
+from gradsurgery.methods import State
 from gradsurgery.methods.order import initial_rng, visiting_order
 from tests.gradsurgery.problems import TwoHeads, losses_of
 
@@ -62,20 +62,20 @@ def problems(tasks: int) -> list[Tensor]:
     return [(g @ g.mT).to(DEVICE) for g in grads]
 
 
-def both(solve: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Verdict, Verdict]:
-    """The verdicts of the fused and of the eager maths."""
-    monkeypatch.setenv("GRADSURGERY_KERNELS", "fused")
-    ours = solve()
-    monkeypatch.setenv("GRADSURGERY_KERNELS", "eager")
-    return ours, solve()
+def both(method: Method, gram: Tensor, order: Tensor, state: State) -> tuple[Verdict, Verdict]:
+    """The verdicts of the kernel and of the plain maths."""
+    from gradsurgery.methods import fused
+
+    facts = {"order": order}
+    return fused.decide(method, gram, state, facts), method(gram, state=state, **facts)
 
 
 @running
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 16, 33])
-def test_pcgrad_is_the_cpus(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pcgrad_is_the_cpus(tasks: int) -> None:
     order = visiting_order(initial_rng(tasks), tasks)[0].to(DEVICE)
     for gram in problems(tasks):
-        ours, theirs = both(lambda gram=gram: pcgrad(gram, order), monkeypatch)
+        ours, theirs = both(PCGrad(), gram, order, {})
         torch.testing.assert_close(ours.weights, theirs.weights, rtol=1e-12, atol=1e-12)
         assert torch.equal(ours.altered, theirs.altered)
 
@@ -83,17 +83,14 @@ def test_pcgrad_is_the_cpus(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None
 @running
 @pytest.mark.parametrize("update", ["always", "on_alter"])
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 16])
-def test_gradvac_is_the_cpus(tasks: int, update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradvac_is_the_cpus(tasks: int, update: Any) -> None:
     order = visiting_order(initial_rng(tasks), tasks)[0].to(DEVICE)
     generator = torch.Generator().manual_seed(tasks)
     draws = torch.rand(2, tasks, tasks, dtype=torch.float64, generator=generator)
     for low, high in [(-1.0, 0.5), (0.0, 0.3), (-1.0, -1.0), (0.0, 0.0)]:
         target = (low + (high - low) * draws).to(DEVICE)
         for gram in problems(tasks):
-            ours, theirs = both(
-                lambda gram=gram, target=target: gradvac(gram, order, target, 0.01, update),
-                monkeypatch,
-            )
+            ours, theirs = both(GradVac(0.01, update), gram, order, {"target": target})
             assert relative_error(ours, theirs) < 1e-12
             assert torch.equal(ours.altered, theirs.altered)
             for mine, other in zip(ours.state.values(), theirs.state.values(), strict=True):
@@ -102,14 +99,14 @@ def test_gradvac_is_the_cpus(tasks: int, update: Any, monkeypatch: pytest.Monkey
 
 @running
 @pytest.mark.parametrize("tasks", [2, 3, 5, 16])
-def test_gradvac_at_its_cap(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradvac_at_its_cap(tasks: int) -> None:
     """Visits that end exactly at the cap: whether the next one alters anything is rounding."""
     order = visiting_order(initial_rng(tasks), tasks)[0].to(DEVICE)
     target = torch.ones(2, tasks, tasks, dtype=torch.float64, device=DEVICE)
     for number, gram in enumerate(problems(tasks)):
         if number == 1:
             continue  # nor is there an answer to which way opposite gradients are to turn
-        ours, theirs = both(lambda gram=gram: gradvac(gram, order, target, 0.01), monkeypatch)
+        ours, theirs = both(GradVac(0.01), gram, order, {"target": target})
         assert relative_error(ours, theirs) < 1e-9
 
 
@@ -220,21 +217,21 @@ def _refused(name: str, original: Any) -> Any:
 def test_tables_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from gradsurgery.kernels import address_tables, fused
 
-    grads = [[torch.randn(100, device=DEVICE), torch.randn(7, device=DEVICE)] for _ in range(2)]
-    fused.gram(grads, [0, 1], 2)
+    columns = [[torch.randn(n, device=DEVICE) for _ in range(2)] for n in (100, 7)]
+    fused.gram(columns, [0, 1], 2, 2)
     sent: list[Tensor] = []
-    send = address_tables.send
+    to_device = address_tables.to_device
 
-    def counted(host: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def counted(host: Tensor, device: torch.device) -> Tensor:
         sent.append(host)
-        return send(host, device)
+        return to_device(host, device)
 
-    monkeypatch.setattr(address_tables, "send", counted)
-    fused.gram(grads, [0, 1], 2)
-    fused.combine_(grads, torch.ones(2, 2, dtype=torch.float64, device=DEVICE), [0, 1])
+    monkeypatch.setattr(address_tables, "to_device", counted)
+    fused.gram(columns, [0, 1], 2, 2)
+    fused.combine_(columns, torch.ones(2, 2, dtype=torch.float64, device=DEVICE), [0, 1])
     assert not sent
-    grads[0][0] = torch.randn(100, device=DEVICE)
-    fused.gram(grads, [0, 1], 2)
+    columns[0][0] = torch.randn(100, device=DEVICE)
+    fused.gram(columns, [0, 1], 2, 2)
     assert len(sent) == 1  # the addresses; shapes and segments are as they were
 
 
@@ -254,8 +251,8 @@ def test_what_lies_at_the_same_address_is_told_apart() -> None:
     for view in views:
         pair = [view(a), view(b)]
         exact = float((pair[0].double() * pair[1].double()).sum())
-        found = float(fused.gram([[g] for g in pair], [0], 1)[0, 0, 1])
-        assert found == pytest.approx(exact, rel=1e-5, abs=1e-5)
+        product = float(fused.gram([pair], [0], 1, 2)[0, 0, 1])
+        assert product == pytest.approx(exact, rel=1e-5, abs=1e-5)
 
 
 @running
@@ -263,7 +260,7 @@ def test_the_cache_of_tables_is_bounded() -> None:
     from gradsurgery.kernels import address_tables, fused
 
     for size in range(1, address_tables.KEPT + 10):
-        fused.gram([[torch.ones(size, device=DEVICE)], [torch.ones(size, device=DEVICE)]], [0], 1)
+        fused.gram([[torch.ones(size, device=DEVICE) for _ in range(2)]], [0], 1, 2)
     assert len(address_tables._cache) <= address_tables.KEPT
     assert len(address_tables._known) <= address_tables.KEPT
 
@@ -272,9 +269,9 @@ def test_the_cache_of_tables_is_bounded() -> None:
 def test_several_devices_are_refused() -> None:
     from gradsurgery.kernels import fused
 
-    grads = [[torch.ones(3, device=DEVICE), torch.ones(3, device="meta")]] * 2
+    columns = [[torch.ones(3, device=device)] * 2 for device in (DEVICE, "meta")]
     with pytest.raises(ValueError, match="several devices"):
-        fused.gram(grads, [0, 0], 1)
+        fused.gram(columns, [0, 0], 1, 2)
 
 
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,62 +301,11 @@ def test_a_step_never_waits_for_the_host(method: Method) -> None:
 
 
 @on_cuda
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_combine_in_a_cuda_graph(method: Method) -> None:
-    """Replays move targets and statistics on, and deliver what a plain call does."""
-    sizes = [(300, 70), (5,), (4097,)]
-    parameters = [nn.Parameter(torch.zeros(size, device="cuda")) for size in sizes]
-    optimizer = GradientSurgery(torch.optim.SGD(parameters, lr=0.1), method, tasks=("a", "b"))
-    static = [[torch.empty_like(p) for p in parameters] for _ in range(2)]
-
-    def combine() -> None:
-        for task, grads in zip("ab", static, strict=True):
-            with optimizer.task(task):
-                for p, grad in zip(parameters, grads, strict=True):
-                    p.grad = grad.clone()
-        optimizer.combine()
-
-    def fill(seed: int) -> None:
-        generator = torch.Generator("cuda").manual_seed(seed)
-        for grads in static:
-            for grad in grads:
-                grad.normal_(generator=generator)
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for seed in range(3):
-            fill(seed)
-            combine()
-            optimizer.zero_grad()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        combine()
-    replayed = [p.grad for p in parameters]
-    plain = GradientSurgery(torch.optim.SGD(parameters, lr=0.1), method, tasks=("a", "b"))
-    plain.load_state_dict(optimizer.state_dict())
-    optimizer.conflicts.reset()
-    for seed in range(5, 8):
-        fill(seed)
-        graph.replay()
-        torch.cuda.synchronize()
-        ours = [grad.clone() for grad in replayed]
-        optimizer_, optimizer = optimizer, plain
-        for p in parameters:
-            p.grad = None
-        combine()
-        optimizer, plain = optimizer_, optimizer
-        for p, grad in zip(parameters, ours, strict=True):
-            torch.testing.assert_close(grad, p.grad)
-    assert optimizer.conflicts.summary()["window"] == 3
-
-
-@on_cuda
 def test_a_hundred_million_elements() -> None:
     from gradsurgery.kernels import eager, fused
 
-    grads = [[torch.randn(100_000_000, device="cuda")] for _ in range(2)]
-    ours, theirs = fused.gram(grads, [0], 1), eager.gram(grads, [0], 1)
+    columns = [[torch.randn(100_000_000, device="cuda") for _ in range(2)]]
+    ours, theirs = fused.gram(columns, [0], 1, 2), eager.gram(columns, [0], 1, 2)
     assert (ours - theirs).abs().max() < 1e-6 * theirs.diagonal(dim1=1, dim2=2).max()
 
 

@@ -62,8 +62,8 @@ def test_a_compiler_that_fails_is_no_error(
         with caplog.at_level("INFO", "gradsurgery"):
             assert not native.available()
         assert "torch.dot is used instead" in caplog.text
-        grads = [[torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])]]
-        assert eager.gram(grads, [0], 1).tolist() == [[[5, 11], [11, 25]]]
+        columns = [[torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]]
+        assert eager.gram(columns, [0], 1, 2).tolist() == [[[5, 11], [11, 25]]]
     finally:
         native._library.cache_clear()
 

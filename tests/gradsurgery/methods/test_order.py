@@ -52,15 +52,3 @@ def test_every_step_draws_afresh_where_the_order_matters() -> None:
     assert drawn(PCGrad())
     assert drawn(GradVac())
     assert not drawn(Sum())
-
-
-def test_redraw_writes_the_next_order_where_a_captured_graph_reads_it() -> None:
-    optimizer = wrap([nn.Parameter(torch.zeros(2))], PCGrad(seed=4))
-    held = torch.zeros(3, 3, dtype=torch.int64)
-    optimizer._replayed.append(held)  # as a capture does
-    first, rng = visiting_order(initial_rng(4), 3)
-    second, rng = visiting_order(rng, 3)
-    for wanted in (first, second):
-        optimizer.redraw()
-        assert torch.equal(held, wanted)
-    assert torch.equal(optimizer.param_groups[0]["surgery"]["rng"], rng)

@@ -1,0 +1,260 @@
+"""The pipeline of a step: capture, measure, decide, apply, each calling only what lies below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery import features as _features
+from gradsurgery import grouping as _grouping
+from gradsurgery.capture import Capture
+from gradsurgery.combine import Measured, apply_, deliver, measure
+from gradsurgery.distributed import consistency
+from gradsurgery.distributed.placement import Processes
+from gradsurgery.losses import StepLosses
+from gradsurgery.methods import Method, State, Verdict
+from gradsurgery.methods.order import visiting_order
+from gradsurgery.state import SurgeryState
+from gradsurgery.statistics import ConflictStatistics
+from gradsurgery.transfer import to_device
+
+#: The parameters' names, and what grouping makes of them: a segment for each, the segments' names.
+_Segmented = tuple[list[str | None], tuple[list[int], list[str]]]
+
+
+class Pipeline:
+    """One optimizer's steps of surgery.
+
+    Args:
+        base: the optimizer whose parameters are trained.
+        method: decides the weights.
+        tasks: the tasks' names, in order.
+        grouping: what is compared as one vector.
+        named: the parameters' names, where ``base`` does not know them.
+        process_group: that the gradients are averaged over, or None.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        method: Method,
+        tasks: Sequence[str],
+        grouping: _grouping.Grouping,
+        named: Mapping[Tensor, str],
+        process_group: dist.ProcessGroup | None,
+    ) -> None:
+        _grouping.resolve(grouping)
+        self._base, self._method, self._tasks = base, method, tuple(tasks)
+        self._grouping, self._named = grouping, dict(named)
+        self.conflicts = ConflictStatistics(self._tasks, repr(method))
+        self.processes = Processes(process_group, self._tasks)
+        self._segmented: _Segmented = ([], ([], []))
+        self._begin()
+        self.state = SurgeryState(base, method, tasks, len(self.segments()[1]))
+
+    def _begin(self) -> None:
+        """Start without a step under way."""
+        self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
+        self._feature_leaves: list[Tensor] = []  # while a backward with features runs
+
+    def __getstate__(self) -> dict[str, Any]:
+        transient = ("_capture", "_losses", "_feature_leaves")
+        return {name: value for name, value in vars(self).items() if name not in transient}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    # ------------------------------------------------------------------ capture
+
+    @contextmanager
+    def task(
+        self, name: str, *, sync: bool = True, loss: Tensor | float | None = None
+    ) -> Iterator[None]:
+        """Capture the gradients of the backward passes run inside, for task ``name``."""
+        parameters = self.parameters()
+        try:
+            with self._capture.record(name, parameters):
+                self.processes.begin(name, parameters)
+                yield
+                if loss is not None and "losses" in self._method.needs:
+                    self._losses.add(name, loss)
+        except BaseException:
+            self._losses.drop(name)
+            self.processes.failed(name)
+            raise
+        for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
+            self._capture.hand_over(*sent)
+
+    @contextmanager
+    def feature_leaves(self, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Count the leaves that bear the gradients at features among the parameters."""
+        self.refuse_waiting("features are joined")
+        self._feature_leaves = list(leaves)
+        try:
+            yield
+        finally:
+            self._feature_leaves = []
+
+    def refuse_waiting(self, until: str = "step()") -> None:
+        """Refuse to go on while captured gradients wait.
+
+        Raises:
+            RuntimeError: when they do.
+        """
+        waiting = self._capture.waiting
+        if waiting:
+            raise RuntimeError(
+                f"captured gradients of {', '.join(waiting)} wait: call combine() before {until}, "
+                "or zero_grad() to drop them"
+            )
+
+    def discard(self) -> None:
+        """Forget the step under way; ``.grad`` stays as it is."""
+        self._capture.clear()
+        self._losses.clear()
+        self.processes.drop(self.parameters())
+
+    # ------------------------------------------------------------------ measure, decide, apply
+
+    def combine(
+        self, losses: Mapping[str, Tensor | float] | None = None, scale: Tensor | float = 1.0
+    ) -> None:
+        """Combine what was captured, into ``.grad``."""
+        parameters = self.parameters()
+        _refuse_graph_capture(parameters[0].device)
+        self._losses.replace(losses or {}, self._capture.waiting)
+        segments, names = self.segments()
+        for sent in self.processes.flush(self._capture.grads, parameters):
+            self._capture.hand_over(*sent)
+        self._refuse_missing_losses()
+        common = self._common() if self.processes.count > 1 else ()
+        gradients = self.processes.gather(self._capture.grads, parameters, common)
+        if gradients.averaged:
+            self._capture.clear()
+        if not any(gradients.active):
+            raise RuntimeError(
+                "combine() found nothing captured: run each task's backward inside "
+                "optimizer.task(name), or use optimizer.join(losses).backward()"
+            )
+        measured = measure(
+            gradients.columns, segments, len(names), len(self._tasks), gradients.placement
+        )
+        weights = self._decide(measured, names, torch.tensor(gradients.active), scale)
+        update = gradients.placement.restored(apply_(measured, weights))
+        for parameter, grad in zip(parameters, update, strict=True):
+            if grad is not None:
+                deliver(parameter, grad)
+        self.discard()
+
+    def _decide(
+        self, measured: Measured, segments: Sequence[str], active: Tensor, scale: Tensor | float
+    ) -> Tensor:
+        """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
+        gram, finite = measured.gram, measured.finite
+        if not measured.resident and not finite:
+            self.processes.compare(active, gram)
+            self.conflicts.skip()
+            return torch.ones(gram.shape[:-1], dtype=gram.dtype)
+        facts, rng = self._facts(measured, scale)
+        before = self.state.of_method(len(segments), gram.device)
+        verdict = self._verdict(measured, before, facts)
+        self.processes.compare(active, gram, facts.get("order"), verdict.weights)
+        if measured.resident:
+            # Nobody waits to see whether all was finite: both cases are there to choose from.
+            verdict = _if_finite(finite, verdict, before)
+        self.state.keep(rng, verdict.state)
+        self.conflicts.update(gram, verdict, segments, active, finite)
+        return verdict.weights
+
+    def _verdict(self, measured: Measured, state: State, facts: dict[str, Tensor]) -> Verdict:
+        if measured.resident:
+            from gradsurgery.methods import fused  # needs triton
+
+            return fused.decide(self._method, measured.gram, state, facts)
+        return self._method(measured.gram, state=state, **facts)
+
+    def _facts(self, measured: Measured, scale: Tensor | float) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the facts that the method needs, and the visiting order's next generator."""
+        needs, device = self._method.needs, measured.gram.device
+        rng: Tensor = self.state.values["rng"]
+        facts = {}
+        if "order" in needs:
+            order, rng = visiting_order(rng, len(self._tasks))
+            facts["order"] = to_device(order, device)
+        if "present" in needs:
+            facts["present"] = to_device(measured.present(), device)
+        if "losses" in needs:
+            facts["losses"] = self.processes.mean_losses(self._losses.vector(device)).to(device)
+        if "scale" in needs:
+            facts["scale"] = torch.as_tensor(scale, dtype=torch.float64).detach().to(device)
+        return facts, rng
+
+    def _refuse_missing_losses(self) -> None:
+        missing = self._losses.missing(self._capture.waiting)
+        if "losses" in self._method.needs and missing:
+            raise RuntimeError(
+                f"{self._method!r} decides by the tasks' losses, and that of {', '.join(missing)} "
+                "is unknown: use optimizer.join(losses), optimizer.task(name, loss=...) or "
+                "optimizer.combine(losses={name: ...})"
+            )
+
+    # ------------------------------------------------------------------ parameters and segments
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters as the groups hold them now: FSDP2 swaps them, so none is kept."""
+        trained = [p for group in self._base.param_groups for p in group["params"]]
+        return trained + self._feature_leaves
+
+    def names(self) -> list[str | None]:
+        """Return the parameters' names, None where unknown."""
+        return _grouping.names(self._base.param_groups, self._named)
+
+    def segments(self) -> tuple[list[int], list[str]]:
+        """Return each parameter's segment, and the segments' names.
+
+        A segment keeps its index for good, and so its part of the state: users delete parameter
+        groups, reverse them, and bring them back.
+        """
+        names = self.names()
+        if names != self._segmented[0]:
+            known = self._segmented[1][1]
+            self._segmented = names, _grouping.segments(names, self._grouping, known)
+        indices, labels = self._segmented[1]
+        if self._feature_leaves:
+            at_features = self.feature_segment(labels)
+            return indices + [at_features] * len(self._feature_leaves), labels
+        return indices, labels
+
+    def feature_segment(self, labels: Sequence[str]) -> int:
+        """Return the segment of features among ``labels``."""
+        return _features.segment(self._grouping, labels)
+
+    def _common(self) -> tuple[object, ...]:
+        """Return what the optimizers of all ranks must have in common."""
+        settings = consistency.settings_of(self._method)
+        return self._tasks, settings, self._segmented, self.state.values["rng"]
+
+
+def _if_finite(finite: Tensor, verdict: Verdict, before: State) -> Verdict:
+    """Return the verdict, or where gradients are not finite the plain sum and the state before."""
+    return Verdict(
+        torch.where(finite, verdict.weights, 1.0),
+        None if verdict.altered is None else verdict.altered & finite,
+        {name: torch.where(finite, value, before[name]) for name, value in verdict.state.items()},
+    )
+
+
+def _refuse_graph_capture(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "combine() cannot be part of a CUDA graph: the host draws the visiting order and looks "
+            "up the gradients' addresses at every step. Capture the forward and backward passes, "
+            "and call combine() and step() outside of the graph"
+        )
