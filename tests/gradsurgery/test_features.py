@@ -418,8 +418,7 @@ def test_grad_scaler() -> None:
         other.join(plain.losses(z), features=z).backward()
         other.step()
         other.zero_grad()
-    pairs = zip(model.parameters(), plain.parameters(), strict=True)
-    assert all(torch.equal(p, q) for p, q in pairs)
+    assert same(list(model.parameters()), list(plain.parameters()))
 
     before = optimizer.param_groups[0]["surgery"]["target"].clone()
     z = model.trunk(batch(torch.float32))
@@ -431,9 +430,7 @@ def test_grad_scaler() -> None:
     scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 512
-    assert all(
-        torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True)
-    )
+    assert same(list(model.parameters()), list(plain.parameters()))
     assert optimizer.conflicts.summary()["nonfinite"] == 1
     assert torch.equal(optimizer.param_groups[0]["surgery"]["target"], before)
 
