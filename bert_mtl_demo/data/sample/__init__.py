@@ -12,23 +12,15 @@ occur in dev only.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 from bert_mtl_demo.data.examples import Examples, Splits
-from bert_mtl_demo.data.sample import paraphrase, polarity, sentiment, similarity
 from bert_mtl_demo.data.sample.common import Drawer, draw_split
 from bert_mtl_demo.tasks import Task
 
 SEED = 20_240_611
 TRAIN, DEV = 1200, 300  # examples per task
-
-DRAWERS: dict[str, Drawer] = {
-    "sst": Drawer(sentiment.draw, groups=5, group_of=int),
-    "para": Drawer(paraphrase.draw, groups=2, group_of=int),
-    # Five bins of width one; 5.0 belongs to the last. Balanced bins make balanced labels.
-    "sts": Drawer(similarity.draw, groups=5, group_of=lambda label: min(int(label), 4)),
-    "cfimdb": Drawer(polarity.draw, groups=2, group_of=int),
-}
 
 
 def load_sample(tasks: Sequence[Task]) -> dict[str, Splits]:
@@ -43,8 +35,19 @@ def load_sample(tasks: Sequence[Task]) -> dict[str, Splits]:
     return {task.name: _splits(task) for task in tasks}
 
 
+def drawer_of(task: Task) -> Drawer:
+    """The generator of a task, its label groups equally frequent.
+
+    The groups are the classes, or bins of width one, of which the last includes the highest label:
+    balanced bins make balanced labels.
+    """
+    draw = importlib.import_module(f"{__name__}.{task.sample}").draw
+    groups = task.classes or int(task.high)
+    return Drawer(draw, groups, group_of=lambda label: min(int(label), groups - 1))
+
+
 def _splits(task: Task) -> Splits:
-    train, dev = draw_split(DRAWERS[task.name], f"{SEED} {task.name}", TRAIN, DEV)
+    train, dev = draw_split(drawer_of(task), f"{SEED} {task.name}", TRAIN, DEV)
     return Splits(_examples(task, train), _examples(task, dev))
 
 

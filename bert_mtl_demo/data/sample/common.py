@@ -1,4 +1,4 @@
-"""What the three generators share: balanced drawing, and the word combinations kept for dev."""
+"""Shared by the generators: balanced drawing, and the word combinations kept for dev."""
 
 from __future__ import annotations
 
@@ -74,3 +74,12 @@ def sentence(text: str) -> str:
     'It rained.'
     """
     return text[0].upper() + text[1:]
+
+
+def listed(text: str, separator: str = ", ") -> tuple[str, ...]:
+    """The parts of a text.
+
+    >>> listed("acting, camera work")
+    ('acting', 'camera work')
+    """
+    return tuple(text.split(separator))

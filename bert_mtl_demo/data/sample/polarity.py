@@ -16,10 +16,10 @@ from bert_mtl_demo.data.sample.sentiment import review
 def draw(random: Random, dev: bool) -> Row:
     """One review with its polarity, 0 (negative) or 1 (positive)."""
     label = random.randrange(2)
-    said = [_of_sign(random, dev, 1 if label else -1) for _ in range(random.randint(2, 3))]
+    texts = [_of_sign(random, dev, 1 if label else -1) for _ in range(random.randint(2, 3))]
     if random.random() < 0.5:
-        said.insert(random.randrange(len(said) + 1), _of_sign(random, dev, 0))
-    return " ".join(map(sentence, said)), None, float(label)
+        texts.insert(random.randrange(len(texts) + 1), _of_sign(random, dev, 0))
+    return " ".join(map(sentence, texts)), None, float(label)
 
 
 def _of_sign(random: Random, dev: bool, sign: int) -> str:

@@ -11,89 +11,32 @@ from __future__ import annotations
 
 from random import Random
 
-from bert_mtl_demo.data.sample.common import Row, sentence, unseen
+from bert_mtl_demo.data.sample.common import Row, listed, sentence, unseen
 
 # Share of reviews graded by somebody who disagrees by one step, as people do on five grades. It
 # keeps accuracy off 1.00: who reads every sentence as it was meant gets about 0.9.
 DISAGREEMENT = 0.12
-ASPECTS = (
-    "acting",
-    "script",
-    "camera work",
-    "score",
-    "story",
-    "dialogue",
-    "ending",
-    "pacing",
-    "lead performance",
-    "humour",
-    "editing",
-    "first half",
-    "romance",
-    "villain",
-    "production design",
-    "supporting cast",
+ASPECTS = listed(
+    "acting, script, camera work, score, story, dialogue, ending, pacing, lead performance, "
+    "humour, editing, first half, romance, villain, production design, supporting cast"
 )
-TOPICS = (
-    "a lighthouse keeper",
-    "two rival bakers",
-    "a retired jockey",
-    "a small-town mayor",
-    "a night nurse",
-    "three runaway sisters",
-    "a forgetful spy",
-    "a travelling circus",
-    "a chess prodigy",
-    "a failing orchestra",
-    "a mountain rescue team",
-    "a disgraced chef",
-    "a ferry captain",
-    "a family of beekeepers",
+TOPICS = listed(
+    "a lighthouse keeper, two rival bakers, a retired jockey, a small-town mayor, a night nurse, "
+    "three runaway sisters, a forgetful spy, a travelling circus, a chess prodigy, a failing "
+    "orchestra, a mountain rescue team, a disgraced chef, a ferry captain, a family of beekeepers"
 )
-SETTINGS = (
-    "Lisbon",
-    "the Arctic",
-    "a mining village",
-    "the 1950s",
-    "a seaside hotel",
-    "Nairobi",
-    "a boarding school",
-    "post-war Vienna",
-    "an empty shopping mall",
-    "rural Peru",
+SETTINGS = listed(
+    "Lisbon, the Arctic, a mining village, the 1950s, a seaside hotel, Nairobi, a boarding "
+    "school, post-war Vienna, an empty shopping mall, rural Peru"
 )
 ADJECTIVES: dict[int, tuple[str, ...]] = {
-    2: (
-        "superb",
-        "brilliant",
-        "breathtaking",
-        "flawless",
-        "magnificent",
-        "unforgettable",
-        "dazzling",
-        "masterful",
+    2: listed(
+        "superb, brilliant, breathtaking, flawless, magnificent, unforgettable, dazzling, masterful"
     ),
-    1: (
-        "good",
-        "enjoyable",
-        "likeable",
-        "charming",
-        "solid",
-        "pleasant",
-        "clever",
-        "engaging",
-        "effective",
-    ),
-    -1: ("dull", "weak", "clumsy", "uneven", "predictable", "flat", "thin", "tired", "forgettable"),
-    -2: (
-        "dreadful",
-        "unbearable",
-        "atrocious",
-        "abysmal",
-        "insufferable",
-        "disastrous",
-        "hopeless",
-        "appalling",
+    1: listed("good, enjoyable, likeable, charming, solid, pleasant, clever, engaging, effective"),
+    -1: listed("dull, weak, clumsy, uneven, predictable, flat, thin, tired, forgettable"),
+    -2: listed(
+        "dreadful, unbearable, atrocious, abysmal, insufferable, disastrous, hopeless, appalling"
     ),
 }
 _STRENGTHS = tuple(ADJECTIVES)

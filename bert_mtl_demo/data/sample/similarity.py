@@ -34,7 +34,7 @@ _Way = TypeVar("_Way")
 
 @dataclass(frozen=True)
 class Scene:
-    """Who does what where, as indices into the tables above; None is "not said"."""
+    """A scene, as indices into the tables of `scenes`; None: not mentioned."""
 
     subject: int
     number: int
@@ -44,7 +44,7 @@ class Scene:
     place: int | None
     negated: bool = False
 
-    def say(self, wording: dict[str, int]) -> str:
+    def text(self, wording: dict[str, int]) -> str:
         """The scene in words; `wording` numbers the synonym of a part, 0 unless given."""
         forms = _pick(SUBJECTS[self.subject], wording.get("subject", 0))
         noun = forms[self.number > 0]
@@ -73,7 +73,7 @@ def draw(random: Random, dev: bool) -> Row:
     else:
         other, cost = _change(random, one, dev)
     wording = {part: 1 for part in ("subject", "action", "thing", "place") if random.random() < 0.4}
-    first, second, plain = one.say({}), other.say(wording), other.say({})
+    first, second, plain = one.text({}), other.text(wording), other.text({})
     if first == second:
         return draw(random, dev)
     if second != plain:

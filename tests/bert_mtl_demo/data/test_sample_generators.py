@@ -90,9 +90,9 @@ def test_a_review_leans_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_scene_in_words() -> None:
     scene = similarity.Scene(subject=0, number=0, detail=2, action=1, thing=0, place=0)
-    assert scene.say({}) == "An elderly woman was cutting an onion in a park."
+    assert scene.text({}) == "An elderly woman was cutting an onion in a park."
     changed = similarity.Scene(1, 1, None, 1, 0, None, negated=True)
-    assert changed.say({"action": 1, "subject": 1}) == "Two guys were not slicing an onion."
+    assert changed.text({"action": 1, "subject": 1}) == "Two guys were not slicing an onion."
 
 
 def test_small_changes_cost_less_than_large_ones() -> None:

@@ -19,7 +19,8 @@ from bert_mtl_demo.data.sample import load_sample
 from bert_mtl_demo.errors import CheckpointError, DemoError
 from bert_mtl_demo.tasks import resolve
 from bert_mtl_demo.training.checkpoint import load_state
-from bert_mtl_demo.training.run import continue_run, extended, start_run
+from bert_mtl_demo.training.run import continue_run, start_run
+from bert_mtl_demo.training.run_settings import extended
 from bert_mtl_demo.training.trainer import Trainer
 
 # Imported late by others, and its import draws from Python's generator: the first run of a process

@@ -19,16 +19,16 @@ from torch.utils.data import IterableDataset
 #: By task, tokens ``[batch, length]``.
 Batch = dict[str, Tensor]
 
-#: Seconds that a step may take.
-PATIENCE = 300
+#: Maximum seconds of a step.
+STEP_TIMEOUT = 300
 
 
-class OverError(Exception):
-    """There are no more batches. An end of the data would only begin the next epoch."""
+class NoMoreBatchesError(Exception):
+    """Ends a loop; an end of the data would only begin the next epoch."""
 
 
 class Turns(IterableDataset[Batch]):
-    """Hands out the same batch, whenever it is told to.
+    """The same batch, handed out once per :meth:`PausedLoop.__call__`.
 
     Args:
         batch: of every step.
@@ -43,17 +43,17 @@ class Turns(IterableDataset[Batch]):
             self.asked.release()
             self.go.acquire()
             if self.over:
-                raise OverError
+                raise NoMoreBatchesError
             yield self.batch
 
 
-class Fit:
-    """A loop in its thread, standing still between steps.
+class PausedLoop:
+    """A loop in its thread, standing still between steps; a call runs one step.
 
     Args:
-        loop: takes the data, and goes on for ever.
+        loop: trains for ever.
         batch: of every step.
-        threads: of the CPU's operators.
+        threads: number of threads of the CPU's operators.
     """
 
     def __init__(self, loop: Callable[[Turns], object], batch: Batch, threads: int) -> None:
@@ -64,7 +64,7 @@ class Fit:
         self._thread.start()
         self._wait()
 
-    def step(self) -> None:
+    def __call__(self) -> None:
         """Run a step.
 
         Raises:
@@ -77,22 +77,22 @@ class Fit:
         """End the loop."""
         self._turns.over = True
         self._turns.go.release()
-        self._thread.join(PATIENCE)
+        self._thread.join(STEP_TIMEOUT)
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         try:
             self._loop(self._turns)
-        except OverError:
+        except NoMoreBatchesError:
             pass
-        except BaseException as error:  # it belongs to whoever waits
+        except BaseException as error:  # raised again in the thread that waits
             self._error = error
         finally:
             self._ended = True
             self._turns.asked.release()
 
     def _wait(self) -> None:
-        if not self._turns.asked.acquire(timeout=PATIENCE):
-            raise TimeoutError(f"the loop asked for no batch for {PATIENCE} s")
+        if not self._turns.asked.acquire(timeout=STEP_TIMEOUT):
+            raise TimeoutError(f"the loop asked for no batch within {STEP_TIMEOUT} s")
         if self._ended:
             raise RuntimeError("the loop ended by itself") from self._error
