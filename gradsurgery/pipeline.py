@@ -255,6 +255,6 @@ def _refuse_graph_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "combine() cannot be part of a CUDA graph: the host draws the visiting order and looks "
-            "up the gradients' addresses at every step. Capture the forward and backward passes, "
-            "and call combine() and step() outside of the graph"
+            "up the gradients' addresses at every step. Call combine() and step() outside of the "
+            "graph"
         )

@@ -99,13 +99,13 @@ def train_heads(model: TwoHeads, optimizer: GradientSurgery, steps: range) -> No
 def task_gradients(model: nn.Module, losses: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Each task's gradients by parameter name, through ``torch.autograd.grad``."""
     named = dict(model.named_parameters())
-    found = {}
+    by_task = {}
     for task, loss in losses.items():
         grads = torch.autograd.grad(
             loss, list(named.values()), retain_graph=True, allow_unused=True
         )
-        found[task] = {n: g for n, g in zip(named, grads, strict=True) if g is not None}
-    return found
+        by_task[task] = {n: g for n, g in zip(named, grads, strict=True) if g is not None}
+    return by_task
 
 
 def same(a: object, b: object) -> bool:

@@ -51,7 +51,7 @@ def test_with_sum_every_base_trains_as_it_does_alone(
                 optimizer.step()
                 optimizer.zero_grad()
         weights.append(list(model.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert same(*weights)
 
 
 METHODS = [PCGrad(seed=5), GradVac(beta=0.2, seed=5), GradVac(update="on_alter"), Sum()]
@@ -91,9 +91,7 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
     resumed.load_state_dict(stopped.state_dict())
     carry(first, second, tmp_path)
     train_heads(resumed, second, range(4, 8))
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True)
-    )
+    assert same(list(model.parameters()), list(resumed.parameters()))
 
 
 # torch says that no_dist means no distribution.
@@ -113,9 +111,7 @@ def test_distributed_checkpoint_carries_everything(flatten: bool, tmp_path: Path
     set_optimizer_state_dict(resumed, second, blank["optimizer"], options=options)
     for run in ((model, optimizer), (resumed, second)):
         train_heads(*run, range(4, 8))
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True)
-    )
+    assert same(list(model.parameters()), list(resumed.parameters()))
 
 
 def test_a_state_dict_keeps_what_it_saw() -> None:

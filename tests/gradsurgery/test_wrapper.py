@@ -56,13 +56,13 @@ def test_schedulers_move_the_bases_rate_as_without_the_wrapper(schedule: Any) ->
             # SequentialLR steps its schedulers before the optimizer, and warns about it itself.
             warnings.simplefilter("ignore")
             scheduler = schedule(target)
-        seen = []
+        lrs = []
         for seed in range(4):
             optimizer.join(losses_of(model, seed)).backward()
             target.step()
             scheduler.step()
-            seen.append(optimizer.base.param_groups[0]["lr"])
-        rates.append(seen)
+            lrs.append(optimizer.base.param_groups[0]["lr"])
+        rates.append(lrs)
     assert rates[0] == rates[1]
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradsurgery import GradientSurgery, GradVac, Method
-from tests.gradsurgery.problems import TwoHeads
+from gradsurgery import GradientSurgery, GradVac, Method, Sum
+from tests.gradsurgery.problems import TwoHeads, wrap
 
 TASKS = ("a", "b")
 GOALS = {"a": 1.0, "b": -1.0}
@@ -76,6 +76,17 @@ def fresh_model(dtype: torch.dtype = torch.float32) -> TwoHeads:
 def wrapped(model: nn.Module, method: Method | None = None, **options: Any) -> GradientSurgery:
     base = torch.optim.AdamW(model.named_parameters(), lr=0.05)
     return GradientSurgery(base, method or GradVac(beta=0.5, seed=1), tasks=TASKS, **options)
+
+
+def averaged(parameters: Sequence[Tensor], method: Method | None = None) -> GradientSurgery:
+    """SGD with surgery of two tasks, averaged over all ranks."""
+    return wrap(parameters, method or Sum(), tasks=TASKS, process_group=dist.group.WORLD)
+
+
+def push(optimizer: GradientSurgery, task: str, parameter: Tensor, by: float = 1.0) -> None:
+    """Capture a gradient of ``by`` everywhere."""
+    with optimizer.task(task):
+        (parameter * by).sum().backward()
 
 
 def outcome(optimizer: GradientSurgery) -> dict[str, Any]:
