@@ -92,7 +92,6 @@ class Task:
         label_names: one name per class, in label order; empty for regression.
         layout: its table in a directory of data, or a user's own table.
         hub: its data set on the hub, if there is one.
-        sample: the module of `bert_mtl_demo.data.sample` that generates its examples.
         custom: whether a user defined it: `layout` is then the only source. Until its table has
             been read it has no classes, or labels from -inf to inf.
 
@@ -110,7 +109,6 @@ class Task:
     label_names: tuple[str, ...] = ()
     layout: Layout | None = None
     hub: HubData | None = None
-    sample: str | None = None
     custom: bool = False
 
     def __post_init__(self) -> None:
@@ -164,25 +162,21 @@ TASKS: dict[str, Task] = {
             *("sst", "sentiment", False, 5, 0.0, 4.0, "accuracy", _SENTIMENTS),
             layout=Layout("ids-sst-{split}.csv", _SENTENCE, "sentiment"),
             hub=HubData(("SetFit/sst5",), ("text",)),
-            sample="sentiment",
         ),
         Task(
             *("para", "paraphrase", True, 2, 0.0, 1.0, "accuracy", ("different", "paraphrase")),
             layout=Layout("quora-{split}.csv", _PAIR, "is_duplicate"),
             hub=HubData((_GLUE, "qqp"), ("question1", "question2")),
-            sample="paraphrase",
         ),
         Task(
             *("sts", "similarity", True, None, 0.0, 5.0, "pearson"),
             layout=Layout("sts-{split}.csv", _PAIR, "similarity"),
             hub=HubData((_GLUE, "stsb"), _PAIR),
-            sample="similarity",
         ),
         # Long reviews; the reports train it alone, as a check, so it is not among the defaults.
         Task(
             *("cfimdb", "polarity", False, 2, 0.0, 1.0, "accuracy", ("negative", "positive")),
             layout=Layout("ids-cfimdb-{split}.csv", _SENTENCE, "sentiment"),
-            sample="polarity",
         ),
     )
 }

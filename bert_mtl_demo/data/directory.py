@@ -16,6 +16,9 @@ from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
 from bert_mtl_demo.data.validation import Row, validated
 from bert_mtl_demo.tasks import Layout, Task
 
+# The embedded sample; its README says what is in it.
+SAMPLE = Path(__file__).parent / "sample"
+
 # No sentence runs over more lines; it also bounds the search behind a quote that is never closed.
 MAX_SPAN = 100
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bert_mtl_demo.data.directory import layout_of, load_tables, refuse_no_directory
+from bert_mtl_demo.data.directory import SAMPLE, layout_of, load_tables, refuse_no_directory
 from bert_mtl_demo.data.examples import Skipped, Splits
 from bert_mtl_demo.data.hub import load_hub, source_of
-from bert_mtl_demo.data.sample import load_sample
 from bert_mtl_demo.tasks import Task
 
 BAD_ROWS = ("skip", "refuse")
@@ -71,8 +70,6 @@ def _check_source(source: str | Path, tasks: Sequence[Task]) -> None:
 def _load(source: str | Path, task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
     if task.custom:
         return load_tables(Path(), task, refuse=refuse)
-    if source == "sample":
-        return load_sample([task])[task.name], []
     if source == "hub":
         return load_hub(task, refuse=refuse)
-    return load_tables(Path(source), task, refuse=refuse)
+    return load_tables(SAMPLE if source == "sample" else Path(source), task, refuse=refuse)

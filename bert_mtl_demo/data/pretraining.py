@@ -19,16 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from bert_mtl_demo.data.directory import (
+    SAMPLE,
     UnreadableError,
     decoded,
     layout_of,
     physical_lines,
+    read_table,
     refuse_no_directory,
     table_rows,
 )
 from bert_mtl_demo.data.examples import Examples, Skipped
 from bert_mtl_demo.data.hub import fetch, rows_of
-from bert_mtl_demo.data.sample import load_sample
 from bert_mtl_demo.data.validation import Row, validated
 from bert_mtl_demo.tasks import TASKS, HubData, Layout, Task
 
@@ -85,8 +86,7 @@ def load_inference(source: str | Path, *, refuse: bool = False) -> Loaded:
     'entailment'
     """
     if source == "sample":
-        para = load_sample([TASKS["para"]])["para"].train
-        return replace(para, task=INFERENCE), []
+        return replace(_sample(TASKS["para"]), task=INFERENCE), []
     if source == "hub":
         rows = _inference_rows(rows_of(fetch(INFERENCE_HUB), INFERENCE_HUB, "train"), _HUB_LABELS)
         return validated(INFERENCE, INFERENCE_HUB.of("train"), rows, refuse=refuse)
@@ -118,12 +118,15 @@ def _in(source: str | Path, file: str) -> Path:
     return Path(source) / file
 
 
+def _sample(task: Task) -> Examples:
+    """The embedded train examples of a task."""
+    return read_table(SAMPLE / layout_of(task).of("train"), task)[0]
+
+
 def _sample_texts() -> Examples:
-    splits = load_sample(tuple(TASKS.values())).values()
+    rows = (row for task in TASKS.values() for row in _sample(task).texts())
     # A dict keeps the order and drops what two tasks share.
-    texts = list(
-        dict.fromkeys(text for split in splits for row in split.train.texts() for text in row)
-    )
+    texts = list(dict.fromkeys(text for row in rows for text in row))
     return Examples(TEXTS, texts, None, [0] * len(texts))
 
 
