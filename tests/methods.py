@@ -19,6 +19,7 @@ SYMMETRY = "tasks in another sequence get the same update"
 ZERO_IS_ABSENT = "a zero gradient counts as absent: the others are decided on without it"
 ALONE = "one task, and nothing but zeros, is left alone"
 SEGMENTS = "segments are separate problems"
+ON_DEVICE = "no value is read on the host, which would wait for a GPU"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Row:
         return {need: facts[need] for need in self.make(0).needs}
 
 
-_SURGERY = frozenset({SCALE, SYMMETRY, ZERO_IS_ABSENT, ALONE, SEGMENTS})
+_SURGERY = frozenset({SCALE, SYMMETRY, ZERO_IS_ABSENT, ALONE, SEGMENTS, ON_DEVICE})
 
 METHODS: dict[str, Row] = {
     "sum": Row(lambda seed: Sum(), _SURGERY),
@@ -69,7 +70,7 @@ METHODS: dict[str, Row] = {
         lambda seed: GradVac(beta=0.3, update="on_alter", target=0.3, seed=seed), _SURGERY
     ),
     "throwaway mgda": Row(lambda seed: MGDA(), frozenset({SEGMENTS})),
-    "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS})),
+    "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS, ON_DEVICE})),
 }
 
 #: A test that runs over all methods, or over those that obey a law.

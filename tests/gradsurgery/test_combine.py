@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery import GradVac, Method, PCGrad, Sum, kernels, pipeline
+from gradsurgery import GradVac, PCGrad, kernels, pipeline
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+from tests.methods import ALONE, METHODS, every_method, obeying
 
-METHODS = [PCGrad(), GradVac(target=0.3), Sum()]
 
-
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_one_task_is_plain_training(method: Method) -> None:
+@obeying(ALONE)
+def test_one_task_is_plain_training(name: str) -> None:
     w = nn.Parameter(torch.zeros(2))
-    wrap([w], method, tasks=("only",)).join(linear_losses([w], vectors((1, -2)))).backward()
+    wrap([w], METHODS[name].make(0), tasks=("only",)).join(
+        linear_losses([w], vectors((1, -2)))
+    ).backward()
     assert w.grad.tolist() == [1, -2]
 
 
@@ -97,10 +98,10 @@ def test_several_parameter_groups_are_one_problem() -> None:
 
 @pytest.mark.parametrize("where", ["shared", "head"])
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_a_nonfinite_step_changes_no_state(where: str, value: float, method: Method) -> None:
+@every_method
+def test_a_nonfinite_step_changes_no_state(where: str, value: float, name: str) -> None:
     w, head = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
-    optimizer = wrap([w, head], method, tasks=("a", "b"))
+    optimizer = wrap([w, head], METHODS[name].make(0), tasks=("a", "b"))
     good = linear_losses([w], vectors((1, 0), (-1, 1)))
     optimizer.join(good).backward()
     optimizer.step()

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gradsurgery.features
-from gradsurgery import GradVac, Method, PCGrad, Sum, split
+from gradsurgery import GradVac, PCGrad, Sum, split
 from gradsurgery import functional as F
 from gradsurgery.methods.order import visiting_order
 from tests import oracles
 from tests.gradsurgery.problems import Fails, linear_losses, same, vectors, wrap
+from tests.methods import ALONE, METHODS, every_method, obeying
 
 TASKS = ("a", "b", "c")
-METHODS = [PCGrad(seed=3), GradVac(beta=0.3, seed=3), Sum()]
 
 
 class Shared(nn.Module):
@@ -83,24 +83,24 @@ def test_with_sum_it_is_the_plain_backward_everywhere(dtype: torch.dtype) -> Non
     close(*runs, tol=1e-12 if dtype == torch.float64 else 1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_one_loss_is_a_plain_backward(method: Method) -> None:
+@obeying(ALONE)
+def test_one_loss_is_a_plain_backward(name: str) -> None:
     model, other = Shared(), Shared()
-    optimizer = wrap(list(model.parameters()), method, tasks=TASKS)
+    optimizer = wrap(list(model.parameters()), METHODS[name].make(3), tasks=TASKS)
     z = model.trunk(batch())
     optimizer.join({"b": model.losses(z)["b"]}, features=z).backward()
     other.losses(other.trunk(batch()))["b"].backward()
     close(grads(model), grads(other), 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_a_trunk_that_is_a_parameter_is_the_exact_way(method: Method) -> None:
+@every_method
+def test_a_trunk_that_is_a_parameter_is_the_exact_way(name: str) -> None:
     """Bit for bit, and over several steps: the method's state and the statistics are the same."""
     rows = vectors((1, 0, 2), (-1, 1, 0), (0, -1, -1))
     runs = []
     for with_features in (True, False):
         w = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
-        optimizer = wrap([w], method, tasks=TASKS)
+        optimizer = wrap([w], METHODS[name].make(3), tasks=TASKS)
         updates = []
         for _ in range(3):
             losses = [loss.square() for loss in linear_losses([w], rows)]

@@ -19,8 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Sum
+from gradsurgery import GradientSurgery, GradVac, PCGrad, Sum
 from tests.gradsurgery.problems import TwoHeads, losses_of, same, train_heads, two_heads, wrap
+from tests.methods import METHODS, every_method
 
 BASES: list[Callable[..., torch.optim.Optimizer]] = [
     torch.optim.SGD,
@@ -54,9 +55,6 @@ def test_with_sum_every_base_trains_as_it_does_alone(
     assert same(*weights)
 
 
-METHODS = [PCGrad(seed=5), GradVac(beta=0.2, seed=5), GradVac(update="on_alter"), Sum()]
-
-
 def through_torch_save(source: GradientSurgery, target: GradientSurgery, path: Path) -> None:
     torch.save(source.state_dict(), path / "optimizer.pt")
     target.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
@@ -77,17 +75,17 @@ def through_deepcopy(source: GradientSurgery, target: GradientSurgery, path: Pat
 @pytest.mark.parametrize(
     "carry", [through_torch_save, through_base, through_pickle, through_deepcopy]
 )
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@every_method
 def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
     carry: Callable[[GradientSurgery, GradientSurgery, Path], None],
-    method: Method,
+    name: str,
     tmp_path: Path,
 ) -> None:
-    model, optimizer = two_heads(method)
+    model, optimizer = two_heads(METHODS[name].make(5))
     train_heads(model, optimizer, range(8))
-    stopped, first = two_heads(method)
+    stopped, first = two_heads(METHODS[name].make(5))
     train_heads(stopped, first, range(4))
-    resumed, second = two_heads(method)
+    resumed, second = two_heads(METHODS[name].make(5))
     resumed.load_state_dict(stopped.state_dict())
     carry(first, second, tmp_path)
     train_heads(resumed, second, range(4, 8))
