@@ -306,12 +306,18 @@ class GradientSurgery(OptimizerWrapper):
             base: one of ``bases``; None for the last.
 
         Raises:
-            ValueError: for what the base refuses, a parameter that another base holds, or a
-                grouping by name without names.
+            ValueError: for what the base refuses, a parameter that another base holds, a grouping
+                by name without names, or by tensor, with none, for a base that is not the last.
         """
         base = self.bases[-1] if base is None else base
         if not any(base is known for known in self.bases):
             raise ValueError("base is one of optimizer.bases; this optimizer is not wrapped here")
+        if base is not self.bases[-1] and self._pipeline.numbered():
+            raise ValueError(
+                "grouping='tensor' numbers parameters that have no names, and a group among them "
+                "would renumber them: build the bases from model.named_parameters(), or add it to "
+                "the last base"
+            )
         base.add_param_group(param_group)
         try:
             refuse_shared(self.bases, self._pipeline.named)

@@ -217,6 +217,10 @@ class Pipeline:
         """Return the parameters' names, None where unknown."""
         return _grouping.names(self._base.param_groups, self.named)
 
+    def numbered(self) -> bool:
+        """Whether segments go by the positions of parameters without names."""
+        return self._grouping == "tensor" and None in self.names()
+
     def segments(self) -> tuple[list[int], list[str]]:
         """Return each parameter's segment, and the segments' names.
 

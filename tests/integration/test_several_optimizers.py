@@ -328,6 +328,19 @@ def test_a_group_goes_to_the_last_base_or_the_one_that_is_named() -> None:
         optimizer.add_param_group({"params": []}, base=adamw([nn.Parameter(torch.zeros(1))]))
 
 
+def test_a_group_that_would_renumber_segments_is_refused() -> None:
+    first, second = halves(fresh_model())
+    bases = [adamw([p for _, p in half]) for half in (first, second)]
+    optimizer = wrapped(bases, grouping="tensor")
+    group = {"params": [nn.Parameter(torch.zeros(2))]}
+    with pytest.raises(ValueError, match="would renumber them"):
+        optimizer.add_param_group(dict(group), base=bases[0])
+    assert len(optimizer.param_groups) == 2
+    optimizer.add_param_group(dict(group))
+    by_model = [adamw([p for _, p in half]) for half in halves(fresh_model())]
+    wrapped(by_model, grouping="model").add_param_group(dict(group), base=by_model[0])
+
+
 def test_a_parameter_of_two_bases_is_refused_by_name() -> None:
     model = fresh_model()
     named = list(model.named_parameters())
