@@ -1,11 +1,4 @@
-"""python -m benchmarks [THEME ...]: measure, print the tables, write ``benchmarks/results``.
-
-Themes: ``surgery`` (both passes and combine() over the bandwidth's floor), ``step`` (a training
-step beside plain ones), ``memory`` (its peak over the plain one's), ``scaling`` (growth with K and
-N), ``peers`` (other implementations), ``trunk`` (one forward for all tasks: the exact way, and at
-the features), ``distributed`` (several ranks: time, bytes sent, gradients held), ``integrations``
-(each framework's step over its own plain one). All of them when none is named.
-"""
+"""python -m benchmarks [THEME ...]: measure, print the tables, write ``benchmarks/results``."""
 
 from __future__ import annotations
 
@@ -16,109 +9,97 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.options import Setting
-from benchmarks.results import Result, write
-from benchmarks.themes import (
-    distributed,
-    integrations,
-    memory,
-    peers,
-    scaling,
-    step,
-    surgery,
-    trunk,
-)
-
-THEMES: dict[str, Callable[[Setting], Result]] = {
-    "surgery": surgery.run,
-    "step": step.run,
-    "memory": memory.run,
-    "scaling": scaling.run,
-    "peers": peers.run,
-    "trunk": trunk.run,
-    "distributed": distributed.run,
-    "integrations": integrations.run,
-}
+from benchmarks.harness import run
+from benchmarks.options import Options
+from benchmarks.results import write
+from benchmarks.themes import THEMES, load
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    made = argparse.ArgumentParser(
+    lines = [f"  {name:<14}{summary}" for name, summary in THEMES.items()]
+    parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=__doc__,
+        description="Measure, print the tables, write benchmarks/results.",
+        epilog="\n".join(["themes, all of them when none is named:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("themes", nargs="*", metavar="THEME", help=", ".join(THEMES))
-    made.add_argument("--quick", action="store_true", help="smoke run: the figures mean nothing")
-    made.add_argument("--all", action="store_true", help="also the cases that take long")
-    made.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    made.add_argument("--threads", type=int, help="of the CPU's operators; default: torch's own")
-    made.add_argument("--minutes", type=float, help="per theme: begin no case after these")
-    made.add_argument("--results", type=Path, help="default: benchmarks/results; quick: a new one")
-    return made
+    add = parser.add_argument
+    add("themes", nargs="*", metavar="THEME", help="what to measure, see below")
+    add("--quick", action="store_true", help="smoke run with tiny shapes; its figures mean nothing")
+    add("--all", action="store_true", help="also run the cases that take long")
+    add("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    add("--threads", type=int, help="number of threads of the CPU's operators; default: torch's")
+    add("--minutes", type=float, help="time per theme after which no further case is started")
+    add(
+        "--results",
+        type=Path,
+        help="directory of the result files; default: benchmarks/results, with --quick a new one",
+    )
+    return parser
 
 
-def setting_of(options: argparse.Namespace) -> Setting:
-    """Return the setting that the command line asks for."""
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def options_of(arguments: argparse.Namespace) -> Options:
+    """Return the options that the command line asks for."""
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no CUDA device here")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    results = options.results
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    results = arguments.results
     if results is None:
-        results = Path(tempfile.mkdtemp(prefix="benchmarks-")) if options.quick else RESULTS
-    return Setting(
+        results = Path(tempfile.mkdtemp(prefix="benchmarks-")) if arguments.quick else RESULTS
+    return Options(
         device=torch.device(device),
         results=results,
-        quick=options.quick,
-        everything=options.all,
+        quick=arguments.quick,
+        everything=arguments.all,
         threads=torch.get_num_threads(),
     )
 
 
-def command(themes: Sequence[str], setting: Setting, minutes: float | None = None) -> str:
+def command(themes: Sequence[str], options: Options, minutes: float | None = None) -> str:
     """Return the command that measures this again; where the results go is not part of it."""
-    words = ["python", "-m", "benchmarks", *themes, "--device", setting.device.type]
-    words += ["--threads", str(setting.threads)]
-    words += ["--quick"] * setting.quick + ["--all"] * setting.everything
+    words = ["python", "-m", "benchmarks", *themes, "--device", options.device.type]
+    words += ["--threads", str(options.threads)]
+    words += ["--quick"] * options.quick + ["--all"] * options.everything
     words += ["--minutes", f"{minutes:g}"] if minutes else []
     return shlex.join(words)
 
 
-def report(theme: str, setting: Setting, minutes: float | None) -> None:
+def measure(theme: str, options: Options, minutes: float | None) -> None:
     """Measure one theme, print it and write it."""
     start = time.monotonic()
     limit = 60 * minutes if minutes else math.inf
-    result = THEMES[theme](replace(setting, deadline=start + limit))
+    result = run(load(theme)(replace(options, deadline=start + limit)))
     for table in result.tables:
         print(f"\n{table.markdown()}")
     for note in result.notes:
         print(f"- {note}")
-    for path in write(result, setting, command([theme], setting, minutes)):
+    for path in write(result, options, command([theme], options, minutes)):
         print(f"wrote {path}")
     print(f"{theme}: {time.monotonic() - start:.0f} s", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 1 when a theme failed, 0 otherwise."""
-    options = parser().parse_args(arguments)
-    unknown = sorted(set(options.themes) - set(THEMES))
+    arguments = command_line().parse_args(words)
+    unknown = sorted(set(arguments.themes) - set(THEMES))
     if unknown:
         raise SystemExit(f"unknown theme {unknown[0]!r}: the themes are {', '.join(THEMES)}")
-    setting, failed = setting_of(options), []
-    for theme in options.themes or THEMES:
+    options, failed = options_of(arguments), []
+    for theme in arguments.themes or THEMES:
         try:
-            report(theme, setting, options.minutes)
-        except Exception:  # the other themes are worth having
+            measure(theme, options, arguments.minutes)
+        except Exception:  # the other themes can still be measured
             traceback.print_exc()
             failed.append(theme)
     if failed:

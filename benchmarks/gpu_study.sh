@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The studies on a GPU, in rounds of limited time: every row of the five reports, then the conflicts.
+# The studies on a GPU, in rounds of limited time: every row of the five papers, then the conflicts.
 #
 #   DATA=DIR bash benchmarks/gpu_study.sh [OPTION of python -m bert_mtl_demo.study ...]
 #

@@ -1,182 +1,131 @@
-"""Timing: candidates take turns, and are compared inside the rounds that they took together.
+"""The harness: a theme declares its cases and how their rows are shown; one runner does the rest.
 
-A shared machine is fast in one second and slow in the next. So the candidates of one comparison run
-one after the other in every round, in an order that rotates from round to round. Figures are
-medians, 20th and 80th percentiles over the rounds; a ratio is taken within each round, and its
-median afterwards.
+The rest is: what cannot be measured here (out of time, too large, not installed) becomes a note,
+the bandwidths of the first case that has probes stand for the run, rows become tables.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import gc
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from tqdm import tqdm
 
-T = TypeVar("T")
-
-
-class Effort(NamedTuple):
-    """How long to measure.
-
-    Attributes:
-        rounds: the most that are counted.
-        least: the fewest that are counted.
-        seconds: no round is begun after these, once ``least`` are done.
-        warmup: rounds before the first that counts.
-    """
-
-    rounds: int
-    least: int
-    seconds: float
-    warmup: int = 2
-
-
-def nothing() -> None:
-    """Prepare nothing."""
+from benchmarks.options import Options
+from benchmarks.problems.multitask import size_of
+from benchmarks.results import Result
+from benchmarks.roofline import FORMULA
+from benchmarks.tables import Columns, Row, Table, tables
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What is timed, and what has to be put in place before each time (untimed)."""
+class Case:
+    """One comparison of a theme.
 
-    run: Callable[[], object]
-    prepare: Callable[[], object] = nothing
-
-
-class Sample(NamedTuple):
-    """One call: the device's time, and the time until the call returned to the host, seconds."""
-
-    seconds: float
-    host: float
-
-
-#: What :func:`alternate` measured, by candidate, round by round.
-Times = dict[str, list[Sample]]
-
-
-class Clock:
-    """Times calls, on CUDA by events on the device.
-
-    Args:
-        device: where the work is done.
+    Attributes:
+        label: names it in notes.
+        measure: yields its rows; those before an out-of-memory error are kept.
+        gradient_bytes: size of its gradients, which may take half of the free memory.
+        package: a package that has to be installed.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+    label: str
+    measure: Callable[[], Iterable[Row]]
+    gradient_bytes: int = 0
+    package: str = "torch"
 
-    def time(self, run: Callable[[], object]) -> Sample:
-        """Run it once."""
-        if self._cuda:
-            return self._on_cuda(run)
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
-        return Sample(seconds, seconds)
-
-    def _on_cuda(self, run: Callable[[], object]) -> Sample:
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        begin.record()
-        run()
-        host = time.perf_counter() - start
-        end.record()
-        end.synchronize()
-        return Sample(begin.elapsed_time(end) / 1000, host)
+    def obstacle(self, options: Options) -> str | None:
+        """Return why the case cannot be measured here, None if it can."""
+        if importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        if options.late:
+            return "out of time"
+        size, free = self.gradient_bytes / 2**30, free_bytes(options.device) / 2**30
+        if 2 * size > free:
+            return f"gradients of {size:.1f} GiB exceed half of the free {free:.1f} GiB"
+        return None
 
 
-def alternate(
-    candidates: Mapping[str, Candidate], effort: Effort, device: torch.device, label: str = ""
-) -> Times:
-    """Time the candidates in turn.
+class Theme(ABC):
+    """A declaration of what is measured and how it is shown.
 
-    Args:
-        candidates: by name.
-        effort: how many rounds.
-        device: where they work.
-        label: what the progress bar says.
-
-    Returns:
-        Samples by name; those of one position belong to one round.
+    Attributes:
+        name: of the theme and its result files.
+        floor: what the times are held against; the runner adds the formula of the bandwidth's floor
+            where rows have ``bandwidths_gb_s``.
+        title: of a table, as a format of its rows' fields: rows of one title are one table.
+        columns: of these tables.
+        remarks: what a reader of the tables has to know.
     """
-    clock, names = Clock(device), list(candidates)
-    times: Times = {name: [] for name in names}
-    for number in _rounds(effort, label):
-        for name in rotated(names, number):
-            candidates[name].prepare()
-            sample = clock.time(candidates[name].run)
-            if number >= effort.warmup:
-                times[name].append(sample)
-    return times
+
+    name: ClassVar[str]
+    floor: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    columns: ClassVar[Columns] = ()
+    remarks: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @abstractmethod
+    def cases(self) -> Iterable[Case]:
+        """Yield the cases, the most telling first."""
+
+    def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return sizes and settings, by default of a three-task problem."""
+        return {"tasks": 3, **size_of(self.options)._asdict()}
+
+    def tables(self, rows: Sequence[Row]) -> list[Table]:
+        """Return the tables of all rows."""
+        return tables(self.title, self.columns, rows)
+
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        """Return the notes below the tables."""
+        return [*self.remarks]
+
+    def picture(self, rows: Sequence[Row]) -> Callable[[Path], object] | None:
+        """Return what draws the rows into a PNG file, None for no picture."""
+        return None
 
 
-def rotated(items: Sequence[T], by: int) -> list[T]:
-    """Return ``items`` from the ``by``-th on, then those before it.
-
-    Example:
-        >>> rotated("abc", 4)
-        ['b', 'c', 'a']
-    """
-    start = by % len(items) if items else 0
-    return [*items[start:], *items[:start]]
-
-
-def _rounds(effort: Effort, label: str) -> Iterator[int]:
-    """Count rounds, warm-up included, until there are enough or time is up."""
-    start = time.monotonic()
-    total = effort.warmup + effort.rounds
-    with tqdm(total=total, desc=label, leave=False, disable=None) as bar:
-        for number in range(total):
-            if number - effort.warmup >= effort.least and time.monotonic() - start > effort.seconds:
-                return
-            yield number
-            bar.update()
-
-
-class Spread(NamedTuple):
-    """A quantity over the rounds: median, 20th and 80th percentile."""
-
-    median: float
-    p20: float
-    p80: float
+def run(theme: Theme) -> Result:
+    """Measure all cases of a theme that can be measured here."""
+    rows: list[Row] = []
+    skipped = []
+    for case in tqdm(list(theme.cases()), desc=theme.name, disable=None):
+        obstacle = case.obstacle(theme.options)
+        try:
+            rows += case.measure() if obstacle is None else ()
+        except torch.OutOfMemoryError as error:
+            obstacle = str(error).splitlines()[0]
+        skipped += [f"skipped: {case.label}: {obstacle}"] if obstacle else []
+    bandwidths: dict[str, float] = next(
+        (row["bandwidths_gb_s"] for row in rows if "bandwidths_gb_s" in row), {}
+    )
+    formula = FORMULA[theme.options.device.type] if bandwidths else ""
+    return Result(
+        theme.name,
+        "; ".join(filter(None, (theme.floor, formula))),
+        parameters=theme.parameters(rows),
+        bandwidths=bandwidths,
+        figures=rows,
+        tables=theme.tables(rows),
+        notes=[*theme.notes(rows), *skipped],
+        draw=theme.picture(rows),
+    )
 
 
-def quantile(values: Sequence[float], q: float) -> float:
-    """Return the ``q``-quantile, between neighbours by straight lines; defined for one value too.
-
-    Example:
-        >>> quantile([4.0, 1.0, 2.0], 0.75)
-        3.0
-    """
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-    return low + (high - low) * (place - math.floor(place))
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return median, 20th and 80th percentile."""
-    return Spread(*(quantile(values, q) for q in (0.5, 0.2, 0.8)))
-
-
-def seconds(samples: Sequence[Sample]) -> list[float]:
-    """Return the device's times."""
-    return [sample.seconds for sample in samples]
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median over the rounds of ``ours / theirs``."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
-def fitted_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Return e of ``value ~ size ** e``: the least-squares slope of the logarithms."""
-    logs = ([math.log(x) for x in sizes], [math.log(y) for y in values])
-    return statistics.linear_regression(*logs).slope
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that can still be taken, once what is no longer used is given back."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))

@@ -1,7 +1,7 @@
 """Ranks: real processes that measure together, and fail together.
 
-The parent waits for all of them, with a limit: a rank that raises or hangs ends the others and is
-an error here. What goes over the wire is read off the kernel's counter of the loopback device, so
+The parent waits for all of them, with a limit: a rank that raises or hangs ends the others and
+raises here. What goes over the wire is read off the kernel's counter of the loopback device, so
 nothing else may use it meanwhile.
 """
 
@@ -20,25 +20,24 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.options import Setting
+from benchmarks.options import Options
 
-#: Takes a device and arguments, runs on every rank, returns what JSON can hold.
+#: Runs on every rank with its device and the arguments; its return value goes through JSON.
 Work = Callable[..., Any]
 
-#: Seconds that one collective may take before its rank gives up.
-PATIENCE = 120
+#: Maximum seconds of one collective.
+COLLECTIVE_TIMEOUT = 120
 
 DEVICES = Path("/proc/net/dev")
 
 
-def backend(setting: Setting, world: int) -> str:
+def backend(options: Options, world: int) -> str:
     """Return "nccl" where each rank can have a GPU of its own, else "gloo"."""
-    cuda = setting.device.type == "cuda" and torch.cuda.device_count() >= world
-    return "nccl" if cuda else "gloo"
+    return "nccl" if options.cuda and torch.cuda.device_count() >= world else "gloo"
 
 
 def start(
-    work: Work, world: int, arguments: tuple[Any, ...], setting: Setting, limit: float
+    work: Work, world: int, arguments: tuple[Any, ...], options: Options, limit: float
 ) -> list[Any]:
     """Run ``work(device, *arguments)`` on every rank of a process group.
 
@@ -46,21 +45,21 @@ def start(
         work: a function of a module.
         world: ranks.
         arguments: can be pickled.
-        setting: for device and threads, which the ranks share.
-        limit: seconds that all may take.
+        options: for device and threads, which the ranks share.
+        limit: maximum seconds for all ranks.
 
     Returns:
-        What it returned, by rank.
+        The return values, by rank.
 
     Raises:
-        TimeoutError: when they take longer; they are ended then.
+        TimeoutError: when they take longer; they are killed then.
         torch.multiprocessing.ProcessRaisedException: with the first rank's error.
     """
-    threads, end = max(1, setting.threads // world), time.monotonic() + limit
+    end = time.monotonic() + limit
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        rest = (world, work, arguments, backend(setting, world), threads, folder)
-        context = spawn(_main, rest, nprocs=world, join=False)  # type: ignore[no-untyped-call]
+        directory = Path(name)
+        job = (work, world, arguments, options, directory)
+        context = spawn(_main, job, nprocs=world, join=False)  # type: ignore[no-untyped-call]
         try:
             while not context.join(timeout=1):
                 if time.monotonic() > end:
@@ -70,45 +69,40 @@ def start(
                 if process.is_alive():
                     process.kill()
                 process.join()
-        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+        return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(world)]
 
 
 def _main(
-    rank: int,
-    world: int,
-    work: Work,
-    arguments: tuple[Any, ...],
-    backend: str,
-    threads: int,
-    folder: Path,
+    rank: int, work: Work, world: int, arguments: tuple[Any, ...], options: Options, directory: Path
 ) -> None:
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, options.threads // world))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), TQDM_DISABLE="1")
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-    if device.type == "cuda":
+    name, device = backend(options, world), torch.device("cpu")
+    if name == "nccl":
+        device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     dist.init_process_group(
-        backend,
-        init_method=f"file://{folder / 'meet'}",
+        name,
+        init_method=f"file://{directory / 'meet'}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=PATIENCE),
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT),
     )
-    found = work(device, *arguments)
+    result = work(device, *arguments)
     dist.barrier()
     dist.destroy_process_group()
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    (directory / f"{rank}.json").write_text(json.dumps(result))
 
 
 def greatest(value: float, device: torch.device) -> float:
     """Return the greatest of the ranks' values, the same on all."""
-    held = torch.tensor(value, device=device)
-    dist.all_reduce(held, dist.ReduceOp.MAX)
-    return held.item()
+    maximum = torch.tensor(value, device=device)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return maximum.item()
 
 
 class Wire:
-    """Counts the bytes that a rank sends, on average; every rank has to build and ask one."""
+    """Counter of the bytes that a rank sends, on average; all ranks have to build and use it."""
 
     def __init__(self) -> None:
         self.counts = dist.get_backend() == "gloo" and DEVICES.exists()
@@ -118,7 +112,7 @@ class Wire:
             self._barrier = 10 * self.sent(dist.barrier, 10) * dist.get_world_size() / 12
 
     def sent(self, work: Callable[[], object], times: int) -> float:
-        """Return the bytes that ``work``, done so often, sends for each time and rank.
+        """Return the bytes that ``work`` sends per run and rank, on average over ``times`` runs.
 
         Nobody sends anything while the counter is read: it lies between two barriers.
         """
@@ -132,9 +126,9 @@ class Wire:
 
     def _read(self) -> int:
         dist.barrier()
-        found = loopback_bytes()
+        count = loopback_bytes()
         dist.barrier()
-        return found
+        return count
 
 
 def loopback_bytes() -> int:

@@ -1,4 +1,4 @@
-"""One run's setting: device, effort, time, and where the results go."""
+"""Options of one run: device, effort, deadline, and where the results go."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Effort
-from benchmarks.roofline import LEAST_BYTES
+from benchmarks.roofline import MIN_PROBE_BYTES
+from benchmarks.timing import Effort
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the command line asked for.
+class Options:
+    """Options of the command line.
 
     Attributes:
         device: where to measure.
-        results: the folder of the result files.
-        quick: a smoke run: tiny shapes, two rounds, figures that mean nothing.
-        everything: also the cases that take long.
-        threads: of the CPU's operators.
-        deadline: ``time.monotonic()`` after which no further case is begun.
+        results: directory of the result files.
+        quick: smoke run: tiny shapes, two rounds, figures without meaning.
+        everything: also run the cases that take long.
+        threads: number of threads of the CPU's operators.
+        deadline: ``time.monotonic()`` after which no further case is started.
     """
 
     device: torch.device
@@ -33,18 +33,23 @@ class Setting:
     threads: int = 1
     deadline: float = math.inf
 
-    def effort(self, rounds: int, seconds: float, warmup: int = 2) -> Effort:
-        """Return the effort for one comparison, at most so many rounds or seconds (least: 5)."""
-        if self.quick:
-            return Effort(2, 2, 0.0, warmup=1)
-        return Effort(rounds, 5, seconds, warmup)
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
 
     @property
     def late(self) -> bool:
-        """Whether time is up."""
+        """Whether the deadline has passed."""
         return time.monotonic() > self.deadline
 
     @property
     def probe_bytes(self) -> int:
-        """The least size of a bandwidth probe."""
-        return 1 << 20 if self.quick else LEAST_BYTES
+        """Minimum size of a bandwidth probe."""
+        return 1 << 20 if self.quick else MIN_PROBE_BYTES
+
+    def effort(self, rounds: int, *, cpu: float, cuda: float, warmup: int = 2) -> Effort:
+        """Return the effort for one comparison: ``rounds`` within ``cpu`` or ``cuda`` seconds."""
+        if self.quick:
+            return Effort(2, 2, 0.0, warmup=1)
+        return Effort(rounds, 5, cuda if self.cuda else cpu, warmup)

@@ -1,4 +1,4 @@
-"""The floor: how long the same bytes take when nothing is computed, measured in the same rounds.
+"""The floor: the time that the same bytes take when nothing is computed, from the same rounds.
 
 Three probes run in turn with the candidates: a pure read (``sum`` of a float32 vector), a copy
 (``copy_``, as many bytes read as written) and a fill (for information). On the CPU reads and writes
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.harness import Candidate, Sample, Times, seconds, spread
+from benchmarks.timing import Candidate, Sample, Times, spread
 
-#: A probe is at least this large, so that no cache holds it.
-LEAST_BYTES = 64 << 20
+#: Minimum size of a probe, so that no cache holds it.
+MIN_PROBE_BYTES = 64 << 20
 
 READ, COPY, FILL = "probe: read", "probe: copy", "probe: fill"
 
@@ -26,24 +26,24 @@ FORMULA = {
 
 
 class Traffic(NamedTuple):
-    """Bytes that a piece of work cannot avoid to move."""
+    """Bytes that a computation has to move."""
 
     read: int
     written: int
 
 
 def gram_traffic(tasks: int, elements: int, bytes_each: int) -> Traffic:
-    """The Gram pass reads K gradients of N elements."""
+    """Return what the Gram pass moves: it reads K gradients of N elements."""
     return Traffic(tasks * elements * bytes_each, 0)
 
 
 def combine_traffic(tasks: int, elements: int, bytes_each: int) -> Traffic:
-    """The combination reads K gradients and writes one."""
+    """Return what the combination moves: it reads K gradients and writes one."""
     return Traffic(tasks * elements * bytes_each, elements * bytes_each)
 
 
 def whole_traffic(tasks: int, elements: int, bytes_each: int) -> Traffic:
-    """Surgery is the two passes: 2KN elements read, N written."""
+    """Return what both passes move: 2KN elements read, N written."""
     return Traffic(2 * tasks * elements * bytes_each, elements * bytes_each)
 
 
@@ -51,13 +51,15 @@ class Probes:
     """Vectors of one device to read, copy and fill.
 
     Args:
-        elements: float32, at least; at least :data:`LEAST_BYTES` unless ``least`` says otherwise.
-        device: where.
-        least: bytes.
+        elements: of the float32 vectors, unless ``min_bytes`` asks for more.
+        device: of the vectors.
+        min_bytes: minimum size of a vector.
     """
 
-    def __init__(self, elements: int, device: torch.device, least: int = LEAST_BYTES) -> None:
-        count = max(elements, least // 4)
+    def __init__(
+        self, elements: int, device: torch.device, min_bytes: int = MIN_PROBE_BYTES
+    ) -> None:
+        count = max(elements, min_bytes // 4)
         self.device, self.bytes = device, 4 * count
         self._source = torch.ones(count, device=device)
         self._target = torch.empty(count, device=device).fill_(0)  # touched once, before the clock
@@ -70,10 +72,14 @@ class Probes:
             FILL: Candidate(lambda: self._target.fill_(1.0)),
         }
 
-    def floor(self, times: Times, traffic: Traffic) -> list[float]:
-        """Return the seconds that ``traffic`` takes at least, round by round."""
+    def floor(self, times: Times, traffic: Traffic, after: str | None = None) -> list[float]:
+        """Return the least seconds that ``traffic`` takes after another candidate, by round."""
+        before = times.seconds(after) if after else [0.0] * len(times[READ])
         per_byte = [self._per_byte(*pair) for pair in zip(times[READ], times[COPY], strict=True)]
-        return [traffic.read * read + traffic.written * write for read, write in per_byte]
+        return [
+            seconds + traffic.read * read + traffic.written * write
+            for seconds, (read, write) in zip(before, per_byte, strict=True)
+        ]
 
     def _per_byte(self, read: Sample, copy: Sample) -> tuple[float, float]:
         """Return seconds per byte read and per byte written."""
@@ -85,5 +91,5 @@ class Probes:
     def bandwidths(self, times: Times) -> dict[str, float]:
         """Return the median bandwidths in GB/s; the copy's counts bytes read and written."""
         moved = {READ: self.bytes, COPY: 2 * self.bytes, FILL: self.bytes}
-        rates = {name: n / spread(seconds(times[name])).median for name, n in moved.items()}
+        rates = {name: n / spread(times.seconds(name))["median"] for name, n in moved.items()}
         return {name.removeprefix("probe: "): round(r / 1e9, 2) for name, r in rates.items()}

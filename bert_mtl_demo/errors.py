@@ -15,11 +15,11 @@ class DemoError(ValueError):
 
 
 class ConfigError(DemoError):
-    """A setting has a value that cannot work."""
+    """A setting has an invalid value, or does not go with another one."""
 
 
 class EncoderError(DemoError):
-    """The encoder is missing, damaged, or no BERT."""
+    """The encoder is missing, damaged, or not a BERT."""
 
 
 class CheckpointError(DemoError):
@@ -27,11 +27,11 @@ class CheckpointError(DemoError):
 
 
 class DivergedError(DemoError):
-    """Training met more non-finite steps in a row than it was told to bear."""
+    """Training met more consecutive non-finite steps than `max_nonfinite` allows."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that is not in a table, with the nearest one that is.
+    """The sentence for an unknown name, with the nearest known one.
 
     >>> unknown("method", "pcgard", ["sum", "pcgrad"])
     "unknown method 'pcgard': did you mean 'pcgrad'? Known: sum, pcgrad"

@@ -1,4 +1,4 @@
-"""`python -m bert_mtl_demo.evaluate RUN`: how good the weights are, and where they err."""
+"""`python -m bert_mtl_demo.evaluate RUN`: dev scores of a run's best weights, and its mistakes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from bert_mtl_demo.cli import guard
 
 @dataclass(frozen=True)
 class Mistake:
-    """One example, by its place (from 0) among the dev examples that were used, and how far off
-    the answer was.
+    """A wrong answer: the example's index among the dev examples, and the size of the error.
 
     >>> Mistake(7, ("A dull film.",), "very negative", "positive", 3.2).true
     'very negative'
@@ -40,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Score a run's best weights on dev; writes evaluation.md, .json and pictures.",
     )
     parser.add_argument("run", help="directory of the run")
-    parser.add_argument("--data", help="other data than the run's own")
-    parser.add_argument("--output", help="where to write (default: into the run)")
+    parser.add_argument("--data", help="data of the built-in tasks (default: the run's)")
+    parser.add_argument("--output", help="output directory (default: the run's)")
     parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
-    parser.add_argument("--top", default="10", help="mistakes shown per task (default 10)")
+    parser.add_argument("--top", default="10", help="mistakes listed per task (default: 10)")
     arguments = parser.parse_args(argv)
     return guard(lambda: _main(arguments))
 
@@ -67,55 +66,67 @@ def evaluate(
     device: str | None = None,
     top: int = 10,
 ) -> str:
-    """Score a run, write evaluation.json, evaluation.md and pictures; the summary for the terminal.
+    """Score a run and write evaluation.json, evaluation.md and pictures; a summary is returned.
 
     >>> evaluate("no-such-run")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
     from bert_mtl_demo.data import load
-    from bert_mtl_demo.reporting.loaded_run import load_trained
-    from bert_mtl_demo.tasks import resolve
+    from bert_mtl_demo.reporting.loaded_run import load_run
+    from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
-    trained = load_trained(run, device)
-    config = trained.config
-    splits, _ = load(data or config.data, resolve(config.tasks), bad_rows=config.bad_rows)
-    place = Path(output) if output else trained.run.path
-    place.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"run": str(run), "data": data or config.data, "tasks": {}}
+    loaded = load_run(run, device)
+    config = replace(loaded.config, data=data or loaded.config.data)
+    splits, _ = load(config.data, loaded.tasks, bad_rows=config.bad_rows)
+    directory = Path(output) if output else loaded.run.path
+    directory.mkdir(parents=True, exist_ok=True)
+    tasks: dict[str, dict[str, Any]] = {}
     for name, split in splits.items():
         dev = split.dev.limited(config.dev_limit)
-        found["tasks"][name] = _assess(trained.answer(dev), dev, place, top)
-    found |= _overall({name: part["score"] for name, part in found["tasks"].items()})
-    (place / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = _document(found)
-    (place / "evaluation.md").write_text(text, encoding="utf-8")
-    return f"{_scores(found)}\n\nwritten: {place / 'evaluation.md'}"
+        tasks[name] = _assess(loaded.answer(dev), dev, directory, top)
+    scores = {name: task["score"] for name, task in tasks.items()}
+    evaluation = {
+        "run": str(run),
+        "data": config.sources,
+        "tasks": tasks,
+        "mean": mean_score(scores, config.definitions),
+        "leaderboard": leaderboard_score(scores, config.definitions),
+    }
+    files = {
+        "evaluation.json": json.dumps(evaluation, indent=1) + "\n",
+        "evaluation.md": _document(evaluation),
+    }
+    for file, content in files.items():
+        (directory / file).write_text(content, encoding="utf-8")
+    return f"{_scores(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
 
 
-def _assess(answers: Any, examples: Any, place: Path, top: int) -> dict[str, Any]:
+def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str, Any]:
     """Score, picture and mistakes of one task."""
     from bert_mtl_demo.reporting import plots
     from bert_mtl_demo.training.metrics import confusion
 
     task = examples.task
-    found: dict[str, Any] = {"metric": task.metric, "examples": len(examples)}
-    found["score"] = answers.score(examples.labels)
-    title = f"{task.title}: {task.metric} {found['score']:.3f}"
+    score = answers.score(examples.labels)
+    title = f"{task.title}: {task.metric} {score:.3f}"
+    assessment: dict[str, Any] = {"metric": task.metric, "examples": len(examples), "score": score}
     if task.classes is None:
-        found["truth"] = [float(label) for label in examples.labels]
-        found["found"] = [float(value) for value in answers.values]
-        picture = plots.similarity(
-            examples.labels, answers.values, title, place / f"similarity_{task.name}.png"
-        )
+        assessment["truth"] = [float(label) for label in examples.labels]
+        assessment["found"] = [float(value) for value in answers.values]
+        figure, (axes,) = plots.new_panels([title])
+        plots.similarity(axes, examples.labels, answers.values, (task.low, task.high))
+        path = directory / f"similarity_{task.name}.png"
     else:
-        table = confusion(examples.labels, answers.values, task.classes)
-        found["confusion"] = table.tolist()
-        names = task.label_names
-        picture = plots.confusion(table, names, title, place / f"confusion_{task.name}.png")
-    found["picture"] = picture.name
-    found["mistakes"] = [vars(mistake) for mistake in worst(answers, examples, top)]
-    return found
+        counts, names = confusion(examples.labels, answers.values, task.classes), task.label_names
+        assessment["confusion"] = counts.tolist()
+        size = max(4.2, 1.5 + 0.9 * len(names)), max(3.4, 1.2 + 0.8 * len(names))
+        figure, (axes,) = plots.new_panels([title], size=size)
+        plots.confusion(axes, counts, names)
+        path = directory / f"confusion_{task.name}.png"
+    assessment["picture"] = plots.save(figure, path).name
+    assessment["mistakes"] = [vars(mistake) for mistake in worst(answers, examples, top)]
+    return assessment
 
 
 def worst(answers: Any, examples: Any, top: int) -> list[Mistake]:
@@ -151,44 +162,33 @@ def label_text(task: Any, value: float) -> str:
     return f"{value:.2f}" if task.classes is None else task.label_names[int(value)]
 
 
-def _overall(scores: Mapping[str, float]) -> dict[str, float]:
-    from bert_mtl_demo.tasks import leaderboard_score, mean_score
-
-    return {"mean": mean_score(scores), "leaderboard": leaderboard_score(scores)}
-
-
-def _scores(found: Mapping[str, Any]) -> str:
+def _scores(evaluation: Mapping[str, Any]) -> str:
     from bert_mtl_demo.training.progress import score_line
 
-    scores = {name: part["score"] for name, part in found["tasks"].items()}
-    return score_line(scores, found["mean"], found["leaderboard"])
+    scores = {name: task["score"] for name, task in evaluation["tasks"].items()}
+    return score_line(scores, evaluation["mean"], evaluation["leaderboard"])
 
 
-def _document(found: Mapping[str, Any]) -> str:
-    parts = [f"# Evaluation on the dev sets of {found['data']}", _scores(found)]
-    for name, part in found["tasks"].items():
+def _document(evaluation: Mapping[str, Any]) -> str:
+    parts = [f"# Evaluation on the dev sets of {evaluation['data']}", _scores(evaluation)]
+    for name, task in evaluation["tasks"].items():
         parts.append(
-            f"## {name}: {part['metric']} {part['score']:.4f} on {part['examples']} examples"
+            f"## {name}: {task['metric']} {task['score']:.4f} on {task['examples']} examples"
         )
-        parts.append(f"![{name}]({part['picture']})")
-        if part["mistakes"]:
-            parts.append("Most wrong:\n\n" + _mistakes(part["mistakes"]))
+        parts.append(f"![{name}]({task['picture']})")
+        if task["mistakes"]:
+            parts.append("Most wrong:\n\n" + _mistakes(task["mistakes"]))
     return "\n\n".join(parts) + "\n"
 
 
 def _mistakes(rows: Sequence[Mapping[str, Any]]) -> str:
-    from bert_mtl_demo.reporting.run_report import markdown
+    from bert_mtl_demo.reporting.tables import cell, table
 
-    body = [
-        [
-            " / ".join(row["texts"]).replace("|", "\\|"),
-            row["true"],
-            row["found"],
-            f"{row['error']:.2f}",
-        ]
+    cells = [
+        [cell(" / ".join(row["texts"])), row["true"], row["found"], f"{row['error']:.2f}"]
         for row in rows
     ]
-    return markdown(["text", "true", "predicted", "error"], body)
+    return table(["text", "true", "predicted", "error"], cells)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m bert_mtl_demo.predict RUN --task sst TEXT...`: ask a trained run.
+"""`python -m bert_mtl_demo.predict RUN --task sst TEXT...`: predictions of a trained run.
 
 Sentences come from the command line, from a file, or from stdin: one example a line, the two
 sentences of a pair with a tab between them. On the command line a pair is two arguments.
@@ -25,14 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m bert_mtl_demo.predict",
-        description="Answers of a run's best weights, one line each (JSON with --json).",
+        description="Print the predictions of a run's best weights, one line per example.",
     )
     parser.add_argument("run", help="directory of the run")
     parser.add_argument(
         "texts", nargs="*", help="sentences; for a task of pairs, two for each pair"
     )
-    parser.add_argument("--task", required=True, help="which of the run's tasks")
-    parser.add_argument("--file", help="read from this file; '-' is stdin, as is naming no text")
+    parser.add_argument("--task", required=True, help="one of the run's tasks")
+    parser.add_argument("--file", help="file of examples, one a line; '-' or no text: stdin")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
     # Intermixed: `RUN --task sst TEXT` puts a flag between two positionals.
@@ -41,22 +41,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    from bert_mtl_demo.reporting.loaded_run import load_trained
+    from bert_mtl_demo.reporting.loaded_run import load_run
 
-    trained = load_trained(arguments.run, arguments.device)
-    if arguments.task not in trained.model.tasks:
-        raise DemoError(f"{arguments.run}: {unknown('task', arguments.task, trained.model.tasks)}")
-    task = trained.model.tasks[arguments.task]
+    run = load_run(arguments.run, arguments.device)
+    tasks = run.config.definitions
+    if arguments.task not in tasks:
+        raise DemoError(f"{arguments.run}: {unknown('task', arguments.task, tasks)}")
+    task = tasks[arguments.task]
     rows = examples_of(arguments.texts, arguments.file, pair=task.pair)
     first = [row[0] for row in rows]
     second = [row[1] for row in rows] if task.pair else None
-    for row, found in zip(rows, described(trained.ask(task.name, first, second)), strict=True):
-        print(line_of(row, found, as_json=arguments.json))
+    for row, answer in zip(rows, described(run.ask(task.name, first, second)), strict=True):
+        print(line_of(row, answer, as_json=arguments.json))
     return 0
 
 
 def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[tuple[str, ...]]:
-    """What was asked, one tuple of one or two sentences each.
+    """The examples on the command line or in a file, as tuples of one or two sentences.
 
     >>> examples_of(["It rains.", "It pours."], None, pair=True)
     [('It rains.', 'It pours.')]
@@ -75,7 +76,7 @@ def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[t
 
 
 def read_examples(lines: Iterable[str], *, pair: bool) -> list[tuple[str, ...]]:
-    """Examples from lines; empty lines are passed over, others must have the right number of parts.
+    """Examples from lines; empty lines are skipped, others must have the right number of parts.
 
     >>> read_examples(["It rains.\\tIt pours.\\n"], pair=True)
     [('It rains.', 'It pours.')]
@@ -111,19 +112,17 @@ def described(answers: Any) -> list[dict[str, Any]]:
     ]
 
 
-def line_of(row: Sequence[str], found: dict[str, Any], *, as_json: bool) -> str:
+def line_of(row: Sequence[str], answer: dict[str, Any], *, as_json: bool) -> str:
     """One line of output: the answer first, as its width is known.
 
     >>> line_of(("It rains.", "It pours."), {"score": 4.2}, as_json=False)
     '4.20\\tIt rains.\\tIt pours.'
     """
     if as_json:
-        return json.dumps({"texts": list(row), **found})
-    if "score" in found:
-        answer = f"{found['score']:.2f}"
-    else:
-        answer = f"{found['name']} ({found['probability']:.2f})"
-    return "\t".join([answer, *row])
+        return json.dumps({"texts": list(row), **answer})
+    if "score" in answer:
+        return "\t".join([f"{answer['score']:.2f}", *row])
+    return "\t".join([f"{answer['name']} ({answer['probability']:.2f})", *row])
 
 
 def _lines(file: str | None) -> list[str]:

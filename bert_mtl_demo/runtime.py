@@ -1,4 +1,4 @@
-"""The machine under a run: seeds and their state, the device, mixed precision, and signals."""
+"""The machine under a run: seeds, generators, the device, mixed precision, and signals."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put every global generator back."""
+    """Restore every global generator."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
 
 
 def choose_device(name: str) -> torch.device:
@@ -69,10 +69,10 @@ def choose_device(name: str) -> torch.device:
         ) from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device = {name}: only cpu and cuda are supported")
-    found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(
-            f"device = {name}: this machine has {found} CUDA devices; use 'auto' or 'cpu'"
+            f"device = {name}: this machine has {count} CUDA devices; use 'auto' or 'cpu'"
         )
     return device
 
@@ -99,7 +99,7 @@ class Precision:
 
 
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one acts as it always does.
+    """Records the first SIGINT or SIGTERM as a request to stop; a second one acts as usual.
 
     >>> with Interrupts() as stop:
     ...     stop.signal is None
@@ -116,9 +116,7 @@ class Interrupts:
         for number in self.SIGNALS:
             try:
                 self._previous[number] = signal.signal(number, self._note)
-            except (
-                ValueError
-            ):  # not the main thread: whoever started the thread decides about signals
+            except ValueError:  # not the main thread, which decides about signals
                 break
         return self
 
@@ -128,19 +126,19 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects after that signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exit code of a process that this signal stopped: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.signal if self.signal else 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        for signal_number, handler in self._previous.items():
+            signal.signal(signal_number, handler)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes this process had in use at most: torch's own on a GPU, all of the process on a CPU.
+    """Peak memory in bytes: torch's allocations on a GPU, the whole process on a CPU.
 
-    0 where the system does not say, which is Windows without a GPU.
+    0 where the system does not tell (Windows without a GPU).
 
     >>> peak_memory(torch.device("cpu")) > 2**20
     True
@@ -151,5 +149,5 @@ def peak_memory(device: torch.device) -> int:
         import resource
     except ImportError:
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024  # Linux counts in KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

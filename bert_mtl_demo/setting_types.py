@@ -1,7 +1,7 @@
-"""Kinds of settings: how a value from a flag, a file or Python becomes a checked one.
+"""Types of settings: how a value from a flag, a file or Python becomes a checked one.
 
-A kind is a function from whatever the user wrote to the value the program uses, or a ValueError
-that says what would have been right. Flags arrive as text, JSON and TOML as typed values; both go
+A type is a function from what the user wrote to the value the program uses; it raises a ValueError
+that states the rule. Flags arrive as text, JSON and TOML as typed values; both go
 through the same function, so both get the same message.
 """
 
@@ -9,28 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from bert_mtl_demo.errors import unknown
 
-Kind = Callable[[Any], Any]
+Parser = Callable[[Any], Any]
 
 
-def setting(default: Any, kind: Kind, says: str) -> Any:
-    """A dataclass field that can check itself, and explain itself on the command line.
+def setting(default: Any, parse: Parser, help: str, *, rare: bool = False) -> Any:
+    """A dataclass field that checks its value and has its help for the command line.
+
+    Args:
+        default: its value if nothing is set.
+        parse: its type.
+        help: one line.
+        rare: whether only a published row needs it; `--help-all` shows it, `--help` does not.
 
     >>> from dataclasses import dataclass, fields
     >>> @dataclass
     ... class Oven:
     ...     heat: int = setting(180, integer(low=0), "degrees")
-    >>> fields(Oven)[0].metadata["kind"]("200")
+    >>> fields(Oven)[0].metadata["parse"]("200")
     200
     """
-    return field(default=default, metadata={"kind": kind, "says": says})
+    return field(default=default, metadata={"parse": parse, "help": help, "rare": rare})
 
 
-def integer(low: int) -> Kind:
+def integer(low: int) -> Parser:
     """A whole number of at least `low`.
 
     >>> integer(1)("8")
@@ -38,15 +44,15 @@ def integer(low: int) -> Kind:
     """
 
     def parse(value: Any) -> int:
-        whole = _number(value, f"a whole number of at least {low}")
-        if whole != int(whole) or whole < low:
+        number = _number(value, f"a whole number of at least {low}")
+        if number != int(number) or number < low:
             raise ValueError(f"must be a whole number of at least {low}")
-        return int(whole)
+        return int(number)
 
     return parse
 
 
-def real(low: float, high: float = math.inf, *, open_low: bool = False) -> Kind:
+def real(low: float, high: float = math.inf, *, open_low: bool = False) -> Parser:
     """A finite number in [low, high], or in (low, high] with `open_low`.
 
     >>> real(0, 1)("0.25")
@@ -64,19 +70,31 @@ def real(low: float, high: float = math.inf, *, open_low: bool = False) -> Kind:
     return parse
 
 
-def choice(*names: str) -> Kind:
-    """One of the given names.
+@dataclass(frozen=True)
+class Choice:
+    """One of some names, or several joined by plus signs, each at most once.
 
-    >>> choice("sum", "pcgrad")("sum")
-    'sum'
+    >>> Choice(("sum", "pcgrad"))("sum"), Choice(("mean", "cnn"), several=True)("mean+cnn")
+    ('sum', 'mean+cnn')
     """
 
-    def parse(value: Any) -> str:
-        if value not in names:
-            raise ValueError(unknown("name", str(value), names))
+    names: tuple[str, ...]
+    several: bool = False
+
+    def __call__(self, value: Any) -> str:
+        """The value, if it is one."""
+        parts = str(value).split("+") if self.several else [str(value)]
+        for part in parts:
+            if part not in self.names:
+                raise ValueError(unknown("name", part, self.names))
+        if len(set(parts)) != len(parts):
+            raise ValueError("must not name anything twice")
         return str(value)
 
-    return parse
+
+def choice(*names: str) -> Choice:
+    """One of the given names."""
+    return Choice(names)
 
 
 def text(value: Any) -> str:
@@ -96,69 +114,38 @@ def switch(value: Any) -> bool:
     >>> switch("true"), switch(False)
     (True, False)
     """
-    table = {"true": True, "yes": True, "false": False, "no": False}
-    if isinstance(value, str) and value.lower() in table:
-        return table[value.lower()]
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
 
 
-def optional(kind: Kind) -> Kind:
-    """The same kind, or nothing (`null` in a file, `none` in a flag).
+def optional(parse: Parser) -> Parser:
+    """A type that also allows nothing (`null` in a file, `none` in a flag).
 
     >>> optional(integer(1))("none") is None
     True
     """
-
-    def parse(value: Any) -> Any:
-        return None if value is None or value == "none" else kind(value)
-
-    return parse
+    return lambda value: None if value is None or value == "none" else parse(value)
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """One or more names, as a list or as a text with commas or blanks between them.
+    """Names, as a list or as a text with commas or blanks between them; `none` for no name.
 
-    >>> names("sst,sts"), names(["sst", "sts"])
-    (('sst', 'sts'), ('sst', 'sts'))
+    >>> names("sst,sts"), names(["sst", "sts"]), names("none")
+    (('sst', 'sts'), ('sst', 'sts'), ())
     """
+    if value is None or value == "none":
+        return ()
     parts: Iterable[Any] = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not parts:
-        raise ValueError("must be one or more names")
-    found = tuple(str(part) for part in parts)
-    if len(set(found)) != len(found):
+    if not isinstance(parts, list | tuple) or (isinstance(value, str) and not parts):
+        raise ValueError("must be one or more names, or none")
+    unique = tuple(str(part) for part in parts)
+    if len(set(unique)) != len(unique):
         raise ValueError("must not name anything twice")
-    return found
-
-
-def any_names(value: Any) -> tuple[str, ...]:
-    """Names as in `names`, or none at all (`none` in a flag, an empty list in a file).
-
-    >>> any_names("none"), any_names("nli,simcse")
-    ((), ('nli', 'simcse'))
-    """
-    empty = value is None or value == "none" or (isinstance(value, list | tuple) and not value)
-    return () if empty else names(value)
-
-
-def joined(*parts: str) -> Kind:
-    """Some of the given names with plus signs between them, each at most once.
-
-    >>> joined("mean", "cnn")("mean+cnn")
-    'mean+cnn'
-    """
-
-    def parse(value: Any) -> str:
-        found = str(value).split("+")
-        for name in found:
-            if name not in parts:
-                raise ValueError(unknown("name", name, parts))
-        if len(set(found)) != len(found):
-            raise ValueError("must not name anything twice")
-        return str(value)
-
-    return parse
+    return unique
 
 
 def default_of(entry: Any) -> Any:

@@ -1,14 +1,81 @@
-"""The tasks of the study: what a label is, how a prediction is scored, how scores become one
-number.
+"""Tasks: what a label is, how answers are scored, where the examples are, and overall scores.
 
-A new task is one entry in `TASKS`, plus its place in the sources that have it: `tables.LAYOUTS`,
-`hub.DATASETS`, `sample.DRAWERS`.
+A built-in task is one row of `TASKS`; `user_tasks` makes tasks from a user's own tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+# Plain ASCII decimals. float() would also take "1_0", "nan", "infinity" and digits of other
+# scripts.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+# Regression is learned on a scale from 0 to TOP, whatever the scale of the labels.
+TOP = 5.0
+
+
+class Kind(NamedTuple):
+    """A kind of task: its settings, heads and losses are the same."""
+
+    pair: bool  # whether an example holds two sentences
+    classes: bool  # whether a label is a class; otherwise it is a number
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of sentences in a user's table."""
+        return ("sentence1", "sentence2") if self.pair else ("sentence",)
+
+
+KINDS = {
+    "classification": Kind(pair=False, classes=True),
+    "pair-classification": Kind(pair=True, classes=True),
+    "similarity": Kind(pair=True, classes=False),
+    "regression": Kind(pair=False, classes=False),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table of one task: its file and the columns that matter."""
+
+    file: str  # with {split} for train and dev
+    texts: tuple[str, ...]
+    label: str
+    delimiters: str = "\t"  # the first of them that occurs in the header separates the columns
+
+    def of(self, split: str) -> str:
+        """The file of a split.
+
+        >>> Layout("sts-{split}.csv", ("sentence1", "sentence2"), "similarity").of("dev")
+        'sts-dev.csv'
+        """
+        return self.file.replace("{split}", split)
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the hub and the names of its columns."""
+
+    path: tuple[str, ...]  # the positional arguments of load_dataset: repository, configuration
+    texts: tuple[str, ...]
+    label: str | None = "label"
+
+    @property
+    def name(self) -> str:
+        """The data set, as messages name it."""
+        return "/".join(self.path)
+
+    def of(self, split: str) -> str:
+        """One split of it, as messages name it.
+
+        >>> HubData(("nyu-mll/glue", "stsb"), ("sentence1", "sentence2")).of("train")
+        'nyu-mll/glue/stsb[train]'
+        """
+        return f"{self.name}[{split}]"
 
 
 @dataclass(frozen=True)
@@ -23,6 +90,10 @@ class Task:
         low, high: smallest and largest label, both included.
         metric: ``"accuracy"`` (0..1) or ``"pearson"`` (-1..1).
         label_names: one name per class, in label order; empty for regression.
+        layout: its table in a directory of data, or a user's own table.
+        hub: its data set on the hub, if there is one.
+        custom: whether a user defined it: `layout` is then the only source. Until its table has
+            been read it has no classes, or labels from -inf to inf.
 
     >>> TASKS["sst"].label_names[4]
     'very positive'
@@ -36,6 +107,9 @@ class Task:
     high: float
     metric: str
     label_names: tuple[str, ...] = ()
+    layout: Layout | None = None
+    hub: HubData | None = None
+    custom: bool = False
 
     def __post_init__(self) -> None:
         if self.metric not in _SCORE_RANGE:
@@ -49,26 +123,77 @@ class Task:
                 f"{self.classes or 0} classes; give one name per class, and none for regression."
             )
 
+    @property
+    def kind(self) -> str:
+        """The name of its kind in `KINDS`.
+
+        >>> [task.kind for task in TASKS.values()][1:]
+        ['pair-classification', 'similarity', 'classification']
+        """
+        kind = Kind(self.pair, self.classes is not None)
+        return next(name for name, known in KINDS.items() if known == kind)
+
+    @property
+    def unit(self) -> float:
+        """The size of one unit of the regression scale, in units of the labels."""
+        return (self.high - self.low) / TOP
+
+    def scaled(self, label: float) -> float:
+        """A regression label on the scale from 0 to `TOP` that heads and losses work on.
+
+        >>> TASKS["sts"].scaled(3.8)
+        3.8
+        """
+        return (label - self.low) / self.unit
+
 
 # metric -> its range, both ends included
 _SCORE_RANGE: dict[str, tuple[float, float]] = {"accuracy": (0.0, 1.0), "pearson": (-1.0, 1.0)}
 
 _SENTIMENTS = ("very negative", "negative", "neutral", "positive", "very positive")
+_SENTENCE, _PAIR = KINDS["classification"].columns, KINDS["similarity"].columns
+_GLUE = "nyu-mll/glue"
 
 # The order is the column order of every report.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("sst", "sentiment", False, 5, 0.0, 4.0, "accuracy", _SENTIMENTS),
-        Task("para", "paraphrase", True, 2, 0.0, 1.0, "accuracy", ("different", "paraphrase")),
-        Task("sts", "similarity", True, None, 0.0, 5.0, "pearson"),
+        Task(
+            *("sst", "sentiment", False, 5, 0.0, 4.0, "accuracy", _SENTIMENTS),
+            layout=Layout("ids-sst-{split}.csv", _SENTENCE, "sentiment"),
+            hub=HubData(("SetFit/sst5",), ("text",)),
+        ),
+        Task(
+            *("para", "paraphrase", True, 2, 0.0, 1.0, "accuracy", ("different", "paraphrase")),
+            layout=Layout("quora-{split}.csv", _PAIR, "is_duplicate"),
+            hub=HubData((_GLUE, "qqp"), ("question1", "question2")),
+        ),
+        Task(
+            *("sts", "similarity", True, None, 0.0, 5.0, "pearson"),
+            layout=Layout("sts-{split}.csv", _PAIR, "similarity"),
+            hub=HubData((_GLUE, "stsb"), _PAIR),
+        ),
         # Long reviews; the reports train it alone, as a check, so it is not among the defaults.
-        Task("cfimdb", "polarity", False, 2, 0.0, 1.0, "accuracy", ("negative", "positive")),
+        Task(
+            *("cfimdb", "polarity", False, 2, 0.0, 1.0, "accuracy", ("negative", "positive")),
+            layout=Layout("ids-cfimdb-{split}.csv", _SENTENCE, "sentiment"),
+        ),
     )
 }
 
 
-def resolve(names: Sequence[str]) -> tuple[Task, ...]:
+def class_name(text: str) -> str:
+    """A label as the name of a class; whole numbers have one spelling.
+
+    >>> class_name(" calm "), class_name("1.0"), class_name("01")
+    ('calm', '1', '1')
+    """
+    text = text.strip()
+    whole = NUMBER.fullmatch(text) and float(text).is_integer()
+    return str(int(float(text))) if whole else text
+
+
+def resolve(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> tuple[Task, ...]:
     """Look up tasks by name, in the order given.
 
     Raises:
@@ -77,29 +202,31 @@ def resolve(names: Sequence[str]) -> tuple[Task, ...]:
     >>> [task.title for task in resolve(["sts", "sst"])]
     ['similarity', 'sentiment']
     """
+    listing = _quoted(known)
     if isinstance(names, str):
         raise ValueError(
             f"Task names are a sequence of strings, got the string {names!r}; pass [{names!r}]."
         )
     if not names:
-        raise ValueError(f"No task was named; name at least one of {_known()}.")
+        raise ValueError(f"No task was named; name at least one of {listing}.")
     for position, name in enumerate(names):
-        if name not in TASKS:
-            raise ValueError(f"Unknown task {name!r}; the known ones are {_known()}.")
+        if name not in known:
+            raise ValueError(f"Unknown task {name!r}; the known ones are {listing}.")
         if name in names[:position]:
             raise ValueError(
                 f"Task {name!r} is named twice in {list(names)}; "
-                f"name each of {_known()} at most once."
+                f"name each of {listing} at most once."
             )
-    return tuple(TASKS[name] for name in names)
+    return tuple(known[name] for name in names)
 
 
-def mean_score(scores: Mapping[str, float]) -> float:
+def mean_score(scores: Mapping[str, float], known: Mapping[str, Task] = TASKS) -> float:
     """Mean of the tasks' scores as they are: accuracies and Pearson's r side by side.
 
     Args:
         scores: task name -> score, for any non-empty subset of the tasks. A NaN (the r of constant
             predictions) makes the mean NaN: a run without a score has no overall score either.
+        known: the tasks by name.
 
     Raises:
         ValueError: for an unknown task, no task, or a score outside its metric's range.
@@ -107,10 +234,10 @@ def mean_score(scores: Mapping[str, float]) -> float:
     >>> round(mean_score({"sst": 0.492, "para": 0.769, "sts": 0.757}), 3)
     0.673
     """
-    return _mean(scores, lambda task, score: score)
+    return _mean(scores, known, lambda task, score: score)
 
 
-def leaderboard_score(scores: Mapping[str, float]) -> float:
+def leaderboard_score(scores: Mapping[str, float], known: Mapping[str, Task] = TASKS) -> float:
     """Mean of the tasks' scores with each first brought to 0..1: accuracy as it is, r as (r + 1) /
     2.
 
@@ -120,11 +247,17 @@ def leaderboard_score(scores: Mapping[str, float]) -> float:
     >>> round(leaderboard_score({"sst": 0.514, "para": 0.774, "sts": 0.394}), 3)
     0.662
     """
-    return _mean(scores, lambda task, score: (score + 1) / 2 if task.metric == "pearson" else score)
+    return _mean(
+        scores, known, lambda task, score: (score + 1) / 2 if task.metric == "pearson" else score
+    )
 
 
-def _mean(scores: Mapping[str, float], value: Callable[[Task, float], float]) -> float:
-    tasks = resolve(tuple(scores))
+def _mean(
+    scores: Mapping[str, float],
+    known: Mapping[str, Task],
+    value: Callable[[Task, float], float],
+) -> float:
+    tasks = resolve(tuple(scores), known)
     for task in tasks:
         low, high = _SCORE_RANGE[task.metric]
         score = scores[task.name]
@@ -138,5 +271,5 @@ def _mean(scores: Mapping[str, float], value: Callable[[Task, float], float]) ->
     return sum(value(task, scores[task.name]) for task in tasks) / len(tasks)
 
 
-def _known() -> str:
-    return ", ".join(map(repr, TASKS))
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

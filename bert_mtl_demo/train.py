@@ -1,4 +1,4 @@
-"""`python -m bert_mtl_demo.train`: flags in, a trained model with its logs and report out.
+"""`python -m bert_mtl_demo.train`: train a model, with its logs and its report.
 
 `torchrun --nproc-per-node 2 -m bert_mtl_demo.train` does the same in two processes.
 """
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bert_mtl_demo.cli import given_settings, guard, reported, train_parser
+from bert_mtl_demo.cli import guard, reported, settings_of, train_parser
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.training.processes import Processes, joined, only_main_speaks
 
@@ -32,16 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _joined(argv: Sequence[str] | None) -> int:
-    # Errors are reported while the processes are together: nobody ends before the report is out.
+    # Errors are printed while the processes are joined: none ends before they are out.
     with joined() as processes:
         arguments = train_parser().parse_args(argv)
-        return reported(lambda: _train(given_settings(arguments), arguments.resume, processes))
+        return reported(lambda: _train(settings_of(arguments), arguments.resume, processes))
 
 
 def _train(settings: Mapping[str, Any], resume: str | None, processes: Processes) -> int:
     config = Config.from_mapping(settings) if resume is None else None
-    # Imported here: torch and transformers take seconds, and a wrong flag deserves its answer at
-    # once.
+    # Imported here: torch and transformers take seconds, and a wrong flag is refused at once.
     from bert_mtl_demo.reporting.run_report import write_report
     from bert_mtl_demo.training.run import continue_run, start_run
 

@@ -61,8 +61,15 @@ def resolve(grouping: Grouping) -> Callable[[str], object]:
     return GROUPINGS[grouping]
 
 
-def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int], list[str]]:
+def segments(
+    names: Sequence[str | None], grouping: Grouping, known: Sequence[str] = ()
+) -> tuple[list[int], list[str]]:
     """Return each parameter's segment index, and the segments' names in order of appearance.
+
+    Args:
+        names: the parameters' names, None where unknown.
+        grouping: the partition.
+        known: names of segments that have appeared before, and keep their indices.
 
     Raises:
         ValueError: when a grouping by name meets a parameter without one.
@@ -72,7 +79,7 @@ def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int]
         ([0, 1, 0], ['a.0', 'a.1'])
     """
     segment_of = resolve(grouping)
-    known: dict[str, int] = {}
+    index_of = {label: index for index, label in enumerate(known)}
     indices = []
     for position, name in enumerate(names):
         if name is None and grouping not in ("model", "tensor"):
@@ -82,8 +89,8 @@ def segments(names: Sequence[str | None], grouping: Grouping) -> tuple[list[int]
                 "named_parameters=model.named_parameters()"
             )
         label = str(segment_of(f"parameter {position}" if name is None else name))
-        indices.append(known.setdefault(label, len(known)))
-    return indices, list(known)
+        indices.append(index_of.setdefault(label, len(index_of)))
+    return indices, list(index_of)
 
 
 def names(

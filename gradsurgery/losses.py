@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -81,9 +81,24 @@ class StepLosses:
         value = self._scalar(task, loss)
         self._totals[task] = self._totals[task] + value if task in self._totals else value
 
-    def replace(self, losses: Mapping[str, Tensor | float]) -> None:
-        """Take ``losses`` for whole losses of the step, whatever was added before."""
-        self._totals |= {task: self._scalar(task, loss) for task, loss in losses.items()}
+    def replace(self, losses: Mapping[str, Tensor | float], ran: Collection[str]) -> None:
+        """Take ``losses`` for whole losses of the step, whatever was added before.
+
+        Raises:
+            ValueError: for the loss of a task that is not among those that ``ran``.
+        """
+        values = {task: self._scalar(task, loss) for task, loss in losses.items()}
+        for task in values:
+            if task not in ran:
+                raise ValueError(
+                    f"losses has task {task!r}, which captured no gradients in this step: leave it "
+                    "out, since an absent task's loss must not count"
+                )
+        self._totals |= values
+
+    def drop(self, task: str) -> None:
+        """Forget the loss of ``task``."""
+        self._totals.pop(task, None)
 
     def clear(self) -> None:
         """Forget all losses."""

@@ -54,6 +54,7 @@ class Pipeline:
         self._grouping, self._named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
+        self._segmented: _Segmented = ([], ([], []))
         self._begin()
         self.state = SurgeryState(base, method, tasks, len(self.segments()[1]))
 
@@ -61,10 +62,9 @@ class Pipeline:
         """Start without a step under way."""
         self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
-        self._segmented: _Segmented = ([], ([], []))
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_feature_leaves", "_segmented")
+        transient = ("_capture", "_losses", "_feature_leaves")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,9 +83,10 @@ class Pipeline:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
                 yield
-            if loss is not None and "losses" in self._method.needs:
-                self._losses.add(name, loss)
+                if loss is not None and "losses" in self._method.needs:
+                    self._losses.add(name, loss)
         except BaseException:
+            self._losses.drop(name)
             self.processes.failed(name)
             raise
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
@@ -109,9 +110,10 @@ class Pipeline:
         """
         waiting = self._capture.waiting
         if waiting:
+            tasks = f"tasks {', '.join(waiting)} have" if waiting[1:] else f"task {waiting[0]} has"
             raise RuntimeError(
-                f"captured gradients of {', '.join(waiting)} wait: call combine() before {until}, "
-                "or zero_grad() to drop them"
+                f"{tasks} captured gradients that were not combined: call combine() before "
+                f"{until}, or zero_grad() to drop them"
             )
 
     def discard(self) -> None:
@@ -128,7 +130,7 @@ class Pipeline:
         """Combine what was captured, into ``.grad``."""
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
-        self._losses.replace(losses or {})
+        self._losses.replace(losses or {}, self._capture.waiting)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
@@ -219,10 +221,15 @@ class Pipeline:
         return _grouping.names(self._base.param_groups, self._named)
 
     def segments(self) -> tuple[list[int], list[str]]:
-        """Return each parameter's segment, and the segments' names."""
+        """Return each parameter's segment, and the segments' names.
+
+        A segment keeps its index for good, and so its part of the state: users delete parameter
+        groups, reverse them, and bring them back.
+        """
         names = self.names()
         if names != self._segmented[0]:
-            self._segmented = names, _grouping.segments(names, self._grouping)
+            known = self._segmented[1][1]
+            self._segmented = names, _grouping.segments(names, self._grouping, known)
         indices, labels = self._segmented[1]
         if self._feature_leaves:
             at_features = self.feature_segment(labels)
@@ -252,6 +259,6 @@ def _refuse_graph_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "combine() cannot be part of a CUDA graph: the host draws the visiting order and looks "
-            "up the gradients' addresses at every step. Capture the forward and backward passes, "
-            "and call combine() and step() outside of the graph"
+            "up the gradients' addresses at every step. Call combine() and step() outside of the "
+            "graph"
         )

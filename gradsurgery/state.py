@@ -45,7 +45,13 @@ class SurgeryState:
 
     def attach(self) -> None:
         """Take what the parameter groups carry, or have them carry it again."""
-        self._values = self._carrier().setdefault(KEY, self._values)
+        if not self._base.param_groups:  # a user is about to rebuild them
+            return
+        carrier = self._carrier()
+        self._values = carrier.setdefault(KEY, self._values)
+        for group in self._base.param_groups:
+            if group is not carrier:
+                group.pop(KEY, None)  # copied along with a group; it would be stale after a step
 
     def grow(self, segments: int) -> None:
         """Make room for more segments, which start afresh."""
@@ -58,7 +64,8 @@ class SurgeryState:
 
     def _carrier(self) -> dict[str, Any]:
         groups = self._base.param_groups
-        return next((group for group in groups if KEY in group), groups[0])
+        current = [group for group in groups if group.get(KEY) is self._values]
+        return (current or [group for group in groups if KEY in group] or groups)[0]
 
     def of_method(self, segments: int, device: torch.device | None = None) -> State:
         """Return the method's tensors; segments added since they were kept start afresh."""

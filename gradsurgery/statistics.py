@@ -1,4 +1,4 @@
-"""Conflict statistics: do the tasks conflict, and what did surgery do about it?
+"""Conflict statistics: counts and cosines of conflicts, and the change that surgery made.
 
 Everything is read off the Gram matrix and the verdict; nothing here changes a gradient. Steps are
 put aside as the tensors they are, added up ``WAITING`` at a time on the device that holds them, and
@@ -19,7 +19,7 @@ and it means nothing: look at the cosines and at the change beside the counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -34,13 +34,20 @@ from gradsurgery.transfer import to_device
 WAITING = 32
 ELEMENTS = 1 << 20
 
-#: The sums of shape [S, K, K], in the order of the fields of :class:`PairCounts`.
-_PAIRWISE = ("possible", "conflicts", "altered", "cosine", "lowest", "highest", "target")
-#: The sums of shape [K], and of shape [1].
+#: The sums of shape [S, K, K], in the order of the fields of :class:`PairCounts`: what they start
+#: from, and how they add up over segments.
+_PAIRWISE: dict[str, tuple[float, Callable[[Tensor, int], Tensor]]] = {
+    "possible": (0.0, torch.sum),
+    "conflicts": (0.0, torch.sum),
+    "altered": (0.0, torch.sum),
+    "cosine": (0.0, torch.sum),
+    "lowest": (math.inf, torch.amin),
+    "highest": (-math.inf, torch.amax),
+    "target": (math.nan, torch.mean),
+}
+#: The sums of shape [K], and of shape [1], which start from zero.
 _TASKWISE = ("active", "active_altered", "present", "norm", "weight")
 _SCALAR = ("steps", "nonfinite", "changed", "change", "most")
-#: What sums start from; the others start from zero.
-_INITIAL = {"lowest": math.inf, "highest": -math.inf, "target": math.nan}
 
 
 class ConflictStatistics:
@@ -123,7 +130,7 @@ class ConflictStatistics:
                 "possible": int(sums["active"].sum()),
                 "altered": _count(sums["active_altered"].sum().item()),
             },
-            "pairs": self._pairs({name: _over_segments(name, sums[name]) for name in _PAIRWISE}),
+            "pairs": self._pairs({key: add(sums[key], 0) for key, (_, add) in _PAIRWISE.items()}),
             "norms": self._means(sums["norm"], sums["present"]),
             "weights": self._means(sums["weight"], sums["present"]),
             "change": {
@@ -141,8 +148,24 @@ class ConflictStatistics:
 
     def scalars(self) -> dict[str, float]:
         """Return the window as flat ``{name: number}``, for any logger; figures without a value are
-        left out."""
-        return dict(_flatten(self.summary()))
+        left out, and what is the same for (i, j) and (j, i) stands there once."""
+        summary = self.summary()
+        gradients = summary["gradients"]
+        values: dict[str, float | None] = {
+            "altered": _ratio(gradients["altered"], gradients["possible"]),
+            "change": summary["change"]["mean"],
+            "nonfinite": float(summary["nonfinite"]),
+        }
+        for pair in summary["pairs"]:
+            name = f"{pair['i']}-{pair['j']}"
+            if self.tasks.index(pair["i"]) < self.tasks.index(pair["j"]):
+                values[f"cosine/{name}"] = pair["cosine"]["mean"]
+                values[f"conflicts/{name}"] = _ratio(pair["conflicts"], pair["possible"])
+            values[f"altered/{name}"] = _ratio(pair["altered"], pair["possible"])
+            values[f"target/{name}"] = pair["target"]
+        values |= {f"norm/{task}": norm for task, norm in summary["norms"].items()}
+        values |= {f"weight/{task}": weight for task, weight in summary["weights"].items()}
+        return {f"surgery/{name}": value for name, value in values.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window, so that a resumed run logs what the run that never stopped does."""
@@ -242,11 +265,14 @@ class ConflictStatistics:
 
 def _initial(segments: int, tasks: int, device: torch.device) -> dict[str, Tensor]:
     """The sums of no step at all."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PAIRWISE, (segments, tasks, tasks))
-    shapes |= {**dict.fromkeys(_TASKWISE, (tasks,)), **dict.fromkeys(_SCALAR, (1,))}
+
+    def full(start: float, *shape: int) -> Tensor:
+        return torch.full(shape, start, dtype=torch.float64, device=device)
+
     return {
-        name: torch.full(shape, _INITIAL.get(name, 0.0), dtype=torch.float64, device=device)
-        for name, shape in shapes.items()
+        **{name: full(start, segments, tasks, tasks) for name, (start, _) in _PAIRWISE.items()},
+        **{name: full(0.0, tasks) for name in _TASKWISE},
+        **{name: full(0.0, 1) for name in _SCALAR},
     }
 
 
@@ -271,15 +297,6 @@ def _altered(steps: Sequence[_Step], gram: Tensor) -> Tensor:
     return torch.stack(altered) if len(altered) == len(steps) else torch.full_like(gram, math.nan)
 
 
-def _over_segments(name: str, value: Tensor) -> Tensor:
-    """Bring [S, K, K] to [K, K] the way the figure wants it."""
-    if name == "lowest":
-        return value.amin(0)
-    if name == "highest":
-        return value.amax(0)
-    return value.mean(0) if name == "target" else value.sum(0)
-
-
 def _pair_counts(sums: Sequence[float]) -> PairCounts:
     possible, conflicts, altered, cosine, lowest, highest, target = sums
     counts = int(possible), int(conflicts), _count(altered)
@@ -292,23 +309,3 @@ def _count(total: float) -> int | None:
 
 def _ratio(total: float | None, count: float) -> float | None:
     return total / count if count and total is not None else None
-
-
-def _flatten(summary: Summary) -> Iterator[tuple[str, float]]:
-    """The scalars' names: grouped by what they are, each unordered pair once but for directions."""
-    tasks, gradients = summary["tasks"], summary["gradients"]
-    rows: list[tuple[str, float | None]] = [
-        ("altered", _ratio(gradients["altered"], gradients["possible"])),
-        ("change", summary["change"]["mean"]),
-        ("nonfinite", float(summary["nonfinite"])),
-    ]
-    for pair in summary["pairs"]:
-        i, j = pair["i"], pair["j"]
-        if tasks.index(i) < tasks.index(j):
-            rows.append((f"cosine/{i}-{j}", pair["cosine"]["mean"]))
-            rows.append((f"conflicts/{i}-{j}", _ratio(pair["conflicts"], pair["possible"])))
-        rows.append((f"altered/{i}-{j}", _ratio(pair["altered"], pair["possible"])))
-        rows.append((f"target/{i}-{j}", pair["target"]))
-    rows += [(f"norm/{task}", value) for task, value in summary["norms"].items()]
-    rows += [(f"weight/{task}", value) for task, value in summary["weights"].items()]
-    yield from ((f"surgery/{name}", value) for name, value in rows if value is not None)

@@ -37,6 +37,7 @@ SYMMETRY = "tasks in another sequence get the same update"
 ZERO_IS_ABSENT = "a zero gradient counts as absent: the others are decided on without it"
 ALONE = "one task, and nothing but zeros, is left alone"
 SEGMENTS = "segments are separate problems"
+ON_DEVICE = "no value is read on the host, which would wait for a GPU"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Row:
         return {need: facts[need] for need in self.make(0).needs}
 
 
-_SURGERY = frozenset({SCALE, SYMMETRY, ZERO_IS_ABSENT, ALONE, SEGMENTS})
+_SURGERY = frozenset({SCALE, SYMMETRY, ZERO_IS_ABSENT, ALONE, SEGMENTS, ON_DEVICE})
 #: What is solved for moves with the rounding of an ill-conditioned Gram matrix: test_solutions has
 #: these laws for gradients where it doesn't, and with the methods' degrees.
 _SOLVED = frozenset({SCALE})
@@ -111,7 +112,7 @@ METHODS: dict[str, Row] = {
     ),
     "random_weights": Row(lambda seed: RandomWeights(seed), frozenset({SCALE, SEGMENTS})),
     "throwaway mgda": Row(lambda seed: ThrowawayMGDA(), frozenset({SEGMENTS})),
-    "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS})),
+    "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS, ON_DEVICE})),
 }
 
 #: A test that runs over all methods, or over those that obey a law.

@@ -8,7 +8,6 @@ environment variable ``EXACT=1``, on the kind of processor that made them, they 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -164,10 +163,5 @@ def test_a_study_is_found_and_its_page_written(tmp_path: Path) -> None:
     demo(tmp_path, "study", *STUDY, "--page-only")
     page = (tmp_path / "study" / "pals_gradvac.md").read_bytes()
     assert page == (PLACE / "pals_gradvac.md").read_bytes()
-    pictures, drawn = read("pals_gradvac.json"), tmp_path / "study" / "pals_gradvac"
-    assert {path.name for path in drawn.iterdir()} == pictures["sha256"].keys()
-    import matplotlib
-
-    if matplotlib.__version__ == pictures["matplotlib"]:  # which writes its version into them
-        for name, digest in pictures["sha256"].items():
-            assert hashlib.sha256((drawn / name).read_bytes()).hexdigest() == digest, name
+    pictures = (tmp_path / "study" / "pals_gradvac").iterdir()
+    assert sorted(path.name for path in pictures) == read("pals_gradvac.json")

@@ -68,7 +68,7 @@ class DWA(Method):
         return {"history": torch.zeros(2, tasks, dtype=torch.float64)}  # zero: not known
 
     def __call__(self, gram: Tensor, *, state: State, losses: Tensor) -> Verdict:
-        before, last = state["history"]
+        before, last = state["history"].unbind()
         ratio = torch.where((last > 0) & (before > 0), last / before, 1.0)
         weights = len(losses) * torch.softmax(ratio / self.temperature, 0)
         history = torch.stack([last, torch.where(losses.isnan(), last, losses)])

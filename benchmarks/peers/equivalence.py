@@ -1,4 +1,4 @@
-"""Is a peer's update ours? Asked before anything is timed.
+"""Equivalence of a peer's update and ours, checked before anything is timed.
 
 PCGrad and GradVac visit the other tasks in random order, so both sides visit them in ascending
 order here. Surgery alone is compared twice: on small gradients, of which one pair or all pairs
@@ -14,32 +14,109 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks import workloads
-from benchmarks.harness import Candidate
 from benchmarks.peers import implementations, training_steps
-from benchmarks.peers.fixed_gradients import Given
 from benchmarks.peers.fixed_order import Ascending, ascending_visits
-from benchmarks.steps import Problem
+from benchmarks.peers.peer import INSTALL, Peer
+from benchmarks.problems.encoders import parameters
+from benchmarks.problems.gradients import FixedGradients, conflict_cosines, random_gradients
+from benchmarks.problems.multitask import Problem
+from benchmarks.steps.step import Step
+from benchmarks.timing import Candidate
 
 TASKS = 3
 
 #: Largest difference from our update, relative to its length: small gradients, those timed, steps.
 SMALL, LARGE, STEP = 1e-4, 5e-2, 1e-2
 
+P = TypeVar("P")
+C = TypeVar("C")
+
 
 class Verdict(NamedTuple):
-    """What the check found: the difference from our update, and why there are no times if so."""
+    """The difference from our update, and the reason why a peer is not timed ("" if it is)."""
 
     difference: float | None = None
     refused: str = ""
 
 
-AnyPeer = implementations.Peer | training_steps.StepPeer
-
-P = TypeVar("P", implementations.Peer, training_steps.StepPeer)
-
 #: A verdict, and what may be timed.
 Admission = tuple[Verdict, Candidate | None]
+
+
+def admissions(
+    peers: Sequence[Peer[P, C]], admit: Callable[[Peer[P, C]], Admission]
+) -> tuple[dict[str, Verdict], dict[str, Candidate]]:
+    """Return every peer's verdict, and the candidates of those that may be timed."""
+    verdicts: dict[str, Verdict] = {}
+    candidates: dict[str, Candidate] = {}
+    for peer in peers:
+        try:
+            verdicts[peer.name], candidate = admit(peer)
+        except Exception as error:  # whatever one peer does, the others are still to be measured
+            verdicts[peer.name], candidate = Verdict(refused=_reason(peer, error)), None
+        if candidate is not None and not verdicts[peer.name].refused:
+            candidates[peer.name] = candidate
+    return verdicts, candidates
+
+
+def _reason(peer: Peer[P, C], error: Exception) -> str:
+    if not isinstance(error, ImportError):
+        return f"fails here: {type(error).__name__}: {error}".splitlines()[0]
+    if peer.package and (error.name or "").split(".")[0] == peer.package:
+        return f"not installed: {INSTALL[peer.package]}"
+    return f"cannot be imported: {error}"
+
+
+def admit_aggregation(peer: Peer[FixedGradients, Candidate], fixed: FixedGradients) -> Admission:
+    """Compare a peer's update on small gradients, then on those that are timed."""
+    verdict = compare_small(peer, fixed.device)
+    if verdict.refused:
+        return verdict, None
+    candidate = peer.build(fixed)
+    verdict = compare(peer, fixed, candidate, times=1, tolerance=LARGE)
+    fixed.clear()
+    return verdict, candidate
+
+
+def admit_step(peer: Peer[Problem, Step], problem: Problem) -> Admission:
+    """Compare what a peer's training step leaves in ``.grad`` of the encoder."""
+    expected = None
+    if peer.same_as is not None:
+        ours = training_steps.ours(problem, _ascending(peer))
+        expected = _update(ours.passes, problem.trunk)
+    copy = problem.copy() if peer.copies else problem
+    step, verdict = peer.build(copy), Verdict()
+    if expected is not None:
+        verdict = judged(difference(_update(step.passes, copy.trunk), expected), STEP)
+        step.optimizer.zero_grad()
+    problem.model.zero_grad()
+    return verdict, Candidate(step)
+
+
+def compare_small(peer: Peer[FixedGradients, Candidate], device: torch.device) -> Verdict:
+    """Compare on small gradients, three times in a row: GradVac's targets move in between."""
+    verdict = Verdict()
+    for conflicts in ("one", "all"):
+        fixed = gradients("mini", conflicts, device)
+        verdict = compare(peer, fixed, peer.build(fixed), times=3, tolerance=SMALL)
+        if verdict.refused:
+            break
+    return verdict
+
+
+def compare(
+    peer: Peer[FixedGradients, Candidate],
+    fixed: FixedGradients,
+    candidate: Candidate,
+    times: int,
+    tolerance: float,
+) -> Verdict:
+    """Compare the last update of some aggregations."""
+    if peer.same_as is None:
+        return Verdict()
+    update = _aggregated(candidate, fixed, times)
+    ours = implementations.ours(fixed, _ascending(peer))
+    return judged(difference(update, _aggregated(ours, fixed, times)), tolerance)
 
 
 def judged(difference: float, tolerance: float) -> Verdict:
@@ -51,50 +128,6 @@ def judged(difference: float, tolerance: float) -> Verdict:
     )
 
 
-def attempt(peer: P, admit: Callable[[P], Admission]) -> Admission:
-    """Let a peer be admitted; one that is missing or breaks is refused, with the reason."""
-    try:
-        return admit(peer)
-    except ImportError as error:
-        if peer.package and (error.name or "").split(".")[0] == peer.package:
-            return Verdict(refused=f"not installed: {implementations.INSTALL[peer.package]}"), None
-        return Verdict(refused=f"cannot be imported: {error}"), None
-    except Exception as error:  # whatever one peer does, the others are still to be measured
-        return Verdict(refused=f"fails here: {type(error).__name__}: {error}".splitlines()[0]), None
-
-
-def admissions(
-    rows: Sequence[P], admit: Callable[[P], Admission]
-) -> tuple[dict[str, Verdict], dict[str, Candidate]]:
-    """Return every peer's verdict, and the candidates of those that may be timed."""
-    verdicts: dict[str, Verdict] = {}
-    candidates: dict[str, Candidate] = {}
-    for peer in rows:
-        verdicts[peer.name], candidate = attempt(peer, admit)
-        if candidate is not None and not verdicts[peer.name].refused:
-            candidates[peer.name] = candidate
-    return verdicts, candidates
-
-
-def admit_aggregation(peer: implementations.Peer, given: Given) -> Admission:
-    """Check a peer on small gradients, then on the given ones."""
-    verdict = vet(peer, given.device)
-    if verdict.refused:
-        return verdict, None
-    candidate = peer.build(given)
-    verdict = compare(peer, given, candidate, times=1, tolerance=LARGE)
-    given.clear()
-    return verdict, candidate
-
-
-def admit_step(peer: training_steps.StepPeer, problem: Problem) -> Admission:
-    """Check what a peer's training step leaves in ``.grad`` of the encoder."""
-    trainer = peer.build(problem)
-    verdict = compare_steps(peer, problem, trainer)
-    problem.model.zero_grad()
-    return verdict, Candidate(trainer.step)
-
-
 def difference(update: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return |update - expected| / |expected|."""
     apart = [(a - b).norm().double() for a, b in zip(update, expected, strict=True)]
@@ -102,56 +135,25 @@ def difference(update: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return float(torch.stack(apart).norm() / torch.stack(size).norm())
 
 
-def gradients(name: str, conflicts: str, device: torch.device) -> Given:
+def gradients(name: str, conflicts: str, device: torch.device) -> FixedGradients:
     """Return gradients of three tasks, shaped like ``name``, with ``one`` or ``all`` conflicts."""
-    work = workloads.workload(name)
-    cosines = workloads.conflict_cosines(TASKS, conflicts)
-    return Given(work, workloads.gradients(work.shapes, TASKS, device, cosines=cosines))
+    shaped, cosines = parameters(name), conflict_cosines(TASKS, conflicts)
+    grads = random_gradients(shaped.shapes, TASKS, device, cosines=cosines)
+    return FixedGradients(shaped, grads)
 
 
-def vet(peer: implementations.Peer, device: torch.device) -> Verdict:
-    """Compare on small gradients, three times in a row: GradVac's targets move in between."""
-    verdict = Verdict()
-    for conflicts in ("one", "all"):
-        given = gradients("mini", conflicts, device)
-        verdict = compare(peer, given, peer.build(given), times=3, tolerance=SMALL)
-        if verdict.refused:
-            break
-    return verdict
-
-
-def compare(
-    peer: implementations.Peer, given: Given, candidate: Candidate, times: int, tolerance: float
-) -> Verdict:
-    """Compare the update of the last of some aggregations."""
-    if peer.same_as is None:
-        return Verdict()
-    found = _aggregated(candidate, given, times)
+def _ascending(peer: Peer[P, C]) -> Callable[[], Ascending]:
+    assert peer.same_as is not None
     method = peer.same_as
-    ours = implementations.ours(given, lambda: Ascending(method()))
-    return judged(difference(found, _aggregated(ours, given, times)), tolerance)
+    return lambda: Ascending(method())
 
 
-def compare_steps(
-    peer: training_steps.StepPeer, problem: Problem, trainer: training_steps.Trainer
-) -> Verdict:
-    """Compare what a training step leaves in ``.grad`` of the encoder."""
-    if peer.same_as is None:
-        return Verdict()
-    method = peer.same_as
-    ours = training_steps.ours(problem, lambda: Ascending(method()))
-    expected = _update(ours.backward, training_steps.shared(ours.model))
-    found = _update(trainer.backward, training_steps.shared(trainer.model))
-    trainer.optimizer.zero_grad()
-    return judged(difference(found, expected), STEP)
-
-
-def _aggregated(candidate: Candidate, given: Given, times: int) -> list[Tensor]:
+def _aggregated(candidate: Candidate, fixed: FixedGradients, times: int) -> list[Tensor]:
     def run() -> None:
         candidate.prepare()
         candidate.run()
 
-    return [_update(run, given.parameters) for _ in range(times)][-1]
+    return [_update(run, fixed.parameters) for _ in range(times)][-1]
 
 
 def _update(run: Callable[[], object], parameters: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -19,9 +19,7 @@ from gradsurgery import Method, Verdict
 
 @final
 class Ascending(Method):
-    """Another method, with the tasks visited in ascending order."""
-
-    ordered = False  # so the optimizer draws no order, and passes the ascending one
+    """Another method that needs an order, with the tasks visited in ascending order."""
 
     def __init__(self, method: Method) -> None:
         self._method = method
@@ -30,9 +28,11 @@ class Ascending(Method):
         """As the method."""
         return self._method.init(segments, tasks)
 
-    def __call__(self, gram: Tensor, order: Tensor, state: dict[str, Tensor]) -> Verdict:
-        """As the method, in the ``order`` it is given."""
-        return self._method(gram, order.contiguous(), state)
+    def __call__(self, gram: Tensor, state: dict[str, Tensor]) -> Verdict:
+        """As the method, in ascending order."""
+        tasks = gram.shape[-1]
+        order = torch.arange(tasks, device=gram.device).repeat(tasks, 1)
+        return self._method(gram, state=state, order=order)
 
     def __repr__(self) -> str:
         return f"Ascending({self._method!r})"

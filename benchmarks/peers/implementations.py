@@ -1,8 +1,8 @@
-"""Other implementations behind one interface: given gradients in, ``.grad`` out.
+"""Other implementations behind one interface: fixed gradients in, ``.grad`` out.
 
 No peer is a dependency: each is imported when it is used. Each works in its own way, through its
-public functions, and keeps what it was given; where its way does not fit, the adapter favours the
-peer, and its note says how.
+public functions, and keeps its inputs; where its way does not fit, the adapter favours the peer,
+and its note says how.
 """
 
 from __future__ import annotations
@@ -13,111 +13,117 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Candidate
-from benchmarks.peers.fixed_gradients import Given, GivenLoss
 from benchmarks.peers.naive_pcgrad import flatten_and_loop
+from benchmarks.peers.peer import OURS, Peer
+from benchmarks.problems.gradients import FixedGradients
+from benchmarks.timing import Candidate
 from gradsurgery import GradientSurgery, GradVac, Method, PCGrad
 
-#: LibMTL's GradVac has no rate of its own; this is what its trainer passes unless told otherwise.
+#: LibMTL's GradVac has no default for its rate; this is what its trainer passes unless told
+#: otherwise.
 BETA = 0.5
 
-INSTALL = {
-    "torchjd": "pip install torchjd==0.18.0",
-    "pytorch_optimizer": "pip install pytorch-optimizer==4.1.0",
-    # Its requirement torchvision is for models that the comparison does not touch.
-    "LibMTL": "pip install --no-deps LibMTL==1.1.5",
-}
+
+class FixedLoss:
+    """Takes a loss's place: its backward only puts one task's gradients into ``.grad``."""
+
+    def __init__(self, fixed: FixedGradients, task: int) -> None:
+        self._fixed, self._task = fixed, task
+
+    def backward(self, retain_graph: bool = False) -> None:
+        """Fill ``.grad``, with tensors that can be re-pointed but share the gradients' memory."""
+        self._fixed.deliver([grad.detach() for grad in self._fixed.grads[self._task]])
 
 
-def ours(given: Given, method: Callable[[], Method]) -> Candidate:
-    """Capture and combine, on a first gradient of its own, since it is overwritten."""
-    tasks = [f"task {k}" for k in range(len(given.grads))]
-    optimizer = GradientSurgery(torch.optim.SGD(given.named), method(), tasks=tasks)
-    mine = [grad.clone() for grad in given.grads[0]]
-    grads = [mine, *given.grads[1:]]
+def fixed_losses(fixed: FixedGradients) -> list[FixedLoss]:
+    """Return a loss for each task."""
+    return [FixedLoss(fixed, task) for task in range(len(fixed.grads))]
+
+
+def ours(fixed: FixedGradients, method: Callable[[], Method]) -> Candidate:
+    """Capture and combine, on a copy of the first gradient, since it is overwritten."""
+    optimizer = GradientSurgery(torch.optim.SGD(fixed.named), method(), tasks=fixed.tasks)
+    update = [grad.clone() for grad in fixed.grads[0]]
+    grads = [update, *fixed.grads[1:]]
 
     def run() -> None:
-        for name, task in zip(tasks, grads, strict=True):
+        for name, task in zip(fixed.tasks, grads, strict=True):
             with optimizer.task(name):
-                given.deliver(task)
+                fixed.deliver(task)
         optimizer.combine()
 
-    return Candidate(run, partial(_restore, given, mine))
+    return Candidate(run, partial(_restore, fixed, update))
 
 
-def plain_sum(given: Given) -> Candidate:
-    """What autograd does: the first gradient is kept, the others are added to it."""
-    mine = [grad.clone() for grad in given.grads[0]]
+def plain_sum(fixed: FixedGradients) -> Candidate:
+    """Add up as autograd does: the first gradient is kept, the others are added to it."""
+    update = [grad.clone() for grad in fixed.grads[0]]
 
     def run() -> None:
-        for column in zip(mine, *given.grads[1:], strict=True):
+        for column in zip(update, *fixed.grads[1:], strict=True):
             for other in column[1:]:
                 column[0].add_(other)
-        given.deliver(mine)
+        fixed.deliver(update)
 
-    return Candidate(run, partial(_restore, given, mine))
+    return Candidate(run, partial(_restore, fixed, update))
 
 
-def _restore(given: Given, mine: Sequence[Tensor]) -> None:
-    given.clear()
-    for grad, first in zip(mine, given.grads[0], strict=True):
+def _restore(fixed: FixedGradients, update: Sequence[Tensor]) -> None:
+    fixed.clear()
+    for grad, first in zip(update, fixed.grads[0], strict=True):
         grad.copy_(first)
 
 
-def loop(given: Given, masks: bool) -> Candidate:
+def loop(fixed: FixedGradients, masks: bool) -> Candidate:
     """Flatten and loop."""
     return Candidate(
-        lambda: given.deliver(flatten_and_loop(given.grads, masks)), prepare=given.clear
+        lambda: fixed.deliver(flatten_and_loop(fixed.grads, masks)), prepare=fixed.clear
     )
 
 
-def torchjd(given: Given, gramian: bool) -> Candidate:
-    """torchjd's ``jac_to_grad`` with its PCGrad, as it comes or on Gramians."""
+def torchjd(fixed: FixedGradients, gramian: bool) -> Candidate:
+    """Run torchjd's ``jac_to_grad`` with its PCGrad, as it comes or on Gramians."""
     aggregation = importlib.import_module("torchjd.aggregation")
     autojac = importlib.import_module("torchjd.autojac")
     aggregator = aggregation.PCGrad()
 
     def prepare() -> None:
-        given.clear()
-        for parameter, jacobian in zip(given.parameters, given.jacobians, strict=True):
+        fixed.clear()
+        for parameter, jacobian in zip(fixed.parameters, fixed.jacobians, strict=True):
             parameter.jac = jacobian  # type: ignore[attr-defined]
 
     def run() -> None:
-        autojac.jac_to_grad(given.parameters, aggregator, optimize_gramian_computation=gramian)
+        autojac.jac_to_grad(fixed.parameters, aggregator, optimize_gramian_computation=gramian)
 
     return Candidate(run, prepare)
 
 
-def pytorch_optimizer(given: Given) -> Candidate:
+def pytorch_optimizer(fixed: FixedGradients) -> Candidate:
     """pytorch-optimizer's PCGrad wrapper; by default it takes the mean, here the sum."""
     package = importlib.import_module("pytorch_optimizer")
-    optimizer = package.PCGrad(torch.optim.SGD(given.named), reduction="sum")
-    losses = [GivenLoss(given, task) for task in range(len(given.grads))]
-    return Candidate(lambda: optimizer.pc_backward(losses), prepare=given.clear)
+    optimizer = package.PCGrad(torch.optim.SGD(fixed.named), reduction="sum")
+    losses = fixed_losses(fixed)
+    return Candidate(lambda: optimizer.pc_backward(losses), prepare=fixed.clear)
 
 
-def libmtl(given: Given, method: str) -> Candidate:
+def libmtl(fixed: FixedGradients, method: str) -> Candidate:
     """LibMTL's weighting class ``method``, without its trainer."""
-    weighting = libmtl_weighting(method, given.parameters, len(given.grads), zero=False)
-    losses = [GivenLoss(given, task) for task in range(len(given.grads))]
-    return Candidate(lambda: weighting.backward(losses, beta=BETA), prepare=given.clear)
+    weighting = libmtl_weighting(method, fixed.parameters, len(fixed.grads), zero=False)
+    losses = fixed_losses(fixed)
+    return Candidate(lambda: weighting.backward(losses, beta=BETA), prepare=fixed.clear)
 
 
 def libmtl_weighting(method: str, shared: Sequence[nn.Parameter], tasks: int, zero: bool) -> Any:
     """Return a LibMTL weighting over ``shared``, with the few attributes its trainer would add.
 
-    Args:
-        method: the class and module name in ``LibMTL.weighting``.
-        shared: the parameters that all tasks use.
-        tasks: K.
-        zero: whether its call to zero the gradients zeroes them, in place: it goes on to write into
-            them, so that torch's later habit of dropping them would break it.
+    With ``zero`` its call to zero the gradients zeroes them, in place: it goes on to write into
+    them, so that torch's later habit of dropping them would break it.
     """
 
     class Weighting(_libmtl_class(method)):  # type: ignore[misc]
@@ -147,33 +153,12 @@ def _libmtl_class(method: str) -> Any:
         return getattr(importlib.import_module(f"LibMTL.weighting.{method}"), method)
 
 
-class Peer(NamedTuple):
-    """One row of the table.
-
-    Attributes:
-        name: in the table.
-        build: makes the candidate; raises ImportError where the package is missing.
-        package: what is imported; empty for code of this repository.
-        same_as: the method whose update it has to deliver, None for a row that is no surgery or
-            is what the others are compared with.
-        note: what differs.
-    """
-
-    name: str
-    build: Callable[[Given], Candidate]
-    package: str = ""
-    same_as: Callable[[], Method] | None = PCGrad
-    note: str = ""
-
-
 def vaccine() -> Method:
     """Return GradVac as LibMTL has it."""
     return GradVac(BETA, update="on_alter")
 
 
-OURS = "gradsurgery PCGrad"
-
-PEERS = [
+PEERS: list[Peer[FixedGradients, Candidate]] = [
     Peer(OURS, partial(ours, method=PCGrad), same_as=None),
     Peer("gradsurgery GradVac", partial(ours, method=vaccine), same_as=None),
     Peer("plain sum", plain_sum, same_as=None, note="no surgery: adds the gradients up"),

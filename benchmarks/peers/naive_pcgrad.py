@@ -35,8 +35,8 @@ def flatten_and_loop(grads: Sequence[Sequence[Tensor]], masks: bool = False) -> 
 def project(flat: Sequence[Tensor]) -> list[Tensor]:
     """Return each gradient, projected off those it conflicts with, in random order."""
     projected = []
-    for own, grad in enumerate(flat):
-        current, order = grad.clone(), [j for j in range(len(flat)) if j != own]
+    for task, grad in enumerate(flat):
+        current, order = grad.clone(), [j for j in range(len(flat)) if j != task]
         random.shuffle(order)
         for other in (flat[j] for j in order):
             dot = torch.dot(current, other)

@@ -6,148 +6,97 @@ encoder's parameters, which all tasks share; the heads have one task each.
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, autograd, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 
-from benchmarks.peers.implementations import OURS, libmtl_weighting
+from benchmarks.peers.implementations import libmtl_weighting
 from benchmarks.peers.naive_pcgrad import flatten_and_loop
-from benchmarks.steps import TASKS, MultiTask, Problem, adamw
-from gradsurgery import GradientSurgery, GradVac, Method, PCGrad
+from benchmarks.peers.peer import OURS, Peer
+from benchmarks.problems.multitask import Problem
+from benchmarks.steps.step import JOIN, SHARED, SUM, Step, adamw, step
+from gradsurgery import GradVac, Method, PCGrad
 
 
-class Trainer(NamedTuple):
-    """What makes a step.
-
-    Attributes:
-        backward: forward and backward: fills ``.grad``.
-        optimizer: steps on it.
-        model: whose ``.grad``.
-    """
-
-    backward: Callable[[], object]
-    optimizer: Optimizer
-    model: MultiTask
-
-    def step(self) -> None:
-        """Make one training step."""
-        self.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+def plain(problem: Problem) -> Step:
+    """Run ``sum(losses).backward()``."""
+    return step(SUM, problem, SHARED)
 
 
-class StepPeer(NamedTuple):
-    """One row of the table; attributes as :class:`benchmarks.peers.implementations.Peer`."""
-
-    name: str
-    build: Callable[[Problem], Trainer]
-    package: str = ""
-    same_as: Callable[[], Method] | None = PCGrad
-    note: str = ""
+def ours(problem: Problem, method: Callable[[], Method]) -> Step:
+    """Run ``optimizer.join(losses).backward()``."""
+    return step(JOIN, problem, SHARED, method)
 
 
-def shared(model: MultiTask) -> list[nn.Parameter]:
-    """Return the parameters that all tasks use."""
-    return list(model.encoder.parameters())
-
-
-def plain(problem: Problem) -> Trainer:
-    """``sum(losses).backward()``."""
-
-    def backward() -> None:
-        autograd.backward(torch.stack(list(problem.losses().values())).sum())
-
-    return Trainer(backward, adamw(problem.model), problem.model)
-
-
-def ours(problem: Problem, method: Callable[[], Method]) -> Trainer:
-    """``optimizer.join(losses).backward()``."""
-    optimizer = GradientSurgery(adamw(problem.model), method(), tasks=TASKS)
-    return Trainer(
-        lambda: autograd.backward(optimizer.join(problem.losses())), optimizer, problem.model
-    )
-
-
-def torchjd(problem: Problem, gramian: bool) -> Trainer:
-    """torchjd's ``mtl_backward`` and ``jac_to_grad``."""
+def torchjd(problem: Problem, gramian: bool) -> Step:
+    """Run torchjd's ``mtl_backward`` and ``jac_to_grad``."""
     autojac = importlib.import_module("torchjd.autojac")
     aggregator = importlib.import_module("torchjd.aggregation").PCGrad()
-    model = problem.model
-    parameters, heads = shared(model), [model.heads[task].parameters for task in TASKS]
+    trunk, heads = problem.trunk, problem.model.heads
 
-    def backward() -> None:
-        features = model.features(problem.tokens)
+    def passes() -> None:
+        features, losses = problem.shared()
         autojac.mtl_backward(
-            [model.loss(task, features) for task in TASKS],
+            list(losses.values()),
             features=features,
-            shared_params=parameters,
-            tasks_params=[head() for head in heads],
+            shared_params=trunk,
+            tasks_params=[heads[task].parameters() for task in problem.tasks],
         )
-        autojac.jac_to_grad(parameters, aggregator, optimize_gramian_computation=gramian)
+        autojac.jac_to_grad(trunk, aggregator, optimize_gramian_computation=gramian)
 
-    return Trainer(backward, adamw(model), model)
+    return Step(passes, adamw(problem.model))
 
 
-def autogram(problem: Problem) -> Trainer:
-    """torchjd's engine: the Gramian first, then one backward of the weighted losses.
-
-    The engine hooks the encoder's modules and would slow down whoever runs them, so it has a copy.
-    """
+def autogram(problem: Problem) -> Step:
+    """Run torchjd's engine: the Gramian first, then one backward of the weighted losses."""
     engine_class = importlib.import_module("torchjd.autogram").Engine
     weighting = importlib.import_module("torchjd.aggregation").PCGradWeighting()
-    model = copy.deepcopy(problem.model)
-    engine = engine_class(model.encoder, batch_dim=None)
+    engine = engine_class(problem.model.encoder, batch_dim=None)
 
-    def backward() -> None:
-        losses = torch.stack(list(model.losses(problem.tokens).values()))
+    def passes() -> None:
+        losses = torch.stack(_losses(problem))
         autograd.backward(losses, weighting(engine.compute_gramian(losses)))
 
-    return Trainer(backward, adamw(model), model)
+    return Step(passes, adamw(problem.model))
 
 
-def pytorch_optimizer(problem: Problem) -> Trainer:
-    """pytorch-optimizer's ``pc_backward``, on the encoder alone."""
+def pytorch_optimizer(problem: Problem) -> Step:
+    """Run pytorch-optimizer's ``pc_backward``, on the encoder alone."""
     package = importlib.import_module("pytorch_optimizer")
     # SGD only tells it the parameters; the heads stay outside, where it would count their lengths.
-    surgeon = package.PCGrad(SGD(shared(problem.model)), reduction="sum")
-    return Trainer(
-        lambda: surgeon.pc_backward(list(problem.losses().values())),
-        adamw(problem.model),
-        problem.model,
-    )
+    surgery = package.PCGrad(SGD(problem.trunk), reduction="sum")
+    return Step(lambda: surgery.pc_backward(_losses(problem)), adamw(problem.model))
 
 
-def libmtl(problem: Problem, method: str) -> Trainer:
-    """LibMTL's weighting class, without its trainer."""
-    weighting = libmtl_weighting(method, shared(problem.model), len(TASKS), zero=True)
-    return Trainer(
-        lambda: weighting.backward(list(problem.losses().values())),
-        adamw(problem.model),
-        problem.model,
-    )
+def libmtl(problem: Problem, method: str) -> Step:
+    """Run LibMTL's weighting class, without its trainer."""
+    weighting = libmtl_weighting(method, problem.trunk, len(problem.tasks), zero=True)
+    return Step(lambda: weighting.backward(_losses(problem)), adamw(problem.model))
 
 
-def loop(problem: Problem) -> Trainer:
+def loop(problem: Problem) -> Step:
     """Flatten and loop on what each loss's backward leaves."""
-    parameters = shared(problem.model)
+    trunk = problem.trunk
 
-    def backward() -> None:
-        losses, grads = list(problem.losses().values()), []
-        for number, loss in enumerate(losses):
-            for parameter in parameters:
+    def passes() -> None:
+        losses, grads = _losses(problem), []
+        for number, loss in enumerate(losses, start=1):
+            for parameter in trunk:
                 parameter.grad = None
-            autograd.backward(loss, retain_graph=number + 1 < len(losses))
-            grads.append([_grad(parameter) for parameter in parameters])
-        for parameter, grad in zip(parameters, flatten_and_loop(grads), strict=True):
+            autograd.backward(loss, retain_graph=number < len(losses))
+            grads.append([_grad(parameter) for parameter in trunk])
+        for parameter, grad in zip(trunk, flatten_and_loop(grads), strict=True):
             parameter.grad = grad
 
-    return Trainer(backward, adamw(problem.model), problem.model)
+    return Step(passes, adamw(problem.model))
+
+
+def _losses(problem: Problem) -> list[Tensor]:
+    return list(problem.shared().losses.values())
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:
@@ -155,41 +104,42 @@ def _grad(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-STEP_PEERS = [
-    StepPeer("plain, sum(losses).backward()", plain, same_as=None, note="no surgery"),
-    StepPeer(OURS, partial(ours, method=PCGrad), same_as=None),
-    StepPeer("gradsurgery GradVac", partial(ours, method=GradVac), same_as=None),
-    StepPeer(
+STEP_PEERS: list[Peer[Problem, Step]] = [
+    Peer(SUM, plain, same_as=None, note="no surgery"),
+    Peer(OURS, partial(ours, method=PCGrad), same_as=None),
+    Peer("gradsurgery GradVac", partial(ours, method=GradVac), same_as=None),
+    Peer(
         "torchjd, as it comes",
         partial(torchjd, gramian=False),
         "torchjd",
         note="mtl_backward and jac_to_grad; the former differentiates all tasks together under "
         "vmap, which has no rule for the CPU's attention kernel and loops over it",
     ),
-    StepPeer(
+    Peer(
         "torchjd, gramian path",
         partial(torchjd, gramian=True),
         "torchjd",
         note="the same with optimize_gramian_computation=True",
     ),
-    StepPeer(
+    Peer(
         "torchjd, autogram engine",
         autogram,
         "torchjd",
         note="compute_gramian with batch_dim=None, then one backward of the weighted losses; "
         "weighs the heads' gradients too; on a copy of the model",
+        copies=True,
     ),
-    StepPeer(
+    Peer(
         "pytorch-optimizer PCGrad",
         pytorch_optimizer,
         "pytorch_optimizer",
         note="on the encoder's parameters alone; it would count the heads' lengths",
     ),
-    StepPeer(
+    Peer(
         "LibMTL PCGrad",
         partial(libmtl, method="PCGrad"),
         "LibMTL",
         note="its weighting class on a stub of its trainer, which zeroes gradients in place",
     ),
-    StepPeer("flatten and loop", loop, note="written here, without masks"),
+    Peer("flatten and loop", loop, note="written here, without masks"),
 ]

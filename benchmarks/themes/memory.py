@@ -12,41 +12,83 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import steps, workloads
-from benchmarks.harness import rotated, spread
-from benchmarks.options import Setting
-from benchmarks.results import Result, Table
-from benchmarks.themes.step import size_of
+from benchmarks.harness import Case, Theme
+from benchmarks.options import Options
+from benchmarks.problems.encoders import parameters
+from benchmarks.problems.multitask import problem, size_of
+from benchmarks.steps.step import EACH, FEEDS, OWN, SUM, SURGERY, step
+from benchmarks.tables import Row, field
+from benchmarks.timing import rotated, spread
 
-COLUMNS = ("step", "peak MiB", "over plain MiB", "of the bound")
+KINDS = (SUM, EACH, "pcgrad")
 
-KINDS = (steps.PLAIN, steps.EACH, "pcgrad")
-
-
-def peak_bytes(kind: str, feed: str, setting: Setting) -> int:
-    """Return the peak of a fresh process that makes three such steps."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        size = size_of(setting)
-        arguments = (kind, feed, size, str(setting.device), setting.threads)
-        return int(pool.apply(_peak, arguments))
+TASKS = 3
 
 
-def _peak(kind: str, feed: str, size: steps.Size, device: str, threads: int) -> int:
-    torch.set_num_threads(threads)
-    where = torch.device(device)
-    step = steps.build(kind, steps.problem(size, where), feed)
+class Memory(Theme):
+    """Both feeds."""
+
+    name = "memory"
+    floor = "the plain step's own peak; bound: (K - 1) x 4N bytes over it"
+    title = "{batches}: peak of a step"
+    columns = (
+        ("step", field("step")),
+        ("peak MiB", field("peak_bytes.median", lambda count: f"{count / 2**20:.1f}")),
+        ("over plain MiB", field("over_plain_bytes", lambda count: f"{count / 2**20:+.1f}")),
+        ("of the bound", lambda row: f"{100 * row['over_plain_bytes'] / row['bound_bytes']:.0f}%"),
+    )
+
+    def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {
+            **super().parameters(rows),
+            "precision": "fp32",
+            "processes per step": self._rounds,
+            "bound MiB": round(self.bound / 2**20, 1),
+        }
+
+    def cases(self) -> Iterator[Case]:
+        for feed in [OWN] if self.options.quick else FEEDS:
+            yield Case(FEEDS[feed], partial(self._measure, feed))
+
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        counter = "max_memory_allocated" if self.options.cuda else "VmHWM, resident"
+        return [f"Peak: {counter}, of a process that also holds model and AdamW's state."]
+
+    @property
+    def bound(self) -> int:
+        """(K - 1) x 4N bytes."""
+        return (TASKS - 1) * 4 * parameters(size_of(self.options).encoder).elements
+
+    @property
+    def _rounds(self) -> int:
+        return 1 if self.options.quick or self.options.cuda else 3
+
+    def _measure(self, feed: str) -> list[Row]:
+        peaks: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        order = [kind for number in range(self._rounds) for kind in rotated(KINDS, number)]
+        for kind in tqdm(order, desc=FEEDS[feed], leave=False, disable=None):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                peaks[kind].append(pool.apply(peak_bytes, (kind, feed, self.options)))
+        return figures(peaks, self.bound, FEEDS[feed])
+
+
+def peak_bytes(kind: str, feed: str, options: Options) -> int:
+    """Return the peak of three such steps, in a process that does nothing else."""
+    torch.set_num_threads(options.threads)
+    run = step(SURGERY[feed] if kind == "pcgrad" else kind, problem(options, TASKS), feed)
     gc.collect()
-    _forget_peak(where)
+    _forget_peak(options.device)
     for _ in range(3):
-        step()
-    return _peak_since(where)
+        run()
+    return _peak_since(options.device)
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -65,71 +107,20 @@ def _peak_since(device: torch.device) -> int:
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
-def measure(setting: Setting, feed: str, rounds: int) -> dict[str, list[int]]:
-    """Return the peaks of each kind, round by round."""
-    peaks: dict[str, list[int]] = {kind: [] for kind in KINDS}
-    with tqdm(total=rounds * len(peaks), desc=steps.FEEDS[feed], leave=False, disable=None) as bar:
-        for number in range(rounds):
-            for kind in rotated(list(peaks), number):
-                peaks[kind].append(peak_bytes(kind, feed, setting))
-                bar.update()
-    return peaks
-
-
-def bound(setting: Setting) -> int:
-    """Return (K - 1) x 4N bytes."""
-    encoder = workloads.workload(size_of(setting).encoder)
-    return (len(steps.TASKS) - 1) * 4 * encoder.elements
-
-
-def figures(peaks: dict[str, list[int]], allowed: int, feed: str) -> list[dict[str, Any]]:
-    """Return the rows of one way of feeding; differences are taken round by round."""
-    rows = []
-    for kind, values in peaks.items():
-        over = [a - b for a, b in zip(values, peaks[steps.PLAIN], strict=True)]
-        rows.append(
-            {
-                "batches": steps.FEEDS[feed],
-                "step": kind,
-                "rounds": len(values),
-                "peak_bytes": spread(values)._asdict(),
-                "over_plain_bytes": spread(over).median,
-                "bound_bytes": allowed,
-            }
-        )
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Return the table of one way of feeding."""
-    lines = []
-    for row in rows:
-        over, allowed = row["over_plain_bytes"], row["bound_bytes"]
-        peak = f"{row['peak_bytes']['median'] / 2**20:.1f}"
-        lines.append([row["step"], peak, f"{over / 2**20:+.1f}", f"{100 * over / allowed:.0f}%"])
-    title = f"{rows[0]['batches'].capitalize()}: peak of a step"
-    return Table(title, COLUMNS, lines)
-
-
-def run(setting: Setting) -> Result:
-    """Measure the theme."""
-    allowed = bound(setting)
-    result = Result("memory", "the plain step's own peak; bound: (K - 1) x 4N bytes over it")
-    rounds = 1 if setting.quick or setting.device.type == "cuda" else 3
-    result.parameters = {
-        "tasks": len(steps.TASKS),
-        **size_of(setting)._asdict(),
-        "precision": "fp32",
-        "processes per step": rounds,
-        "bound MiB": round(allowed / 2**20, 1),
+def figures(peaks: Mapping[str, Sequence[int]], bound: int, batches: str) -> list[Row]:
+    """Return the rows of one feed; differences are taken round by round."""
+    over = {
+        kind: [a - b for a, b in zip(values, peaks[SUM], strict=True)]
+        for kind, values in peaks.items()
     }
-    for feed in [steps.OWN] if setting.quick else steps.FEEDS:
-        if setting.late:
-            result.notes.append(f"{steps.FEEDS[feed]}: out of time")
-            continue
-        rows = figures(measure(setting, feed, rounds), allowed, feed)
-        result.figures += rows
-        result.tables.append(table(rows))
-    kind = "max_memory_allocated" if setting.device.type == "cuda" else "VmHWM, resident"
-    result.notes.append(f"Peak: {kind}, of a process that also holds model and AdamW's state.")
-    return result
+    return [
+        {
+            "batches": batches,
+            "step": kind,
+            "rounds": len(values),
+            "peak_bytes": spread(values),
+            "over_plain_bytes": spread(over[kind])["median"],
+            "bound_bytes": bound,
+        }
+        for kind, values in peaks.items()
+    ]

@@ -7,17 +7,21 @@ own random order, as in training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks import roofline, steps
-from benchmarks.harness import Candidate, Times, alternate, ratio, seconds, spread
-from benchmarks.options import Setting
-from benchmarks.peers import equivalence, implementations, training_steps
-from benchmarks.peers.equivalence import Verdict
-from benchmarks.results import Result, Table, milliseconds
-from benchmarks.themes.step import size_of
+from benchmarks.harness import Case, Theme
+from benchmarks.peers import equivalence
+from benchmarks.peers.equivalence import TASKS, Verdict, admissions
+from benchmarks.peers.implementations import PEERS
+from benchmarks.peers.peer import OURS, Peer
+from benchmarks.peers.training_steps import STEP_PEERS
+from benchmarks.problems.multitask import problem
+from benchmarks.roofline import Probes, whole_traffic
+from benchmarks.steps.step import EACH, SHARED, step
+from benchmarks.tables import ROUNDS, TIMES, Row, Table, decimals, field, milliseconds, table
+from benchmarks.timing import Candidate, Effort, Times, alternate, ratio
 
 #: How many times faster ours has to be on the CPU: 110M elements, K = 3. The 25 are against loops
 #: over flattened gradients as they are published, with masks or with copies at every step; our own
@@ -33,148 +37,135 @@ TARGETS = {
 
 CONFLICTS = {"one": "one of three pairs conflicts", "all": "all pairs conflict"}
 
-COLUMNS = (
-    *("implementation", "median ms", "p20", "p80", "times ours", "over the floor"),
-    *("differs by", "rounds"),
-)
+STEP = "a training step on one shared batch"
 
 #: The comparison on which the targets are judged.
 JUDGED = f"surgery alone, {CONFLICTS['one']}"
 
 
-def aggregation(setting: Setting, conflicts: str) -> list[dict[str, Any]]:
-    """Compare surgery alone, from K gradients to ``.grad``."""
-    device = setting.device
-    given = equivalence.gradients("mini" if setting.quick else "bert-base", conflicts, device)
-    admit = partial(equivalence.admit_aggregation, given=given)
-    verdicts, candidates = equivalence.admissions(implementations.PEERS, admit)
-    elements = sum(parameter.numel() for parameter in given.parameters)
-    probes = roofline.Probes(elements, device, setting.probe_bytes)
-    effort = setting.effort(11, 120 if device.type == "cpu" else 10, warmup=1)
-    times = alternate(probes.candidates() | candidates, effort, device, CONFLICTS[conflicts])
-    least = probes.floor(times, roofline.whole_traffic(equivalence.TASKS, elements, 4))
-    facts = {
-        "comparison": f"surgery alone, {CONFLICTS[conflicts]}",
-        "elements": elements,
-        "bandwidths_gb_s": probes.bandwidths(times),
-    }
-    return figures(implementations.PEERS, verdicts, times, least, facts)
+def _median(row: Row) -> str:
+    """Return the median, or why there is none."""
+    return row["refused"] or milliseconds(row["seconds"]["median"])
 
 
-def training(setting: Setting) -> list[dict[str, Any]]:
-    """Compare whole steps, one forward and K losses."""
-    problem = steps.problem(size_of(setting), setting.device, dropout=0.0)
-    admit = partial(equivalence.admit_step, problem=problem)
-    verdicts, candidates = equivalence.admissions(training_steps.STEP_PEERS, admit)
-    elements = sum(p.numel() for p in training_steps.shared(problem.model))
-    probes = roofline.Probes(elements, setting.device, setting.probe_bytes)
-    each = {steps.EACH: Candidate(steps.build(steps.EACH, problem, steps.SHARED))}
-    effort = setting.effort(15, 120 if setting.device.type == "cpu" else 15)
-    candidates = probes.candidates() | each | candidates
-    times = alternate(candidates, effort, setting.device, "peers, a step")
-    surgery = probes.floor(times, roofline.whole_traffic(len(steps.TASKS), elements, 4))
-    least = [a + b for a, b in zip(seconds(times[steps.EACH]), surgery, strict=True)]
-    facts = {
-        "comparison": "a training step on one shared batch",
-        "elements": elements,
-        "bandwidths_gb_s": probes.bandwidths(times),
-    }
-    return figures(training_steps.STEP_PEERS, verdicts, times, least, facts)
+class Peers(Theme):
+    """Surgery alone by conflicts, and a whole step."""
+
+    name = "peers"
+    floor = "surgery's bytes; of a step, the step loss by loss plus surgery's bytes"
+    title = "{comparison}"
+    columns = (
+        ("implementation", field("implementation")),
+        ("median ms", _median),
+        *TIMES[1:],
+        ("times ours", field("times_ours", decimals(2))),
+        ("over the floor", field("over_floor", decimals(2))),
+        ("differs by", field("difference", "{:.0e}".format)),
+        ROUNDS,
+    )
+    remarks = (
+        "times ours: the median over the rounds of its time over that of gradsurgery PCGrad; "
+        "larger is slower.",
+        "differs by: |update - ours| / |ours| with visits in ascending order on both sides; of our "
+        "own rows and of plain sums nothing is asked.",
+        "Targets are judged on the CPU alone, for BERT-base's 109M elements and K = 3.",
+        *(f"surgery alone, {peer.name}: {peer.note}." for peer in PEERS if peer.note),
+        *(f"step, {peer.name}: {peer.note}." for peer in STEP_PEERS if peer.note),
+    )
+
+    def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {**super().parameters(rows), "precision": "fp32"}
+
+    def cases(self) -> Iterator[Case]:
+        # All pairs in conflict is what loops are slowest at: two minutes more, without a target.
+        cheap = self.options.everything or self.options.quick or self.options.cuda
+        for conflicts in CONFLICTS if cheap else ["one"]:
+            label = f"surgery alone, {CONFLICTS[conflicts]}"
+            yield Case(label, partial(self._aggregation, label, conflicts))
+        yield Case(STEP, self._step)
+
+    def tables(self, rows: Sequence[Row]) -> list[Table]:
+        tables = super().tables(rows)
+        judged = [row for row in rows if row["comparison"] == JUDGED]
+        if judged and not self.options.cuda and not self.options.quick:
+            tables.insert(1, targets(judged))
+        return tables
+
+    def _aggregation(self, label: str, conflicts: str) -> list[Row]:
+        """Compare surgery alone, from K gradients to ``.grad``."""
+        shape = "mini" if self.options.quick else "bert-base"
+        fixed = equivalence.gradients(shape, conflicts, self.options.device)
+        admitted = admissions(PEERS, partial(equivalence.admit_aggregation, fixed=fixed))
+        effort = self.options.effort(11, cpu=120, cuda=10, warmup=1)
+        return self._compare(label, PEERS, admitted, fixed.elements, effort)
+
+    def _step(self) -> list[Row]:
+        """Compare whole steps, one forward and K losses."""
+        model = problem(self.options, TASKS, dropout=0.0)
+        elements = sum(parameter.numel() for parameter in model.trunk)
+        verdicts, steps = admissions(STEP_PEERS, partial(equivalence.admit_step, problem=model))
+        steps[EACH] = Candidate(step(EACH, model, SHARED))
+        effort = self.options.effort(15, cpu=120, cuda=15)
+        return self._compare(STEP, STEP_PEERS, (verdicts, steps), elements, effort, after=EACH)
+
+    def _compare(
+        self,
+        label: str,
+        peers: Sequence[Peer[Any, Any]],
+        admitted: tuple[dict[str, Verdict], dict[str, Candidate]],
+        elements: int,
+        effort: Effort,
+        after: str | None = None,
+    ) -> list[Row]:
+        device, (verdicts, candidates) = self.options.device, admitted
+        probes = Probes(elements, device, self.options.probe_bytes)
+        times = alternate(probes.candidates() | candidates, effort, device, label)
+        floor = probes.floor(times, whole_traffic(TASKS, elements, 4), after)
+        facts = {
+            "comparison": label,
+            "elements": elements,
+            "bandwidths_gb_s": probes.bandwidths(times),
+        }
+        return [facts | row for row in figures(peers, verdicts, times, floor)]
 
 
 def figures(
-    rows: Sequence[equivalence.AnyPeer],
+    peers: Sequence[Peer[Any, Any]],
     verdicts: Mapping[str, Verdict],
     times: Times,
-    least: list[float],
-    facts: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Return a dict per peer; those without times have ``refused``."""
-    ours, found = seconds(times[implementations.OURS]), []
-    for peer in rows:
-        verdict = verdicts[peer.name]
-        row = {**facts, "implementation": peer.name, "note": peer.note, **verdict._asdict()}
-        if not verdict.refused:
-            taken = seconds(times[peer.name])
-            row |= {
-                "rounds": len(taken),
-                "seconds": spread(taken)._asdict(),
-                "times_ours": ratio(taken, ours),
-                "over_floor": ratio(taken, least),
-            }
-        found.append(row)
-    return found
+    floor: Sequence[float],
+) -> list[Row]:
+    """Return a row for each peer; those without times have ``refused``."""
+    rows = []
+    for peer in peers:
+        row = {"implementation": peer.name, "note": peer.note, **verdicts[peer.name]._asdict()}
+        if peer.name in times:
+            row |= times.figures(peer.name, times_ours=OURS)
+            row["over_floor"] = ratio(times.seconds(peer.name), floor)
+        rows.append(row)
+    return rows
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Return one comparison's table."""
-    lines = []
-    for row in rows:
-        if row["refused"]:
-            lines.append([row["implementation"], row["refused"], *[""] * (len(COLUMNS) - 2)])
-            continue
-        ratios = (f"{row[name]:.2f}" for name in ("times_ours", "over_floor"))
-        apart = "" if row["difference"] is None else f"{row['difference']:.0e}"
-        taken = milliseconds(row["seconds"].values())
-        lines.append([row["implementation"], *taken, *ratios, apart, str(row["rounds"])])
-    return Table(rows[0]["comparison"].capitalize(), COLUMNS, lines)
-
-
-def targets(rows: list[dict[str, Any]]) -> Table:
+def targets(rows: Sequence[Row]) -> Table:
     """Judge the targets on one comparison."""
-    found = {row["implementation"]: row.get("times_ours") for row in rows}
-    lines = []
-    for name, target in TARGETS.items():
-        factor = found.get(name)
-        if factor is None:
-            lines.append([name, f"{target:.0f}", "", "not measured"])
-        else:
-            verdict = "met" if factor >= target else "missed"
-            lines.append([name, f"{target:.0f}", f"{factor:.1f}", verdict])
-    title = f"Targets: {rows[0]['comparison']}"
-    return Table(title, ("implementation", "times ours, at least", "measured", "verdict"), lines)
-
-
-def notes(rows: Sequence[equivalence.AnyPeer], where: str) -> list[str]:
-    """Return what differs, peer by peer."""
-    return [f"{where}, {peer.name}: {peer.note}." for peer in rows if peer.note]
-
-
-def run(setting: Setting) -> Result:
-    """Measure the theme."""
-    result = Result(
-        "peers",
-        "surgery's bytes; of a step, the step loss by loss plus surgery's bytes; "
-        + roofline.FORMULA[setting.device.type],
+    factors = {row["implementation"]: row.get("times_ours") for row in rows}
+    judged = [
+        {"implementation": name, "target": target, "factor": factors.get(name)}
+        for name, target in TARGETS.items()
+    ]
+    return table(
+        f"Targets: {rows[0]['comparison']}",
+        [
+            ("implementation", field("implementation")),
+            ("times ours, at least", field("target", decimals(0))),
+            ("measured", field("factor", decimals(1))),
+            ("verdict", _judgement),
+        ],
+        judged,
     )
-    result.parameters = {
-        "tasks": equivalence.TASKS,
-        **size_of(setting)._asdict(),
-        "precision": "fp32",
-    }
-    # All pairs in conflict is what loops are slowest at: two minutes more that nobody is judged by.
-    cheap = setting.everything or setting.quick or setting.device.type == "cuda"
-    chosen = CONFLICTS if cheap else ["one"]
-    comparisons = [partial(aggregation, setting, conflicts) for conflicts in chosen]
-    for compared in [*comparisons, partial(training, setting)]:
-        if setting.late:
-            result.notes.append("a further comparison: out of time")
-            continue
-        rows = compared()
-        result.figures += rows
-        result.tables.append(table(rows))
-        if rows[0]["comparison"] == JUDGED and setting.device.type == "cpu" and not setting.quick:
-            result.tables.append(targets(rows))
-    result.bandwidths = result.figures[0]["bandwidths_gb_s"]
-    result.notes += [*NOTES, *notes(implementations.PEERS, "surgery alone")]
-    result.notes += notes(training_steps.STEP_PEERS, "step")
-    return result
 
 
-NOTES = [
-    "times ours: the median over the rounds of its time over that of gradsurgery PCGrad; larger is "
-    "slower.",
-    "differs by: |update - ours| / |ours| with visits in ascending order on both sides; of our own "
-    "rows and of plain sums nothing is asked.",
-    "Targets are judged on the CPU alone, for BERT-base's 109M elements and K = 3.",
-]
+def _judgement(row: Row) -> str:
+    if row["factor"] is None:
+        return "not measured"
+    return "met" if row["factor"] >= row["target"] else "missed"

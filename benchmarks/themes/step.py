@@ -10,125 +10,98 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from benchmarks import roofline, steps
-from benchmarks.harness import Candidate, Times, alternate, ratio, seconds, spread
-from benchmarks.options import Setting
-from benchmarks.results import Result, Table, digits, milliseconds
+from benchmarks.harness import Case, Theme
+from benchmarks.problems.multitask import problem
+from benchmarks.roofline import Probes, whole_traffic
+from benchmarks.steps import step
+from benchmarks.steps.step import EACH, FEEDS, SUM, SURGERY
+from benchmarks.tables import ROUNDS, TIMES, Row, decimals, digits, field
+from benchmarks.timing import Candidate, alternate, ratio
+from gradsurgery import GradVac, PCGrad, Sum
 
-KINDS = (steps.PLAIN, steps.EACH, *steps.METHODS)
+METHODS = {"sum": Sum, "pcgrad": PCGrad, "gradvac": GradVac}
 
-COLUMNS = (
-    *("step", "median ms", "p20", "p80"),
-    *("to sum(losses)", "to loss by loss", "floor, to loss by loss", "rounds"),
-)
-
-
-class Stopwatch:
-    """Counts the time inside of one function."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``function``, clocked."""
-
-        def clocked(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*arguments, **options)
-            finally:
-                self.seconds.append(time.perf_counter() - start)
-
-        return clocked
+TASKS = 3
 
 
-def size_of(setting: Setting) -> steps.Size:
-    """Return the model and batch for this device."""
-    return steps.SIZES["quick" if setting.quick else setting.device.type]
+def clocked(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """Return ``function``, which appends to ``seconds`` the time that each call takes."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    return call
 
 
-def measure(setting: Setting, feed: str, bf16: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return one comparison's figures, and the bandwidths of its rounds."""
-    problem = steps.problem(size_of(setting), setting.device, bf16)
-    elements = sum(p.numel() for p in problem.model.encoder.parameters())
-    probes = roofline.Probes(elements, setting.device, setting.probe_bytes)
-    kinds = {kind: steps.build(kind, problem, feed) for kind in KINDS if kind != "pcgrad"}
-    optimizer, watch = steps.wrapped("pcgrad", problem.model), Stopwatch()
-    optimizer.conflicts.update = watch.around(optimizer.conflicts.update)  # type: ignore[method-assign]
-    kinds["pcgrad"] = steps.surgery(problem, feed, optimizer)
-    times = alternate(
-        probes.candidates() | {kind: Candidate(kinds[kind]) for kind in KINDS},
-        setting.effort(31, 90 if setting.device.type == "cpu" else 10),
-        setting.device,
-        f"{steps.FEEDS[feed]}, {precision(bf16)}",
-    )
-    surgery = probes.floor(times, roofline.whole_traffic(len(steps.TASKS), elements, 4))
-    least = [a + b for a, b in zip(seconds(times[steps.EACH]), surgery, strict=True)]
-    facts = {"batches": steps.FEEDS[feed], "precision": precision(bf16)}
-    rows = [{**facts, "step": kind, **figures(times, kind, least)} for kind in KINDS]
-    watch.around(optimizer.conflicts.summary)()  # adds up what the steps only put aside
-    rows[KINDS.index("pcgrad")]["statistics_seconds"] = statistics.mean(watch.seconds[1:])
-    return rows, probes.bandwidths(times)
+class Step(Theme):
+    """Both feeds, in fp32 and under autocast."""
 
-
-def precision(bf16: bool) -> str:
-    """Name the precision."""
-    return "bf16 autocast" if bf16 else "fp32"
-
-
-def figures(times: Times, kind: str, least: list[float]) -> dict[str, Any]:
-    """Return one kind's figures; ``least`` is the floor of a step with surgery."""
-    taken, each = seconds(times[kind]), seconds(times[steps.EACH])
-    return {
-        "rounds": len(taken),
-        "seconds": spread(taken)._asdict(),
-        "to_plain": ratio(taken, seconds(times[steps.PLAIN])),
-        "to_loss_by_loss": ratio(taken, each),
-        "floor_to_loss_by_loss": ratio(least, each) if kind in steps.METHODS else 1.0,
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Return one comparison's table."""
-    lines = []
-    for row in rows:
-        ratios = (row["to_plain"], row["to_loss_by_loss"], row["floor_to_loss_by_loss"])
-        taken = milliseconds(row["seconds"].values())
-        texts = [*taken, *(f"{figure:.3f}" for figure in ratios), str(row["rounds"])]
-        lines.append([row["step"], *texts])
-    return Table(f"{rows[0]['batches'].capitalize()}, {rows[0]['precision']}", COLUMNS, lines)
-
-
-def counting(rows: list[dict[str, Any]]) -> str:
-    """Say what the statistics cost."""
-    row = next(row for row in rows if "statistics_seconds" in row)
-    taken, step = row["statistics_seconds"], row["seconds"]["median"]
-    return (
-        f"{row['batches']}, {row['precision']}: counting conflicts, summary included, takes "
-        f"{digits(1e3 * taken)} ms of the host's time for a pcgrad step, "
-        f"{100 * taken / step:.2g}% of it."
+    name = "step"
+    floor = "a step with surgery takes at least the step loss by loss plus surgery's bytes"
+    title = "{batches}, {precision}"
+    columns = (
+        ("step", field("step")),
+        *TIMES,
+        ("to sum(losses)", field("to_plain", decimals(3))),
+        ("to loss by loss", field("to_loss_by_loss", decimals(3))),
+        ("floor, to loss by loss", field("floor_to_loss_by_loss", decimals(3))),
+        ROUNDS,
     )
 
+    def cases(self) -> Iterator[Case]:
+        for feed in FEEDS:
+            for precision in ("fp32", "bf16 autocast"):
+                label = f"{FEEDS[feed]}, {precision}"
+                yield Case(label, partial(self._measure, feed, precision))
 
-def run(setting: Setting) -> Result:
-    """Measure the theme."""
-    result = Result(
-        "step",
-        "a step with surgery takes at least the step loss by loss plus surgery's bytes; "
-        + roofline.FORMULA[setting.device.type],
-    )
-    result.parameters = {"tasks": len(steps.TASKS), **size_of(setting)._asdict()}
-    for feed in steps.FEEDS:
-        for bf16 in (False, True):
-            if setting.late:
-                result.notes.append(f"{steps.FEEDS[feed]}, {precision(bf16)}: out of time")
-                continue
-            rows, bandwidths = measure(setting, feed, bf16)
-            result.figures += rows
-            result.bandwidths = result.bandwidths or bandwidths
-            result.tables.append(table(rows))
-            result.notes.append(counting(rows))
-    return result
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        return [
+            f"{row['batches']}, {row['precision']}: counting conflicts, summary included, takes "
+            f"{digits(1e3 * row['statistics_seconds'])} ms of the host's time for a pcgrad step, "
+            f"{100 * row['statistics_seconds'] / row['seconds']['median']:.2g}% of it."
+            for row in rows
+            if "statistics_seconds" in row
+        ]
+
+    def _measure(self, feed: str, precision: str) -> list[Row]:
+        options = self.options
+        model = problem(options, TASKS, bf16=precision != "fp32")
+        steps = {kind: step.step(kind, model, feed) for kind in (SUM, EACH)}
+        for name, method in METHODS.items():
+            steps[name] = step.step(SURGERY[feed], model, feed, method)
+        counting: list[float] = []
+        conflicts = steps["pcgrad"].optimizer.conflicts
+        conflicts.update = clocked(conflicts.update, counting)
+
+        elements = sum(parameter.numel() for parameter in model.trunk)
+        probes = Probes(elements, options.device, options.probe_bytes)
+        times = alternate(
+            probes.candidates() | {kind: Candidate(steps[kind]) for kind in steps},
+            options.effort(31, cpu=90, cuda=10),
+            options.device,
+            f"{FEEDS[feed]}, {precision}",
+        )
+        floor = probes.floor(times, whole_traffic(TASKS, elements, 4), after=EACH)
+        floor_ratio = ratio(floor, times.seconds(EACH))
+        rows = [
+            {
+                "batches": FEEDS[feed],
+                "precision": precision,
+                "step": kind,
+                **times.figures(kind, to_plain=SUM, to_loss_by_loss=EACH),
+                "floor_to_loss_by_loss": floor_ratio if kind in METHODS else 1.0,
+                "bandwidths_gb_s": probes.bandwidths(times),
+            }
+            for kind in steps
+        ]
+        clocked(conflicts.summary, counting)()  # adds up what the steps only put aside
+        rows[list(steps).index("pcgrad")]["statistics_seconds"] = statistics.mean(counting[1:])
+        return rows

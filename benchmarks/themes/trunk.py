@@ -8,144 +8,79 @@ alone (the forward is not timed) and the whole step are measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.autograd import backward
-
-from benchmarks import steps, workloads
-from benchmarks.harness import Candidate, Times, alternate, ratio, seconds, spread
-from benchmarks.options import Setting
-from benchmarks.results import Result, Table, milliseconds
-from gradsurgery import GradientSurgery, PCGrad
+from benchmarks.harness import Case, Theme
+from benchmarks.problems.multitask import Forward, Problem, problem, size_of
+from benchmarks.steps.step import EACH, FEATURES, JOIN, SUM, adamw, shared_backward, wrapped
+from benchmarks.tables import ROUNDS, TIMES, Row, decimals, field
+from benchmarks.timing import Candidate, alternate
 
 TASKS = (2, 3, 8)
 
-JOINT, EACH = "plain, sum(losses).backward()", "plain, loss by loss"
-EXACT, FEATURES = "pcgrad, exact", "pcgrad, features"
-KINDS = (JOINT, EACH, EXACT, FEATURES)
+EXACT = "pcgrad, exact"
 
-COLUMNS = ("what", "median ms", "p20", "p80", "to sum(losses)", "to loss by loss", "rounds")
-
-
-class Trunk(steps.Opposed):
-    """One batch for all tasks."""
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the features and the tasks' losses on ``tokens`` ([batch, length])."""
-        features: Tensor = self.encoder(tokens).last_hidden_state
-        pooled = features.mean(1)
-        return features, [(head(pooled) - 1).square().mean() for head in self.heads]
+#: The kind of step behind each row.
+KINDS = {SUM: SUM, EACH: EACH, EXACT: JOIN, FEATURES: FEATURES}
 
 
-class Step:
-    """A training step of one kind, in two parts, with an optimizer of its own.
+class Trunk(Theme):
+    """Numbers of tasks."""
 
-    Args:
-        kind: one of :data:`KINDS`.
-        model: shared by the kinds.
-        tokens: the batch.
-    """
-
-    def __init__(self, kind: str, model: Trunk, tokens: Tensor) -> None:
-        self.kind, self.model, self.tokens = kind, model, tokens
-        names = [f"task {k}" for k in range(len(model.heads))]
-        base = steps.adamw(model)
-        self.surgery = GradientSurgery(base, PCGrad(), tasks=names)
-        self.optimizer = self.surgery if kind in (EXACT, FEATURES) else base
-
-    def forward(self) -> None:
-        """Run the forward, on gradients that are gone."""
-        self.optimizer.zero_grad()
-        self.features, self.losses = self.model(self.tokens)
-
-    def backward(self) -> None:
-        """Run the backward, surgery included; losses are let go as they would be in a loop."""
-        losses, features = self.losses, self.features
-        del self.losses, self.features
-        if self.kind == JOINT:
-            backward(torch.stack(losses).sum())
-        elif self.kind == EACH:
-            for k, loss in enumerate(losses):
-                backward(loss, retain_graph=k < len(losses) - 1)
-        elif self.kind == EXACT:
-            backward(self.surgery.join(losses))
-        else:
-            backward(self.surgery.join(losses, features=features))
-
-    def whole(self) -> None:
-        """Run a whole step."""
-        self.forward()
-        self.backward()
-        self.optimizer.step()
-
-
-def candidates(kinds: dict[str, Step]) -> dict[str, dict[str, Candidate]]:
-    """Return what is timed, by part."""
-    return {
-        "backward": {name: Candidate(step.backward, step.forward) for name, step in kinds.items()},
-        "whole step": {name: Candidate(step.whole) for name, step in kinds.items()},
-    }
-
-
-def measure(setting: Setting, tasks: int) -> list[dict[str, Any]]:
-    """Return the figures for one number of tasks."""
-    size = steps.SIZES["quick" if setting.quick else setting.device.type]
-    torch.manual_seed(0)
-    model = Trunk(size.encoder, tasks).to(setting.device)
-    vocabulary = workloads.ENCODERS[size.encoder].get("vocab_size", 30522)
-    tokens = torch.randint(0, vocabulary, (size.batch, size.length)).to(setting.device)
-    kinds = {kind: Step(kind, model, tokens) for kind in KINDS}
-    rows = []
-    for part, timed in candidates(kinds).items():
-        effort = setting.effort(31, 60 if setting.device.type == "cpu" else 10)
-        times = alternate(timed, effort, setting.device, f"{part}, K = {tasks}")
-        rows += [{"tasks": tasks, "part": part, **row} for row in figures(times)]
-    return rows
-
-
-def figures(times: Times) -> list[dict[str, Any]]:
-    """Return a row for each kind."""
-    taken = {kind: seconds(times[kind]) for kind in KINDS}
-    return [
-        {
-            "kind": kind,
-            "rounds": len(taken[kind]),
-            "seconds": spread(taken[kind])._asdict(),
-            "to_joint": ratio(taken[kind], taken[JOINT]),
-            "to_loss_by_loss": ratio(taken[kind], taken[EACH]),
-        }
-        for kind in KINDS
-    ]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return the table of one number of tasks and one part."""
-    lines = []
-    for row in rows:
-        ratios = (row["to_joint"], row["to_loss_by_loss"])
-        texts = [*milliseconds(row["seconds"].values()), *(f"{figure:.2f}" for figure in ratios)]
-        lines.append([row["kind"], *texts, str(row["rounds"])])
-    return Table(f"{rows[0]['tasks']} tasks, {rows[0]['part']}", COLUMNS, lines)
-
-
-def run(setting: Setting) -> Result:
-    """Measure the theme."""
-    result = Result(
-        "trunk",
-        "with features: the joint backward, once through the encoder; exact: loss by loss, K times",
+    name = "trunk"
+    floor = (
+        "with features: the joint backward, once through the encoder; exact: loss by loss, K times"
     )
-    size = steps.SIZES["quick" if setting.quick else setting.device.type]
-    result.parameters = {"tasks": list(TASKS), **size._asdict()}
-    for tasks in TASKS:
-        if setting.late:
-            result.notes.append(f"{tasks} tasks: out of time")
-            continue
-        rows = measure(setting, tasks)
-        result.figures += rows
-        for part in dict.fromkeys(row["part"] for row in rows):
-            result.tables.append(table([row for row in rows if row["part"] == part]))
-    result.notes.append("backward: with surgery, and without the forward and AdamW.")
-    return result
+    title = "{tasks} tasks, {part}"
+    columns = (
+        ("what", field("kind")),
+        *TIMES,
+        ("to sum(losses)", field("to_joint", decimals(2))),
+        ("to loss by loss", field("to_loss_by_loss", decimals(2))),
+        ROUNDS,
+    )
+    remarks = ("backward: with surgery, and without the forward and AdamW.",)
+
+    def parameters(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {"tasks": list(TASKS), **size_of(self.options)._asdict()}
+
+    def cases(self) -> Iterator[Case]:
+        for tasks in TASKS:
+            yield Case(f"{tasks} tasks", partial(self._measure, tasks))
+
+    def _measure(self, tasks: int) -> Iterator[Row]:
+        options = self.options
+        model = problem(options, tasks)
+        steps = {name: candidates(kind, model) for name, kind in KINDS.items()}
+        for part in ("backward", "whole step"):
+            times = alternate(
+                {name: step[part] for name, step in steps.items()},
+                options.effort(31, cpu=60, cuda=10),
+                options.device,
+                f"{part}, K = {tasks}",
+            )
+            for kind in KINDS:
+                row = times.figures(kind, to_joint=SUM, to_loss_by_loss=EACH)
+                yield {"tasks": tasks, "part": part, "kind": kind, **row}
+
+
+def candidates(kind: str, problem: Problem) -> dict[str, Candidate]:
+    """Return the backward, which lets go of the losses as a loop would, and the whole step."""
+    optimizer = wrapped(kind, adamw(problem.model), problem)
+    pending: list[Forward] = []
+
+    def forward() -> None:
+        optimizer.zero_grad()
+        pending.append(problem.shared())
+
+    def backward() -> None:
+        shared_backward(kind, pending.pop(), optimizer)
+
+    def step() -> None:
+        forward()
+        backward()
+        optimizer.step()
+
+    return {"backward": Candidate(backward, forward), "whole step": Candidate(step)}

@@ -1,7 +1,7 @@
-"""Which examples are in the next step.
+"""The examples of each step.
 
 Vocabulary: a *pass* is one way through all examples of a task, each seen exactly once; a *stream*
-is an endless row of passes, each in a new order; a *scheme* names the tasks that share a step.
+is an endless series of passes, each in a new order; a *scheme* names the tasks that share a step.
 Small sets are cycled because their stream simply goes on.
 
 `streams.py` has the streams, `joint.py` and `alternating.py` the schemes, `batches.py` the table

@@ -26,7 +26,7 @@ class RoundRobin(Scheme):
         return max(self.frame.passes().values()) * len(self.tasks)
 
     def turn(self, step: int, generator: torch.Generator) -> Turn:
-        """The next one."""
+        """The next task."""
         return {self.tasks[step % len(self.tasks)]: None}
 
 
@@ -39,27 +39,27 @@ class Drawn(Scheme):
 
     @abstractmethod
     def alpha(self, epoch: int) -> float:
-        """From 0, all tasks alike, to 1, as often as there are examples."""
+        """The exponent: 0 draws all tasks alike, 1 in proportion to their examples."""
 
     def probabilities(self, epoch: int) -> Tensor:
-        """Of each task, [K] float64."""
+        """The probability of each task, [K] float64."""
         sizes = torch.tensor([float(size) for size in self.frame.sizes.values()]).double()
         weights = (sizes / sizes.max()) ** self.alpha(epoch)
         return weights / weights.sum()
 
     def steps_per_pass(self) -> int:
-        """As many steps as there are batches in a pass of every task."""
+        """The batches in a pass of every task."""
         return sum(self.frame.passes().values())
 
     def turn(self, step: int, generator: torch.Generator) -> Turn:
-        """The drawn one."""
+        """The drawn task."""
         chances = self.probabilities(self.epoch(step))
         return {self.tasks[int(torch.multinomial(chances, 1, generator=generator))]: None}
 
 
 @final
 class Proportional(Drawn):
-    """As often as there are examples.
+    """In proportion to the number of examples.
 
     >>> from bert_mtl_demo.batching.scheme import Frame
     >>> Proportional(Frame({"para": 75, "sts": 25}, batch_size=8)).probabilities(1).tolist()
@@ -67,13 +67,13 @@ class Proportional(Drawn):
     """
 
     def alpha(self, epoch: int) -> float:
-        """Always 1."""
+        """1."""
         return 1.0
 
 
 @final
 class Sqrt(Drawn):
-    """As often as the square root of the number of examples.
+    """In proportion to the square root of the number of examples.
 
     >>> from bert_mtl_demo.batching.scheme import Frame
     >>> Sqrt(Frame({"para": 90, "sts": 10}, batch_size=8)).probabilities(1).tolist()
@@ -81,13 +81,13 @@ class Sqrt(Drawn):
     """
 
     def alpha(self, epoch: int) -> float:
-        """Always 1/2."""
+        """1/2."""
         return 0.5
 
 
 @final
 class Annealed(Drawn):
-    """From as often as there are examples to nearly alike: alpha = 1 - 0.8 (e - 1) / (E - 1).
+    """From in proportion to the examples to nearly alike: alpha = 1 - 0.8 (e - 1) / (E - 1).
 
     >>> from bert_mtl_demo.batching.scheme import Frame
     >>> scheme = Annealed(Frame({"para": 90, "sts": 10}, batch_size=8, epochs=3))
@@ -96,7 +96,7 @@ class Annealed(Drawn):
     """
 
     def alpha(self, epoch: int) -> float:
-        """Of epoch e of E; 1 when there is only one."""
+        """The exponent in epoch e of E; 1 if E is 1."""
         last = self.frame.epochs - 1
         return 1.0 - 0.8 * (epoch - 1) / last if last else 1.0
 

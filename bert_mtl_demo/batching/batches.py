@@ -1,4 +1,4 @@
-"""The batches of each step: the streams of all tasks, and the scheme that says whose turn it is."""
+"""The batches of each step: the streams of all tasks under one scheme."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Batches:
         labels, parts = one_positive or {}, self.scheme.batch_sizes()
         fewest = self.scheme.fewest()
         self.streams: dict[str, Stream | OnePositive] = {
-            name: OnePositive(rows, labels[name], parts[name], f"{seed}/{name}", fewest[name])
+            name: OnePositive(rows, labels[name], parts[name], seed, name, fewest[name])
             if name in labels
             else Stream(rows, parts[name], seed_of(f"{seed}/{name}"))
             for name, rows in lengths.items()
@@ -118,7 +118,7 @@ class Batches:
 
 def build_batches(config: Config, train: Mapping[str, EncodedSet]) -> Batches:
     """The batches that the settings ask for."""
-    choosy = config.sts_loss == "mnrl_one" and "sts" in train
+    ranked = config.trained_of("similarity") if config.sts_loss == "mnrl_one" else ()
     return Batches(
         {name: examples.lengths() for name, examples in train.items()},
         scheme=config.batching,
@@ -128,6 +128,6 @@ def build_batches(config: Config, train: Mapping[str, EncodedSet]) -> Batches:
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
         # Two epochs of a third fit into two minutes on two CPU cores, and show a second evaluation.
-        epochs_per_pass=3 if config.data == "sample" else 1,
-        one_positive={"sts": train["sts"].labels} if choosy else None,
+        epochs_per_pass=3 if config.data == "sample" and not config.task else 1,
+        one_positive={name: train[name].labels for name in ranked},
     )

@@ -11,10 +11,14 @@ from bert_mtl_demo.batching.scheme import Scheme, Turn, up
 
 
 class Together(Scheme):
-    """All tasks in every step; a member says how many steps there are."""
+    """All tasks in every step."""
+
+    def steps_per_pass(self) -> int:
+        """One pass of the largest set."""
+        return max(self.frame.passes().values())
 
     def turn(self, step: int, generator: torch.Generator) -> Turn:
-        """Everybody."""
+        """All tasks."""
         return dict.fromkeys(self.tasks)
 
 
@@ -26,10 +30,6 @@ class Zipped(Together):
     >>> list(Zipped(Frame({"sst": 9, "sts": 4}, batch_size=4)).turn(7, torch.Generator()))
     ['sst', 'sts']
     """
-
-    def steps_per_pass(self) -> int:
-        """One pass of the largest set."""
-        return max(self.frame.passes().values())
 
 
 @final
@@ -52,10 +52,6 @@ class Method1(Together):
         """ceil(N_i / n)."""
         return {task: up(size, self.steps_per_pass()) for task, size in self.frame.sizes.items()}
 
-    def steps_per_pass(self) -> int:
-        """n = ceil(N_max / B)."""
-        return max(self.frame.passes().values())
-
 
 @final
 class Method2(Together):
@@ -65,10 +61,6 @@ class Method2(Together):
     """
 
     fresh_epochs = True
-
-    def steps_per_pass(self) -> int:
-        """One pass of the largest set."""
-        return max(self.frame.passes().values())
 
 
 @final
@@ -107,11 +99,11 @@ class UniformPartial(Scheme):
         return dict.fromkeys(self.tasks, self._draws()[0])
 
     def fewest(self) -> dict[str, int]:
-        """Those of the last draw."""
+        """Examples of the last draw."""
         return dict.fromkeys(self.tasks, self._draws()[-1])
 
     def steps_per_pass(self) -> int:
-        """As many steps as hold all examples of all tasks."""
+        """Steps that hold all examples of all tasks."""
         return up(sum(self.frame.sizes.values()), self.frame.batch_size)
 
     def turn(self, step: int, generator: torch.Generator) -> Turn:

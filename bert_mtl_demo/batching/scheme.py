@@ -1,4 +1,4 @@
-"""Whose turn it is: a scheme says which tasks share a step, and how long an epoch is.
+"""Batching schemes: which tasks share a step, and how long an epoch is.
 
 Vocabulary, for K tasks of N_i examples and a batch size B: a *pass* of a task is its ceil(N_i / B)
 batches; `steps_per_pass` is what the scheme calls one way through the data; an *epoch* is that many
@@ -22,7 +22,7 @@ Turn = dict[str, int | None]
 
 @dataclass(frozen=True)
 class Frame:
-    """What a scheme is laid out in.
+    """The sizes that a scheme is laid out for.
 
     >>> Frame({"sst": 9, "sts": 4}, batch_size=4).passes()
     {'sst': 3, 'sts': 1}
@@ -41,7 +41,7 @@ class Frame:
 
 
 class Scheme(ABC):
-    """One rule, laid out in a frame.
+    """A rule that gives every step its tasks.
 
     >>> from bert_mtl_demo.batching.joint import Zipped
     >>> Zipped(Frame({"sst": 9, "sts": 4}, batch_size=4, epochs=2)).horizon
@@ -53,8 +53,8 @@ class Scheme(ABC):
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.tasks = list(frame.sizes)
-        whole = self.steps_per_pass()
-        self.steps_per_epoch = frame.steps_per_epoch or up(whole, frame.epochs_per_pass)
+        steps = up(self.steps_per_pass(), frame.epochs_per_pass)
+        self.steps_per_epoch = frame.steps_per_epoch or steps
         self.horizon = frame.epochs * self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
@@ -66,22 +66,20 @@ class Scheme(ABC):
         return dict.fromkeys(self.frame.sizes, self.frame.batch_size)
 
     def fewest(self) -> dict[str, int]:
-        """Examples of each task in a step in which it takes part, at least, but for short batches
-        at the end of a pass.
-        """
+        """Least examples of each task in a step it takes part in, short last batches apart."""
         return self.batch_sizes()
 
     @abstractmethod
     def steps_per_pass(self) -> int:
-        """Steps in one way through the data."""
+        """Steps in one pass through the data."""
 
     @abstractmethod
     def turn(self, step: int, generator: torch.Generator) -> Turn:
-        """Who takes part in the step that follows `step` steps."""
+        """The tasks of the step that follows `step` steps."""
 
 
 def up(amount: int, size: int) -> int:
-    """How many of that size hold the amount: division, rounded up.
+    """Division, rounded up.
 
     >>> up(9, 4), up(8, 4)
     (3, 2)

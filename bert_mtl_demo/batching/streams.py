@@ -1,4 +1,4 @@
-"""Which examples of a task come next: an endless row of passes, each in a new order.
+"""Streams: the endless batches of one task, pass after pass, each pass in a new order.
 
 A stream draws from a generator of its own, seeded by run and task, so that adding a task does not
 change the batches of the others, and dropout does not either. Position and generator are the state:
@@ -20,7 +20,7 @@ from bert_mtl_demo.errors import ConfigError
 # the padding, narrow enough that a pass stays well shuffled.
 CHUNK = 16
 
-# A pair of sts with a label above this is a positive one, any other a negative one.
+# A pair with a label above this is a positive one, any other a negative one.
 POSITIVE_ABOVE = 3.0
 
 
@@ -53,14 +53,14 @@ class Stream:
 
     def take(self, count: int) -> list[int]:
         """Indices of the next `count` examples, across the ends of batches and passes."""
-        found = self.rest
-        while len(found) < count:
-            found = found + self.next()
-        self.rest = found[count:]
-        return found[:count]
+        indices = self.rest
+        while len(indices) < count:
+            indices = indices + self.next()
+        self.rest = indices[count:]
+        return indices[:count]
 
     def restart(self) -> None:
-        """Begin a new pass, whatever is left of this one."""
+        """Begin a new pass; what is left of this one is dropped."""
         if self.position:
             self._begin()
         self.rest = []
@@ -100,10 +100,10 @@ class OnePositive:
     Args:
         lengths, labels: of each example.
         batch_size: examples that `next` gives.
-        seed: a name, as of `seed_of`.
+        seed, task: what the order is drawn from.
         fewest: examples that `take` will be asked for at least; None: as many as `batch_size`.
 
-    >>> stream = OnePositive([4, 4, 4, 4], [1.0, 5.0, 3.0, 0.0], batch_size=4, seed="0/sts")
+    >>> stream = OnePositive([4, 4, 4, 4], [1.0, 5.0, 3.0, 0.0], batch_size=4, seed=0, task="sts")
     >>> sorted(stream.next())
     [0, 1, 2, 3]
     """
@@ -113,13 +113,14 @@ class OnePositive:
         lengths: Sequence[int],
         labels: Sequence[float],
         batch_size: int,
-        seed: str,
+        seed: int,
+        task: str,
         fewest: int | None = None,
     ) -> None:
         smallest = batch_size if fewest is None else fewest
         if smallest < 2:
             raise ConfigError(
-                f"sts_loss = mnrl_one with a batch of {smallest} example of sts: it needs a "
+                f"sts_loss = mnrl_one with a batch of {smallest} example of {task}: it needs a "
                 "positive pair and at least one negative. Change --batch-size, --partial-batch or "
                 "--batching, or use --sts-loss mse."
             )
@@ -128,16 +129,16 @@ class OnePositive:
             "positive": [i for i, label in enumerate(labels) if label > POSITIVE_ABOVE],
             "negative": [i for i, label in enumerate(labels) if label <= POSITIVE_ABOVE],
         }
-        for kind, found in self.indices.items():
-            if not found:
+        for sign, indices in self.indices.items():
+            if not indices:
                 raise ConfigError(
-                    f"sts_loss = mnrl_one: none of the {len(labels)} pairs of sts is {kind} (a "
+                    f"sts_loss = mnrl_one: none of the {len(labels)} pairs of {task} is {sign} (a "
                     f"label above {POSITIVE_ABOVE:g} is positive). Use --sts-loss mse, or other "
                     "data."
                 )
         self.streams = {
-            kind: Stream([lengths[i] for i in found], size, seed_of(f"{seed}/{kind}"))
-            for (kind, found), size in zip(self.indices.items(), (1, batch_size - 1), strict=True)
+            sign: Stream([lengths[i] for i in indices], size, seed_of(f"{seed}/{task}/{sign}"))
+            for (sign, indices), size in zip(self.indices.items(), (1, batch_size - 1), strict=True)
         }
 
     def next(self) -> list[int]:
@@ -155,15 +156,15 @@ class OnePositive:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of both streams."""
-        return {kind: stream.state_dict() for kind, stream in self.streams.items()}
+        return {sign: stream.state_dict() for sign, stream in self.streams.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue both where the state was taken."""
-        for kind, stream in self.streams.items():
-            stream.load_state_dict(state[kind])
+        for sign, stream in self.streams.items():
+            stream.load_state_dict(state[sign])
 
-    def _some(self, kind: str, count: int) -> list[int]:
-        return [self.indices[kind][i] for i in self.streams[kind].take(count)]
+    def _some(self, sign: str, count: int) -> list[int]:
+        return [self.indices[sign][i] for i in self.streams[sign].take(count)]
 
 
 def bucketed(
@@ -181,8 +182,8 @@ def bucketed(
     # are whole numbers of batches, so that cutting may start over at each chunk or run through.
     chunk = torch.arange(len(rows)) // (batch_size * CHUNK)
     key = chunk * (int(rows.max()) + 1) + rows[order]
-    whole = order[torch.sort(key, stable=True).indices].tolist()
-    batches = [whole[i : i + batch_size] for i in range(0, len(whole), batch_size)]
+    ordered = order[torch.sort(key, stable=True).indices].tolist()
+    batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 

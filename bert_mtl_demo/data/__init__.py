@@ -4,6 +4,7 @@
 """
 
 from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
+from bert_mtl_demo.data.label_sets import with_labels
 from bert_mtl_demo.data.loading import load
 from bert_mtl_demo.data.pretraining import load_inference, load_positives, load_texts
 
@@ -16,4 +17,5 @@ __all__ = [
     "load_inference",
     "load_positives",
     "load_texts",
+    "with_labels",
 ]

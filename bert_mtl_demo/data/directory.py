@@ -1,66 +1,48 @@
-"""Reads a directory of tab-separated tables in the layout of the CS224N default final project.
+"""A directory of tab-separated tables in the layout of the CS224N default final project.
 
-One header line, fields quoted as `csv` does (a quote inside a quoted field is doubled), UTF-8.
-Columns are found by name, others are ignored. Every message counts *physical* lines, what an editor
-shows, also when a quoted sentence spans several of them. Text is handed on byte for byte: the real
-files carry some mojibake, and so did the reports.
+One header line, fields quoted as `csv` does (a quote inside a quoted field is doubled), UTF-8; a
+user's own table may be separated by commas. Columns are found by name, others are ignored. Every
+message counts *physical* lines, what an editor shows, also when a quoted sentence spans several of
+them. Text is handed on byte for byte: the real files carry some mojibake, and so did the reports.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
-from bert_mtl_demo.data.validation import Gate
-from bert_mtl_demo.tasks import Task
+from bert_mtl_demo.data.validation import Row, validated
+from bert_mtl_demo.tasks import Layout, Task
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a task's table is and which columns matter."""
-
-    file: str  # with {split} for train or dev
-    texts: tuple[str, ...]
-    label: str
-
-
-LAYOUTS: dict[str, Layout] = {
-    "sst": Layout("ids-sst-{split}.csv", ("sentence",), "sentiment"),
-    "para": Layout("quora-{split}.csv", ("sentence1", "sentence2"), "is_duplicate"),
-    "sts": Layout("sts-{split}.csv", ("sentence1", "sentence2"), "similarity"),
-    "cfimdb": Layout("ids-cfimdb-{split}.csv", ("sentence",), "sentiment"),
-}
+# The embedded sample; its README says what is in it.
+SAMPLE = Path(__file__).parent / "sample"
 
 # No sentence runs over more lines; it also bounds the search behind a quote that is never closed.
 MAX_SPAN = 100
 
 
-def load_directory(
-    directory: Path, tasks: Sequence[Task], *, refuse: bool
-) -> tuple[dict[str, Splits], list[Skipped]]:
-    """Read the train and dev tables of `tasks`, in that order; see `bert_mtl_demo.data.load`."""
-    refuse_no_directory(directory, LAYOUTS[tasks[0].name].file.format(split="train"))
-    splits: dict[str, Splits] = {}
-    skipped: list[Skipped] = []
-    for task in tasks:
-        halves = [
-            read_table(directory / LAYOUTS[task.name].file.format(split=split), task, refuse=refuse)
-            for split in ("train", "dev")
-        ]
-        splits[task.name] = Splits(halves[0][0], halves[1][0])
-        skipped += halves[0][1] + halves[1][1]
-    return splits, skipped
+def load_tables(directory: Path, task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
+    """Read the train and dev table of a task; see `bert_mtl_demo.data.load`."""
+    # `directory /` leaves an absolute path, which a user's own table may have, as it is.
+    paths = [directory / layout_of(task).of(split) for split in ("train", "dev")]
+    (train, bad_train), (dev, bad_dev) = (read_table(path, task, refuse=refuse) for path in paths)
+    return Splits(train, dev), bad_train + bad_dev
+
+
+def layout_of(task: Task) -> Layout:
+    """The table of a task: its file, and the columns that matter."""
+    assert task.layout is not None, f"task {task.name!r} has no table"
+    return task.layout
 
 
 def refuse_no_directory(directory: Path, file: str) -> None:
     """Raise DataError unless there is such a directory, which should hold `file`."""
     if not directory.is_dir():
-        found = "is a file" if directory.exists() else "does not exist"
+        problem = "is a file" if directory.exists() else "does not exist"
         raise DataError(
-            f"The data directory {str(directory)!r} {found}. Give a directory that holds "
+            f"The data directory {str(directory)!r} {problem}. Give a directory that holds "
             f'{file} and its like, or the word "sample" or "hub".'
         )
 
@@ -79,29 +61,22 @@ def read_table(path: Path, task: Task, *, refuse: bool = False) -> tuple[Example
     ...     read_table(path, TASKS["sst"])[0].first
     ['Quietly "great".']
     """
-    gate = Gate(task, path.name, refuse)
-    for number, row in table_rows(path, LAYOUTS[task.name]):
-        if isinstance(row, str):
-            gate.reject(number, row)
-        else:
-            gate.offer(number, *row)
-    return gate.close(), gate.skipped
+    return validated(task, path.name, table_rows(path, layout_of(task)), refuse=refuse)
 
 
-def table_rows(
-    path: Path, layout: Layout, remedy: str = "leave its task out"
-) -> Iterator[tuple[int, tuple[tuple[str, ...], str] | str]]:
+def table_rows(path: Path, layout: Layout, remedy: str = "leave its task out") -> Iterator[Row]:
     """Yield (line number, (texts, label)) for each row of a table, as it is written, and
     (line number, reason) for one that cannot be read.
 
     Raises:
-        DataError: when the file is missing (`remedy` says what else to do), empty or lacks a
+        DataError: when the file is missing (the message ends in `remedy`), empty or lacks a
             column.
     """
     lines = physical_lines(path, remedy)
-    header = _header(path, lines, (*layout.texts, layout.label))
+    delimiter = next((d for d in layout.delimiters if d.encode() in lines[0]), "\t")
+    header = _header(path, lines, layout, delimiter)
     texts, label = [header.index(name) for name in layout.texts], header.index(layout.label)
-    for number, row in _records(lines, len(header)):
+    for number, row in _records(lines, len(header), delimiter):
         if isinstance(row, str):
             yield number, row
         elif len(row) != len(header):
@@ -139,26 +114,28 @@ def physical_lines(
     return lines
 
 
-def _header(path: Path, lines: Sequence[bytes], wanted: Sequence[str]) -> list[str]:
-    width = lines[0].count(b"\t") + 1
-    header = next(_records(lines[:1], width, start=1))[1]
+def _header(path: Path, lines: Sequence[bytes], layout: Layout, delimiter: str) -> list[str]:
+    width = lines[0].count(delimiter.encode()) + 1
+    header = next(_records(lines[:1], width, delimiter, start=1))[1]
     if isinstance(header, str):
         raise DataError(
             f"{path.name}:1: the header cannot be read: {header}. "
             "Save the file as UTF-8, tab-separated."
         )
-    for name in wanted:
+    columns = (*layout.texts, layout.label)
+    separator = "a tab or a comma" if "," in layout.delimiters else "a tab"
+    for name in columns:
         if header.count(name) != 1:
             raise DataError(
                 f"{path.name}:1: {'more than one' if name in header else 'no'} column {name!r} "
-                f"in the header {header}. The columns {list(wanted)} are needed, each once, "
-                "with a tab between columns."
+                f"in the header {header}. The columns {list(columns)} are needed, each once, "
+                f"with {separator} between columns."
             )
     return header
 
 
 def _records(
-    lines: Sequence[bytes], width: int, start: int = 2
+    lines: Sequence[bytes], width: int, delimiter: str, start: int = 2
 ) -> Iterator[tuple[int, list[str] | str]]:
     """Yield (line number, fields) for each row, and (line number, reason) where there is none to be
     read.
@@ -168,10 +145,11 @@ def _records(
     """
     position = start - 1
     while position < len(lines):
-        span = _Span(lines, position, width)
+        # A sentence may hold commas but no tab, so only tabs tell a row from a sentence's line.
+        span = _Span(lines, position, width if delimiter == "\t" else None)
         try:
-            row = next(csv.reader(span, delimiter="\t", strict=True))
-            if span.lines > 1 and any("\t" in text for text in row):
+            row = next(csv.reader(span, delimiter=delimiter, strict=True))
+            if delimiter == "\t" and span.lines > 1 and any("\t" in text for text in row):
                 raise UnreadableError(
                     _OPEN_QUOTE
                 )  # closed by some later row's quote, with that row's tabs inside
@@ -197,7 +175,7 @@ class UnreadableError(Exception):
 
 
 def decoded(line: bytes) -> str:
-    """A physical line as text, or UnreadableError for one that is none.
+    """A physical line as text; UnreadableError if it is not text.
 
     >>> decoded(b"A quiet joy.")
     'A quiet joy.'
@@ -221,7 +199,7 @@ class _Span:
     sentence.
     """
 
-    def __init__(self, lines: Sequence[bytes], position: int, width: int) -> None:
+    def __init__(self, lines: Sequence[bytes], position: int, width: int | None) -> None:
         self._all, self._position, self._width = lines, position, width
         self.lines = 0
 
@@ -233,7 +211,7 @@ class _Span:
         if self.lines and (
             at >= len(self._all)
             or self.lines >= MAX_SPAN
-            or self._all[at].count(b"\t") >= self._width - 1
+            or (self._width and self._all[at].count(b"\t") >= self._width - 1)
         ):
             raise UnreadableError(_OPEN_QUOTE)
         self.lines += 1

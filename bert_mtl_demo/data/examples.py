@@ -1,7 +1,7 @@
-"""Labelled sentences: the examples of a task, split into train and dev, and what was left out.
+"""Labelled sentences: the examples of a task, split into train and dev, and the skipped rows.
 
-Vocabulary: a *row* is what a source offers; an *example* is a row that passed its gate (`gate`); a
-*skipped* row is one that did not, with the reason.
+Vocabulary: a *row* is what a source has; an *example* is a valid row (see `validation`); a
+*skipped* row is an invalid one, with the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bert_mtl_demo.tasks import Task
 
 
 class DataError(DemoError):
-    """The data cannot be used as they are; the message names the place and the remedy."""
+    """The data cannot be used; the message says where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a task is trained on and what it is scored on."""
+    """The train and dev examples of a task."""
 
     train: Examples
     dev: Examples
 
     def overlap(self) -> int:
-        """Number of dev examples whose sentences also stand in train, in either order.
+        """Number of dev examples whose sentences are also in train, in either order.
 
         >>> from bert_mtl_demo.tasks import TASKS
         >>> train = Examples(TASKS["sts"], ["It rains."], ["A dog sleeps."], [0.2])
@@ -144,8 +144,8 @@ class Splits:
         >>> Splits(train, dev).overlap()
         1
         """
-        seen = {tuple(sorted(texts)) for texts in self.train.texts()}
-        return sum(tuple(sorted(texts)) in seen for texts in self.dev.texts())
+        train = {tuple(sorted(texts)) for texts in self.train.texts()}
+        return sum(tuple(sorted(texts)) in train for texts in self.dev.texts())
 
     def limited(self, train: int | None, dev: int | None) -> Splits:
         """At most so many examples of each; see `Examples.limited`."""

@@ -8,72 +8,42 @@ serves as dev: GLUE does not publish test labels. CFIMDB is not there.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-from bert_mtl_demo.data.directory import LAYOUTS
-from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
-from bert_mtl_demo.data.validation import Gate
-from bert_mtl_demo.tasks import Task
-
-
-@dataclass(frozen=True)
-class HubData:
-    """A data set on the hub and the names of its columns."""
-
-    path: tuple[str, ...]  # the positional arguments of load_dataset: repository, configuration
-    texts: tuple[str, ...]
-    label: str | None = "label"
-
-    @property
-    def name(self) -> str:
-        """The data set, as messages name it."""
-        return "/".join(self.path)
-
-    def of(self, split: str) -> str:
-        """One split of it, as messages name it.
-
-        >>> HubData(("nyu-mll/glue", "stsb"), ("sentence1", "sentence2")).of("train")
-        'nyu-mll/glue/stsb[train]'
-        """
-        return f"{self.name}[{split}]"
-
-
-DATASETS: dict[str, HubData] = {
-    "sst": HubData(("SetFit/sst5",), ("text",)),
-    "para": HubData(("nyu-mll/glue", "qqp"), ("question1", "question2")),
-    "sts": HubData(("nyu-mll/glue", "stsb"), ("sentence1", "sentence2")),
-}
+from bert_mtl_demo.data.examples import DataError, Skipped, Splits
+from bert_mtl_demo.data.validation import Row, validated
+from bert_mtl_demo.tasks import HubData, Task
 
 _INSTEAD = 'Or train on files (a directory) or on the embedded data ("sample") instead.'
 
 
-def load_hub(tasks: Sequence[Task], *, refuse: bool) -> tuple[dict[str, Splits], list[Skipped]]:
-    """Load train and validation of `tasks` from the hub; see `bert_mtl_demo.data.load`.
+def load_hub(task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
+    """Load train and validation of a task from the hub; see `bert_mtl_demo.data.load`.
 
     Raises:
-        DataError: when a task is not on the hub, `datasets` is not installed, the hub cannot be
+        DataError: when the task is not on the hub, `datasets` is not installed, the hub cannot be
             reached, or a data set has changed its shape.
     """
-    for task in tasks:
-        if task.name not in DATASETS:
-            layout = LAYOUTS[task.name].file
-            raise DataError(
-                f"Task {task.name!r} has no data set on the hub. Give a directory that holds "
-                f"{layout.format(split='train')} and {layout.format(split='dev')}, use the "
-                'embedded data ("sample"), or leave the task out.'
-            )
-    splits: dict[str, Splits] = {}
-    skipped: list[Skipped] = []
-    for task in tasks:
-        source = DATASETS[task.name]
-        tables = fetch(source)
-        train, bad_train = _read(tables, source, "train", task, refuse)
-        dev, bad_dev = _read(tables, source, "validation", task, refuse)
-        splits[task.name] = Splits(train, dev)
-        skipped += bad_train + bad_dev
-    return splits, skipped
+    source = source_of(task)
+    tables = fetch(source)
+    (train, bad_train), (dev, bad_dev) = (
+        validated(task, source.of(split), rows_of(tables, source, split), refuse=refuse)
+        for split in ("train", "validation")
+    )
+    return Splits(train, dev), bad_train + bad_dev
+
+
+def source_of(task: Task) -> HubData:
+    """The data set of a task, or DataError if it has none."""
+    if task.hub is None:
+        assert task.layout is not None
+        raise DataError(
+            f"Task {task.name!r} has no data set on the hub. Give a directory that holds "
+            f"{task.layout.of('train')} and {task.layout.of('dev')}, use the "
+            'embedded data ("sample"), or leave the task out.'
+        )
+    return task.hub
 
 
 def fetch(source: HubData) -> Any:
@@ -100,10 +70,8 @@ def fetch(source: HubData) -> Any:
         ) from error
 
 
-def rows_of(
-    tables: Any, source: HubData, split: str
-) -> Iterator[tuple[int, tuple[object, ...], object]]:
-    """Yield (row from 1, texts, label) of a split, as they are there.
+def rows_of(tables: Any, source: HubData, split: str) -> Iterator[Row]:
+    """Yield (row from 1, (texts, label)) of a split, as they are; 0 if it has no labels.
 
     Raises:
         DataError: when the split or a column is not there.
@@ -124,13 +92,4 @@ def rows_of(
     width = len(source.texts)
     rows = zip(*(list(table[column]) for column in columns), strict=True)
     for number, row in enumerate(rows, start=1):
-        yield number, row[:width], row[width] if source.label else None
-
-
-def _read(
-    tables: Any, source: HubData, split: str, task: Task, refuse: bool
-) -> tuple[Examples, list[Skipped]]:
-    gate = Gate(task, source.of(split), refuse)
-    for number, texts, label in rows_of(tables, source, split):
-        gate.offer(number, texts, label)
-    return gate.close(), gate.skipped
+        yield number, (row[:width], row[width] if source.label else 0)

@@ -1,7 +1,7 @@
 """Data for the stages before the tasks: plain texts, inference pairs, extra paraphrases.
 
-They come from the same three sources as the tasks, through the same gate: each kind is a task of
-its own here, one that is trained on and never scored, so that bad rows are met in the same way.
+They come from the same three sources as the tasks, through the same validation: each kind is a task
+of its own here, one that is trained on and never scored, so that bad rows are met in the same way.
 
     kind        a directory has                                  the hub has
     texts       imdb-reviews.txt, one text a line                stanfordnlp/imdb, unsupervised
@@ -14,23 +14,24 @@ inference: a paraphrase as an entailment, any other pair as a contradiction.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from bert_mtl_demo.data.directory import (
-    LAYOUTS,
-    Layout,
+    SAMPLE,
     UnreadableError,
     decoded,
+    layout_of,
     physical_lines,
+    read_table,
     refuse_no_directory,
     table_rows,
 )
 from bert_mtl_demo.data.examples import Examples, Skipped
-from bert_mtl_demo.data.hub import HubData, fetch, rows_of
-from bert_mtl_demo.data.sample import load_sample
-from bert_mtl_demo.data.validation import Gate
-from bert_mtl_demo.tasks import TASKS, Task
+from bert_mtl_demo.data.hub import fetch, rows_of
+from bert_mtl_demo.data.validation import Row, validated
+from bert_mtl_demo.tasks import TASKS, HubData, Layout, Task
 
 Loaded = tuple[Examples, list[Skipped]]
 
@@ -43,7 +44,7 @@ POSITIVES = replace(TASKS["para"], name="positives", low=1.0)
 
 TEXTS_FILE = "imdb-reviews.txt"
 INFERENCE_TABLE = Layout("nli.csv", ("sentence1", "sentence2"), "label")
-POSITIVES_TABLE = replace(LAYOUTS["para"], file="quora-extra-positives.csv")
+POSITIVES_TABLE = replace(layout_of(TASKS["para"]), file="quora-extra-positives.csv")
 
 TEXTS_HUB = HubData(("stanfordnlp/imdb",), ("text",), None)
 INFERENCE_HUB = HubData(
@@ -67,17 +68,16 @@ def load_texts(source: str | Path, *, refuse: bool = False) -> Loaded:
     if source == "sample":
         return _sample_texts(), []
     if source == "hub":
-        gate = Gate(TEXTS, TEXTS_HUB.of("unsupervised"), refuse)
-        for number, texts, _ in rows_of(fetch(TEXTS_HUB), TEXTS_HUB, "unsupervised"):
-            gate.offer(number, texts, 0)
-        return gate.close(), gate.skipped
-    return _read_texts(_in(source, TEXTS_FILE), refuse)
+        rows = rows_of(fetch(TEXTS_HUB), TEXTS_HUB, "unsupervised")
+        return validated(TEXTS, TEXTS_HUB.of("unsupervised"), rows, refuse=refuse)
+    path = _in(source, TEXTS_FILE)
+    return validated(TEXTS, path.name, _text_rows(path), refuse=refuse)
 
 
 def load_inference(source: str | Path, *, refuse: bool = False) -> Loaded:
     """Pairs of which the first sentence entails (1) or contradicts (0) the second.
 
-    Neutral pairs are another class of such data, not bad rows, and are passed over without a word.
+    Neutral pairs are another class of such data, not bad rows, and are left out silently.
 
     Raises:
         DataError: as `bert_mtl_demo.data.load` does.
@@ -86,21 +86,13 @@ def load_inference(source: str | Path, *, refuse: bool = False) -> Loaded:
     'entailment'
     """
     if source == "sample":
-        para = load_sample([TASKS["para"]])["para"].train
-        return replace(para, task=INFERENCE), []
+        return replace(_sample(TASKS["para"]), task=INFERENCE), []
     if source == "hub":
-        gate = Gate(INFERENCE, INFERENCE_HUB.of("train"), refuse)
-        for number, texts, label in rows_of(fetch(INFERENCE_HUB), INFERENCE_HUB, "train"):
-            _offer_inference(gate, number, texts, _HUB_LABELS.get(str(label), label))
-        return gate.close(), gate.skipped
+        rows = _inference_rows(rows_of(fetch(INFERENCE_HUB), INFERENCE_HUB, "train"), _HUB_LABELS)
+        return validated(INFERENCE, INFERENCE_HUB.of("train"), rows, refuse=refuse)
     path = _in(source, INFERENCE_TABLE.file)
-    gate = Gate(INFERENCE, path.name, refuse)
-    for number, row in table_rows(path, INFERENCE_TABLE, _WITHOUT):
-        if isinstance(row, str):
-            gate.reject(number, row)
-        else:
-            _offer_inference(gate, number, *row)
-    return gate.close(), gate.skipped
+    rows = _inference_rows(table_rows(path, INFERENCE_TABLE, _WITHOUT), {})
+    return validated(INFERENCE, path.name, rows, refuse=refuse)
 
 
 def load_positives(source: str | Path, *, refuse: bool = False) -> Loaded:
@@ -118,13 +110,7 @@ def load_positives(source: str | Path, *, refuse: bool = False) -> Loaded:
     path = _in(source, POSITIVES_TABLE.file)
     if not path.exists():
         return nothing, []
-    gate = Gate(POSITIVES, path.name, refuse)
-    for number, row in table_rows(path, POSITIVES_TABLE):
-        if isinstance(row, str):
-            gate.reject(number, row)
-        else:
-            gate.offer(number, *row)
-    return gate.close(), gate.skipped
+    return validated(POSITIVES, path.name, table_rows(path, POSITIVES_TABLE), refuse=refuse)
 
 
 def _in(source: str | Path, file: str) -> Path:
@@ -132,34 +118,37 @@ def _in(source: str | Path, file: str) -> Path:
     return Path(source) / file
 
 
+def _sample(task: Task) -> Examples:
+    """The embedded train examples of a task."""
+    return read_table(SAMPLE / layout_of(task).of("train"), task)[0]
+
+
 def _sample_texts() -> Examples:
-    splits = load_sample(tuple(TASKS.values())).values()
+    rows = (row for task in TASKS.values() for row in _sample(task).texts())
     # A dict keeps the order and drops what two tasks share.
-    texts = list(
-        dict.fromkeys(text for split in splits for row in split.train.texts() for text in row)
-    )
+    texts = list(dict.fromkeys(text for row in rows for text in row))
     return Examples(TEXTS, texts, None, [0] * len(texts))
 
 
-def _read_texts(path: Path, refuse: bool) -> Loaded:
-    gate = Gate(TEXTS, path.name, refuse)
+def _text_rows(path: Path) -> Iterator[Row]:
     lines = physical_lines(path, _WITHOUT, needs="one text per line")
     for number, line in enumerate(lines, start=1):
         try:
-            gate.offer(number, (decoded(line).strip(),), 0)
+            yield number, ((decoded(line).strip(),), 0)
         except UnreadableError as error:
-            gate.reject(number, str(error))
-    return gate.close(), gate.skipped
+            yield number, str(error)
 
 
-def _offer_inference(gate: Gate, line: int, texts: tuple[object, ...], label: object) -> None:
-    """Offer one row whose label is a word."""
-    word = str(label).strip()
-    if word == "neutral":
-        return
-    if word in INFERENCE.label_names:
-        gate.offer(line, texts, INFERENCE.label_names.index(word))
-    else:
-        gate.reject(
-            line, f"the label {word!r} is none of {', '.join(sorted(_HUB_LABELS.values()))}"
-        )
+def _inference_rows(rows: Iterable[Row], words: Mapping[str, str]) -> Iterator[Row]:
+    """Rows whose labels, as they are or as keys of `words`, are words: with a class instead."""
+    for number, row in rows:
+        if isinstance(row, str):
+            yield number, row
+            continue
+        texts, label = row
+        word = words.get(str(label), str(label)).strip()
+        if word in INFERENCE.label_names:
+            yield number, (texts, INFERENCE.label_names.index(word))
+        elif word != "neutral":
+            known = ", ".join(sorted(_HUB_LABELS.values()))
+            yield number, f"the label {word!r} is none of {known}"

@@ -65,10 +65,10 @@ class Rows:
     def pad(self, indices: Tensor, pad: int) -> tuple[Tensor, Tensor]:
         """The rows at `indices` as one rectangle [R, T] int64, and the mask of what is real."""
         lengths = self.lengths[indices, None]  # [R, 1]
-        place = torch.arange(int(lengths.max()))  # [T]
-        real = place < lengths  # [R, T]
-        # Place 0 is read for the padding and not used: an index past the end would be an error.
-        ids = self.flat[(self.starts[indices, None] + place) * real]
+        positions = torch.arange(int(lengths.max()))  # [T]
+        real = positions < lengths  # [R, T]
+        # Position 0 is read for the padding and not used: an index past the end would be an error.
+        ids = self.flat[(self.starts[indices, None] + positions) * real]
         return ids.masked_fill_(~real, pad), real.to(torch.int64)
 
 
@@ -81,7 +81,7 @@ class EncodedSet:
         first, second: token ids with [CLS] and [SEP]; `second` is None for single sentences.
         labels: one per example.
         pad: the id that fills a row up.
-        pairs: `"siamese"`, `"cross"` or `"ensemble"` (both); says nothing to single sentences.
+        pairs: `"siamese"`, `"cross"` or `"ensemble"` (both); single sentences ignore it.
         max_length: most tokens in a row of a pair; None cuts nothing.
 
     >>> from bert_mtl_demo.tasks import TASKS
@@ -147,19 +147,19 @@ class EncodedSet:
     @cached_property
     def _pairs(self) -> tuple[Rows, Tensor]:
         assert self.second is not None
-        found = [
+        joined = [
             cross_row(u, v, self.max_length) for u, v in zip(self.first, self.second, strict=True)
         ]
-        return Rows([row for row, _ in found]), torch.tensor([border for _, border in found])
+        return Rows([row for row, _ in joined]), torch.tensor([border for _, border in joined])
 
     @cached_property
     def _labels(self) -> Tensor:
-        kind = torch.float32 if self.task.classes is None else torch.int64
-        return torch.tensor(self.labels, dtype=kind)
+        dtype = torch.float32 if self.task.classes is None else torch.int64
+        return torch.tensor(self.labels, dtype=dtype)
 
 
 def kept_of_pair(u: int, v: int, limit: int | None) -> tuple[int, int]:
-    """How many tokens two sentences keep, so that their joint row has at most `limit`.
+    """Number of tokens that two sentences keep, so that their joint row has at most `limit`.
 
     Args:
         u, v: tokens of each, [CLS] and [SEP] counted in both; the joint row has one [CLS] less.
@@ -196,7 +196,7 @@ def encode(
     """Tokenise a whole set, once."""
     first = tokenise(tokenizer, examples.first, max_length)
     second = None if examples.second is None else tokenise(tokenizer, examples.second, max_length)
-    labels = list(examples.labels)
+    labels = [task.scaled(v) if task.classes is None else v for v in examples.labels]
     return EncodedSet(task, first, second, labels, tokenizer.pad_token_id, pairs, max_length)
 
 
@@ -204,8 +204,8 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list
     """Token ids of each text, [CLS] and [SEP] included, cut at `max_length`."""
     if not texts:
         return []
-    found = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
-    return [list(row) for row in found["input_ids"]]
+    encoding = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
+    return [list(row) for row in encoding["input_ids"]]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

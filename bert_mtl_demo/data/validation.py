@@ -1,28 +1,45 @@
-"""The one gate that every row of every source goes through.
+"""Validation of rows, the same for every source.
 
 No row is repaired: a label that has to be guessed is a label that nobody gave.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bert_mtl_demo.data.examples import DataError, Examples, Skipped
-from bert_mtl_demo.tasks import Task
+from bert_mtl_demo.tasks import NUMBER, Task, class_name
 
 # A file with more bad rows than this is a wrong file (other delimiter, other labels), not one with
 # a few bad rows.
 MAX_BAD = 0.10
 
-# Plain ASCII decimals. float() would also take "1_0", "nan", "infinity" and digits of other
-# scripts.
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# The line of a row (from 1), and its sentences and label, or the reason why it cannot be read.
+Row = tuple[int, "tuple[tuple[object, ...], object] | str"]
+
+
+def validated(
+    task: Task, file: str, rows: Iterable[Row], *, refuse: bool
+) -> tuple[Examples, list[Skipped]]:
+    """The valid rows of a source as examples, and the others.
+
+    Raises:
+        DataError: when no row is valid, when more than `MAX_BAD` of them are not, and with `refuse`
+            for the first bad row.
+    """
+    validator = RowValidator(task, file, refuse)
+    for line, row in rows:
+        if isinstance(row, str):
+            validator.reject(line, row)
+        else:
+            validator.take(line, *row)
+    return validator.examples(), validator.skipped
 
 
 @dataclass
-class Gate:
-    """Collects the good rows of one file and notes, or refuses, the bad ones.
+class RowValidator:
+    """Collects the valid rows of one file and notes, or refuses, the others.
 
     Args:
         task: decides what a valid label is.
@@ -38,24 +55,20 @@ class Gate:
     _second: list[str] = field(default_factory=list)
     _labels: list[float] = field(default_factory=list)
 
-    def offer(self, line: int, texts: tuple[object, ...], label: object) -> None:
-        """Take one row: its one or two sentences and its label, as the source has them.
-
-        Raises:
-            DataError: for a bad row, if this gate refuses.
-        """
-        wrong = []
+    def take(self, line: int, texts: tuple[object, ...], label: object) -> None:
+        """Take one row: its one or two sentences and its label, as the source has them."""
+        problems = []
         names = ("first ", "second ") if self.task.pair else ("",)
         for name, text in zip(names, texts, strict=True):
             if not isinstance(text, str) or not text.strip():
-                wrong.append(f"the {name}sentence is empty")
+                problems.append(f"the {name}sentence is empty")
         value = 0.0
         try:
             value = label_of(self.task, label)
         except DataError as error:
-            wrong.append(str(error))
-        if wrong:
-            self.reject(line, ", ".join(wrong))
+            problems.append(str(error))
+        if problems:
+            self.reject(line, ", ".join(problems))
             return
         self._first.append(str(texts[0]))
         if self.task.pair:
@@ -63,7 +76,7 @@ class Gate:
         self._labels.append(value)
 
     def reject(self, line: int, reason: str) -> None:
-        """Note a bad row, or raise DataError for it if this gate refuses."""
+        """Note a bad row, or raise DataError for it if bad rows are refused."""
         row = Skipped(self.file, line, reason)
         if self.refuse:
             raise DataError(
@@ -72,33 +85,31 @@ class Gate:
             )
         self.skipped.append(row)
 
-    def close(self) -> Examples:
-        """The examples that passed.
-
-        Raises:
-            DataError: when none passed, or when more than `MAX_BAD` of the rows were bad.
-        """
+    def examples(self) -> Examples:
+        """The examples of the valid rows."""
         good, bad = len(self._labels), len(self.skipped)
-        shown = "; ".join(f"line {row.line}: {row.reason}" for row in self.skipped[:3])
+        reasons = "; ".join(f"line {row.line}: {row.reason}" for row in self.skipped[:3])
         if not good:
             raise DataError(
                 f"{self.file}: no usable row for task {self.task.name!r} "
-                + (f"in {bad} ({shown})" if bad else "(nothing after the header)")
+                + (f"in {bad} ({reasons})" if bad else "(nothing after the header)")
                 + ". Check that this is the right file."
             )
         if bad > MAX_BAD * (good + bad):
             raise DataError(
                 f"{self.file}: {bad} of {good + bad} rows are bad, more than {MAX_BAD:.0%} "
-                f"({shown}). Check that this is the right file for task {self.task.name!r}."
+                f"({reasons}). Check that this is the right file for task {self.task.name!r}."
             )
-        labels: list[float] | list[int] = (
-            [int(v) for v in self._labels] if self.task.classes else self._labels
-        )
+        labels: list[float] | list[int] = self._labels
+        if self.task.classes is not None:
+            labels = [int(value) for value in self._labels]
         return Examples(self.task, self._first, self._second if self.task.pair else None, labels)
 
 
 def label_of(task: Task, label: object) -> float:
     """The label as a number, checked against the task: ``"1.0"`` is class 1, ``"0.5"`` is no class.
+
+    The classes of a user's task go by their names.
 
     Raises:
         DataError: with the bare fact only; the caller knows file and line.
@@ -110,7 +121,12 @@ def label_of(task: Task, label: object) -> float:
     text = "" if label is None else str(label).strip()
     if not text:
         raise DataError("the label is empty")
-    if not _NUMBER.fullmatch(text):
+    if task.custom and task.classes is not None:
+        name = class_name(text)
+        if name not in task.label_names:
+            raise DataError(f"the label {text!r} is none of {', '.join(task.label_names)}")
+        return float(task.label_names.index(name))
+    if not NUMBER.fullmatch(text):
         raise DataError(f"the label {text!r} is not a number")
     value = float(text)
     if not task.low <= value <= task.high:

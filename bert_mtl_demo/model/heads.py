@@ -1,8 +1,9 @@
-"""From sentence vectors to a task's answer: what a head looks at, and how deep it is.
+"""Heads: from sentence vectors to a task's answer.
 
 A head is called with what its task has: u [B, H] of a single sentence; u and v of a pair; w [B, H],
 the [CLS] vector of a pair that was read as one row; or u, v and w. It gives logits [B, C] of
-classes, one logit [B] where two classes are told apart by one number, or scores [B] of similarity.
+classes, one logit [B] where two classes are told apart by one number, or scores [B] of regression,
+on a scale from 0 to 5 whatever that of the labels is.
 
 `raw` is the answer before it is brought to the scale of the labels. Two heads that are added (an
 *ensemble*) are added raw, since a bound on one of them would make the sum mean nothing.
@@ -18,9 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.tasks import Task
-
-TOP = 5.0  # the similarity of two sentences that mean the same
+from bert_mtl_demo.tasks import TOP, Task
 
 
 def alone(u: Tensor) -> Tensor:
@@ -92,13 +91,13 @@ class Projection(nn.Module):
 
     def raw(self, *vectors: Tensor) -> Tensor:
         """Numbers without bounds, [..., C], or [...] of one output, of vectors [..., H]."""
-        found: Tensor = self.linear(self.hidden(self.dropout(self.join(*vectors))))
-        return found.squeeze(-1) if found.shape[-1] == 1 else found
+        outputs: Tensor = self.linear(self.hidden(self.dropout(self.join(*vectors))))
+        return outputs.squeeze(-1) if outputs.shape[-1] == 1 else outputs
 
     def forward(self, *vectors: Tensor) -> Tensor:
         """The answer, on the scale of the labels if it is bounded."""
-        found = self.raw(*vectors)
-        return TOP * torch.sigmoid(found.float()) if self.bounded else found
+        outputs = self.raw(*vectors)
+        return TOP * torch.sigmoid(outputs.float()) if self.bounded else outputs
 
 
 class Cosine(nn.Module):
@@ -173,12 +172,10 @@ def build_head(task: Task, config: Config, width: int, cross_width: int | None =
         cross_width: of the [CLS] vector of a pair in one row; None: the same. It is the encoder's,
             to which the sentence model may have added parts.
 
-    The scores of a crossed pair are linear and without bounds.
+    The scores of a crossed pair are linear and without bounds, those of one sentence are bounded.
     """
     # A head that is not used is not built: its initial weights would shift those of the next one.
-    if not task.pair:
-        return _siamese(task, config, width)
-    if config.pairs == "siamese":
+    if not task.pair or config.pairs == "siamese":
         return _siamese(task, config, width)
     if config.pairs == "cross":
         return _cross(task, config, cross_width or width)
@@ -186,10 +183,11 @@ def build_head(task: Task, config: Config, width: int, cross_width: int | None =
 
 
 def _siamese(task: Task, config: Config, width: int) -> nn.Module:
-    if task.classes is None:
+    if task.kind == "similarity":
         return HEADS[config.sts_head](width, config.dropout, config.hidden_layers)
-    features = config.para_head if task.pair else "alone"
-    return Projection(features, width, _outputs(task, config), config.dropout, config.hidden_layers)
+    features, bounded = config.para_head if task.pair else "alone", task.classes is None
+    outputs = _outputs(task, config)
+    return Projection(features, width, outputs, config.dropout, config.hidden_layers, bounded)
 
 
 def _cross(task: Task, config: Config, width: int) -> nn.Module:

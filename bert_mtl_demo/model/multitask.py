@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from bert_mtl_demo.config import Config
 from bert_mtl_demo.data.tokenization import Batch
 from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.model.heads import build_head
-from bert_mtl_demo.model.losses import Evidence, loss_of
+from bert_mtl_demo.model.losses import LossInputs, loss_of
 from bert_mtl_demo.model.pooling import SentenceModel, needs_pooler
 from bert_mtl_demo.model.weighting import build_weighting
-from bert_mtl_demo.tasks import resolve
+
+# The modules and parameters that have an entry for each task.
+TASK_MODULES = ("heads", "adapters", "log_variance")
 
 
 class MultitaskModel(nn.Module):
@@ -46,7 +49,7 @@ class MultitaskModel(nn.Module):
         self.config = config
         self.encoder = encoder
         self.encoder.requires_grad_(not config.freeze_encoder)
-        self.tasks = {task.name: task for task in resolve(config.tasks)}
+        self.tasks = config.definitions
         self.pool = SentenceModel(config.poolings, shape.hidden_size, config.dropout)
         self.heads = nn.ModuleDict(
             {
@@ -68,18 +71,20 @@ class MultitaskModel(nn.Module):
             return []
         from bert_mtl_demo.model.adapters import attach
 
-        own = set(self.encoder.modules())
+        before = set(self.encoder.modules())
         attach(self.encoder, self.config.tasks, self.config.adapter, self.config.adapter_size)
-        return [module for module in self.encoder.modules() if module not in own]
+        return [module for module in self.encoder.modules() if module not in before]
 
     def _hold(self, tasks: Sequence[str]) -> None:
-        """What belongs to tasks that are only scored stays as it was drawn, and is not counted."""
+        """Freeze the parameters of tasks that are only scored."""
         for name, parameter in self.named_parameters():
-            if not set(name.split(".")).isdisjoint(tasks):
+            parts = name.split(".")
+            owners = {task for key, task in pairwise(parts) if key in TASK_MODULES}
+            if not owners.isdisjoint(tasks):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> MultitaskModel:
-        """As in torch, except that the weights of a frozen encoder stay in evaluation mode."""
+        """Set the mode; the weights of a frozen encoder stay in evaluation mode."""
         super().train(mode)
         if self.config.freeze_encoder:
             self.encoder.eval()
@@ -92,8 +97,8 @@ class MultitaskModel(nn.Module):
         assert batch.ids is not None, "this batch holds pairs in one row only"
         assert batch.mask is not None, "as above"
         hidden, pooled = self._encode(input_ids=batch.ids, attention_mask=batch.mask)
-        found: Tensor = self.pool(hidden, batch.mask, pooled)
-        return found
+        vectors: Tensor = self.pool(hidden, batch.mask, pooled)
+        return vectors
 
     def crossed(self, batch: Batch) -> Tensor:
         """The [CLS] vector of each pair as one row, [B, H]; the pooler's, if `pooling` has it."""
@@ -105,7 +110,7 @@ class MultitaskModel(nn.Module):
         return hidden[:, 0] if pooled is None or not needs_pooler(self.config) else pooled
 
     def forward(self, task: str, batch: Batch) -> Tensor:
-        """Logits [B, C] or [B] of a task of classes, scores [B] of a task of similarity."""
+        """Logits [B, C] or [B] of a task of classes, scores [B] of a task of regression."""
         return self._answer(task, self._vectors(task, batch))
 
     def loss(self, task: str, batch: Batch, epoch: int = 1) -> Tensor:
@@ -115,11 +120,11 @@ class MultitaskModel(nn.Module):
         apart = self.tasks[task].pair and self.config.pairs == "siamese"
         u, v = vectors if apart else (None, None)
         return self.losses[task](
-            Evidence(answer, batch.labels, u, v, self.heads[task], epoch, self.config.temperature)
+            LossInputs(answer, batch.labels, u, v, self.heads[task], epoch, self.config.temperature)
         )
 
     def _vectors(self, task: str, batch: Batch) -> tuple[Tensor, ...]:
-        """What the task's head looks at: u, or u and v, or w, or u and v and w."""
+        """The inputs of the task's head: u, or u and v, or w, or u and v and w."""
         with self._chosen(task):
             if not self.tasks[task].pair:
                 return (self.sentences(batch),)
@@ -137,8 +142,8 @@ class MultitaskModel(nn.Module):
         """Token vectors [R, T, H], and the pooler's [R, H] if the encoder has one."""
         learns = bool(self.adapters) or not self.config.freeze_encoder
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            found = self.encoder(**rows)
-        return found.last_hidden_state, found.pooler_output
+            output = self.encoder(**rows)
+        return output.last_hidden_state, output.pooler_output
 
     def _chosen(self, task: str) -> AbstractContextManager[None]:
         if not self.adapters:
@@ -148,7 +153,7 @@ class MultitaskModel(nn.Module):
         return active(self.encoder, task)
 
 
-def set_dropout(encoder: Any, share: float) -> None:
+def set_dropout(encoder: Any, probability: float) -> None:
     """Give every dropout of a BERT another probability, in place.
 
     Attention reads its own from its dropout module at each call, whichever kernel it runs in; the
@@ -163,9 +168,9 @@ def set_dropout(encoder: Any, share: float) -> None:
     """
     for part in encoder.modules():
         if isinstance(part, nn.Dropout):
-            part.p = share
-    encoder.config.hidden_dropout_prob = share
-    encoder.config.attention_probs_dropout_prob = share
+            part.p = probability
+    encoder.config.hidden_dropout_prob = probability
+    encoder.config.attention_probs_dropout_prob = probability
 
 
 def new_model(config: Config, encoder: Any) -> MultitaskModel:

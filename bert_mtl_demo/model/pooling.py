@@ -1,4 +1,4 @@
-"""From one vector per token to one vector per sentence: five parts, one table, joined end to end.
+"""Pooling: one vector per token to one vector per sentence; five parts, joined end to end.
 
 `mean` is the default because the packaged all-MiniLM was trained under a masked mean, which makes
 the cosine of two sentences meaningful before the first step, while its pooler weights were never
@@ -112,12 +112,12 @@ class Cnn(nn.Module):
         """[R, about H]."""
         real = mask.unsqueeze(1).to(hidden.dtype)  # [R, 1, T]
         tokens = hidden.transpose(1, 2) * real  # [R, H, T]
-        found = [
+        maxima = [
             # After ReLU nothing is below 0, so a 0 at the padding never is the only maximum.
             (torch.relu(grams(nn.functional.pad(tokens, (0, n - 1)))) * real).amax(-1)
             for n, grams in zip(NGRAMS, self.filters, strict=True)
         ]
-        joined: Tensor = self.dropout(torch.cat(found, dim=-1))
+        joined: Tensor = self.dropout(torch.cat(maxima, dim=-1))
         return joined
 
 
@@ -177,8 +177,8 @@ class SentenceModel(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
         """[R, width] of hidden [R, T, H], mask [R, T] and the pooler's [R, H]."""
-        found = [part(hidden, mask, pooled) for part in self.parts.values()]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+        vectors = [part(hidden, mask, pooled) for part in self.parts.values()]
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=-1)
 
 
 def needs_pooler(config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""What a task's loss counts in a step: from its raw loss to the scalar that is minimised."""
+"""Weights of the tasks' losses: from a raw loss to the scalar that is minimised."""
 
 from __future__ import annotations
 

@@ -1,29 +1,25 @@
-"""Where the encoders behind finished stages are kept, and how one is recognised.
+"""The encoders behind finished stages: entries of the store, directories that transformers reads.
 
-An entry is a directory in the layout of transformers, named after the hash of all that decided
-what is in it. It is written under another name and renamed when it is whole, and it holds the hash
-of its own weights: half an entry, or a damaged one, is never used.
+An entry holds the hash of its own weights, so a damaged one is recognised, removed and built again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_mtl_demo import store
 from bert_mtl_demo.errors import ConfigError, EncoderError
 from bert_mtl_demo.model.encoder import Source, digest_of, locate, quiet
 
 FORMAT = 1  # of the entries; another one makes all keys new
 NOTE = "stage.json"
 WEIGHTS = "model.safetensors"
-# What makes a directory the encoder that it is.
+# The files that make a directory the encoder that it is.
 PARTS = (
     "config.json",
     WEIGHTS,
@@ -34,78 +30,55 @@ PARTS = (
     "vocab.txt",
 )
 
+# An encoder, its tokenizer, and a note on how it was trained.
+Trained = tuple[Any, Any, Mapping[str, Any]]
 
-@dataclass(frozen=True)
-class Cache:
-    """A directory of entries.
 
-    >>> Cache(Path("kept")).entry("0f3a").as_posix()
-    'kept/0f3a'
+def cache_directory(name: str | None) -> Path:
+    """The cache of that name, or the user's own; the directory is created.
+
+    Raises:
+        ConfigError: when it cannot be created or written to.
     """
+    root = Path(name).expanduser() if name else Path.home() / ".cache" / "bert_mtl_demo"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cache = {root}: cannot be made ({error.strerror})") from None
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise ConfigError(f"cache = {root}: cannot be written to. Name another with --cache.")
+    return root
 
-    root: Path
 
-    @classmethod
-    def of(cls, place: str | None) -> Cache:
-        """The cache that was named, or the user's own; the directory is made here.
+def find(entry: Path, say: Callable[[str], None]) -> Source | None:
+    """The encoder of an entry; None if there is none, or a damaged one, which is removed."""
+    if not entry.exists():
+        return None
+    try:
+        note = json.loads((entry / NOTE).read_text(encoding="utf-8"))
+        if note["weights"] != digest_of(entry / WEIGHTS):
+            raise EncoderError("the weights are not those that were written")
+        return locate(str(entry))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"{entry}: is damaged ({reason}), so it is removed and built again")
+        shutil.rmtree(entry)
+        return None
 
-        Raises:
-            ConfigError: when it cannot be made or written to.
-        """
-        root = Path(place).expanduser() if place else Path.home() / ".cache" / "bert_mtl_demo"
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cache = {root}: cannot be made ({error.strerror})") from None
-        if not os.access(root, os.W_OK | os.X_OK):
-            raise ConfigError(f"cache = {root}: cannot be written to. Name another with --cache.")
-        return cls(root)
 
-    def entry(self, key: str) -> Path:
-        """Where the entry of a key is, or would be."""
-        return self.root / key
+def get_or_train(entry: Path, train: Callable[[], Trained]) -> Source:
+    """The encoder of an entry that is intact or missing; if missing, it is trained and kept."""
 
-    def find(self, key: str, say: Callable[[str], None]) -> Source | None:
-        """The encoder of a key; None if there is none, or a damaged one, which is taken away."""
-        place = self.entry(key)
-        if not place.exists():
-            return None
-        try:
-            note = json.loads((place / NOTE).read_text(encoding="utf-8"))
-            if note["weights"] != digest_of(place / WEIGHTS):
-                raise EncoderError("the weights are not those that were written")
-            return locate(str(place))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(f"{place}: is damaged ({reason}), so it is taken away and built again")
-            shutil.rmtree(place)
-            return None
+    def write(directory: Path) -> None:
+        encoder, tokenizer, note = train()
+        with quiet():
+            encoder.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        (directory / WEIGHTS).chmod(0o644)  # safetensors writes for the owner only
+        content = {"format": FORMAT, "weights": digest_of(directory / WEIGHTS), **note}
+        store.write_json(directory / NOTE, content, indent=1)
 
-    def keep(self, key: str, encoder: Any, tokenizer: Any, note: Mapping[str, Any]) -> Source:
-        """Write an entry; the encoder as it can be loaded from there."""
-        half = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self.root))
-        try:
-            with quiet():
-                encoder.save_pretrained(half)
-                tokenizer.save_pretrained(half)
-            whole = {"format": FORMAT, "weights": digest_of(half / WEIGHTS), **note}
-            (half / NOTE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-            # mkdtemp and safetensors make theirs for the owner only.
-            half.chmod(0o755)
-            (half / WEIGHTS).chmod(0o644)
-            _flush(half)
-            self._publish(half, key)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
-        return locate(str(self.entry(key)))
-
-    def _publish(self, half: Path, key: str) -> None:
-        try:
-            half.rename(self.entry(key))
-        except OSError:
-            # Another process was faster; what it wrote under this key is as good.
-            if not self.entry(key).is_dir():
-                raise
+    return locate(str(store.get_or_write(entry, write)))
 
 
 def first_key(source: Source) -> str:
@@ -116,23 +89,11 @@ def first_key(source: Source) -> str:
     """
     if not source.local:
         return key_of({"format": FORMAT, "hub": source.place})
-    parts = {name: Path(source.place) / name for name in PARTS}
-    found = {name: digest_of(path) for name, path in parts.items() if path.is_file()}
-    return key_of({"format": FORMAT, "files": found})
+    paths = {name: Path(source.place) / name for name in PARTS}
+    digests = {name: digest_of(path) for name, path in paths.items() if path.is_file()}
+    return key_of({"format": FORMAT, "files": digests})
 
 
 def key_of(content: Mapping[str, Any]) -> str:
-    """A hash of plain values, whatever their order.
-
-    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
-    True
-    """
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _flush(directory: Path) -> None:
-    # Without this a power cut may leave the new name on empty files.
-    for path in directory.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """The name of an entry."""
+    return store.key_of(content, digits=32)

@@ -118,8 +118,8 @@ def count_steps(rows: int, config: Config) -> int:
     2
     """
     batches = max(1, rows // config.pretrain_batch_size)
-    whole = config.pretrain_epochs * -(-batches // config.pretrain_accumulation)
-    return min(whole, config.pretrain_steps or whole)
+    steps = config.pretrain_epochs * -(-batches // config.pretrain_accumulation)
+    return min(steps, config.pretrain_steps or steps)
 
 
 def plan(lengths: Sequence[int], config: Config) -> Iterator[Step]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,7 +66,7 @@ def load_head(source: Source, encoder: Any) -> tuple[Any, bool]:
     # Any: the stubs do not know that output_loading_info makes it two.
     load: Any = BertForMaskedLM.from_pretrained
     with quiet():
-        model, found = load(
+        model, info = load(
             source.place,
             local_files_only=source.local,
             attn_implementation=ATTENTION,
@@ -75,12 +74,12 @@ def load_head(source: Source, encoder: Any) -> tuple[Any, bool]:
         )
     model.bert = encoder
     model.tie_weights()
-    missing = [name for name in found["missing_keys"] if "transform.dense.weight" in name]
+    missing = [name for name in info["missing_keys"] if "transform.dense.weight" in name]
     return model.cls, bool(missing)
 
 
 def masker(tokenizer: Any, seed: int) -> Any:
-    """Draws the masks, from a generator of its own."""
+    """The collator that masks tokens, with its own generator."""
     from transformers import DataCollatorForLanguageModeling
 
     if tokenizer.mask_token is None:
@@ -100,5 +99,5 @@ def mask_rows(masker: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tenso
             for row in rows
         ]
     )
-    kind = torch.int64
-    return batch["input_ids"].to(kind), batch["attention_mask"].to(kind), batch["labels"].to(kind)
+    ids, mask, labels = (batch[key].long() for key in ("input_ids", "attention_mask", "labels"))
+    return ids, mask, labels

@@ -1,4 +1,4 @@
-"""What a stage trains: an encoder, a head that is thrown away, and a loss on rows of its data."""
+"""The objective of a stage: its encoder, a head that is thrown away, its data and its loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bert_mtl_demo.model.pooling import mean_of_tokens
 
 @dataclass(frozen=True)
 class Start:
-    """What a stage begins with.
+    """The inputs of a stage.
 
     Args:
         config: the settings of the run.

@@ -1,9 +1,10 @@
-"""Runs the stages of a run in order, or finds what they left in the cache."""
+"""The stages of a run in order, each trained or found in the cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,12 +12,19 @@ from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import DataError, Examples, Skipped
 from bert_mtl_demo.model.encoder import Source, load_encoder, load_tokenizer
 from bert_mtl_demo.pretraining import mlm, nli, simcse
-from bert_mtl_demo.pretraining.cache import Cache, first_key, key_of
+from bert_mtl_demo.pretraining.cache import (
+    Trained,
+    cache_directory,
+    find,
+    first_key,
+    get_or_train,
+    key_of,
+)
 from bert_mtl_demo.pretraining.loop import fit
 from bert_mtl_demo.pretraining.objective import Objective, Start
 from bert_mtl_demo.runtime import Precision, random_state, seed_all, set_random_state
 
-# What decides about every stage; data and limits count by the rows that come out.
+# The settings that decide every stage; data and limits count by the rows that come out.
 SETTINGS = (
     "pretrain_epochs",
     "pretrain_steps",
@@ -38,7 +46,7 @@ class Stage:
     Args:
         load: its rows, and those that were skipped.
         objective: its loss.
-        settings: what decides about it besides `SETTINGS`.
+        settings: those that decide it besides `SETTINGS`.
     """
 
     load: Callable[[Config], tuple[Examples, list[Skipped]]]
@@ -56,9 +64,9 @@ STAGES: dict[str, Stage] = {
 
 @dataclass(frozen=True)
 class Link:
-    """A stage of a chain, with its rows and the key of what it leaves."""
+    """A stage of a chain: the stages up to it, its rows, and the key of the encoder it leaves."""
 
-    chain: tuple[str, ...]  # the stages up to this one
+    chain: tuple[str, ...]
     examples: Examples
     key: str
 
@@ -92,32 +100,35 @@ def pretrained(
         ConfigError: when the cache cannot be written to.
         DivergedError: when a stage's loss is not finite.
 
-    >>> here = Source("some-encoder", local=True)
-    >>> pretrained(Config(), here, torch.device("cpu")) is here
+    >>> source = Source("some-encoder", local=True)
+    >>> pretrained(Config(), source, torch.device("cpu")) is source
     True
     """
     if not config.pretrain:
         return source
-    cache = Cache.of(config.cache)
-    links = forge(config, source, say, skipped if skipped is not None else [])
-    for done in range(len(links), 0, -1):
-        found = cache.find(links[done - 1].key, say)
-        if found is not None:
-            say(f"pre-trained with {', '.join(links[done - 1].chain)}: found in {found.place}")
-            source = found
-            break
-    else:
-        done = 0
+    cache = cache_directory(config.cache)
+    links = links_of(config, source, say, skipped if skipped is not None else [])
+
+    def behind(count: int) -> Source:
+        """The encoder behind the first `count` stages."""
+        if not count:
+            return source
+        link = links[count - 1]
+        entry = cache / link.key
+        if kept := find(entry, say):
+            say(f"pre-trained with {', '.join(link.chain)}: found in {entry}")
+            return kept
+        before = behind(count - 1)
+        return get_or_train(entry, lambda: _train(link, config, before, device, entry, say))
+
     state = random_state()
     try:
-        for link in links[done:]:
-            source = _run(link, config, source, device, cache, say)
+        return behind(len(links))
     finally:
         set_random_state(state)
-    return source
 
 
-def forge(config: Config, source: Source, say: Say, skipped: list[Skipped]) -> list[Link]:
+def links_of(config: Config, source: Source, say: Say, skipped: list[Skipped]) -> list[Link]:
     """The chain: every stage's rows, and its key, which holds the key of the stage before."""
     links: list[Link] = []
     key = first_key(source)
@@ -130,17 +141,17 @@ def forge(config: Config, source: Source, say: Say, skipped: list[Skipped]) -> l
         if bad:
             say(f"{name}: skipped {len(bad)} rows, the first of them {bad[0]}")
         skipped += bad
-        values = {each: getattr(config, each) for each in (*SETTINGS, *stage.settings)}
+        values = {setting: getattr(config, setting) for setting in (*SETTINGS, *stage.settings)}
         rows = examples.fingerprint()
         key = key_of({"before": key, "stage": name, "settings": values, "rows": rows})
         links.append(Link(config.pretrain[:position], examples, key))
     return links
 
 
-def _run(
-    link: Link, config: Config, source: Source, device: torch.device, cache: Cache, say: Say
-) -> Source:
-    """Train one stage, and keep what it leaves."""
+def _train(
+    link: Link, config: Config, source: Source, device: torch.device, entry: Path, say: Say
+) -> Trained:
+    """Train one stage from the encoder of the one before, to be kept as that entry."""
     # Before anything is drawn: a stage does the same whether the one before it ran or was found.
     seed_all(config.seed)
     # With the pooler: no stage trains it, and a run with --pooling pooler wants it back.
@@ -149,10 +160,9 @@ def _run(
     if objective.remark:
         say(f"{link.name}: {objective.remark}")
     course = fit(objective, config, Precision(config.amp, device), link.name)
-    note = {"stages": list(link.chain), "rows": len(link.examples), **asdict(course)}
-    kept = cache.keep(link.key, start.encoder, start.tokenizer, note)
     say(
-        f"{link.name}: {len(link.examples)} rows, {course.steps} steps, loss {course.first:.3f} -> "
-        f"{course.last:.3f}, kept in {kept.place}"
+        f"{link.name}: {len(link.examples)} rows, {course.steps} steps, "
+        f"loss {course.first:.3f} -> {course.last:.3f}, to be kept in {entry}"
     )
-    return kept
+    note = {"stages": list(link.chain), "rows": len(link.examples), **asdict(course)}
+    return start.encoder, start.tokenizer, note

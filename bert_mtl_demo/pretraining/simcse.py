@@ -46,7 +46,7 @@ def _load(config: Config, tasks: Sequence[str]) -> tuple[Examples, list[Skipped]
     splits, skipped = data.load(config.data, resolve(tasks), bad_rows=config.bad_rows)
     extra, more = data.load_positives(config.data, refuse=config.bad_rows == "refuse")
     # What a run may not train on, its stages may not see either.
-    train = {name: found.train.limited(config.train_limit) for name, found in splits.items()}
+    train = {name: split.train.limited(config.train_limit) for name, split in splits.items()}
     first, second = _positives(train, extra)
     if len(first) < 2:
         raise DataError(

@@ -1,4 +1,4 @@
-"""A finished run as a model that answers: the common ground of `evaluate` and `predict`."""
+"""A finished run, loaded to answer: what `evaluate` and `predict` share."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from bert_mtl_demo.model.encoder import Source, blank_encoder, load_tokenizer
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.runtime import Precision, choose_device
+from bert_mtl_demo.tasks import Task
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_weights
 from bert_mtl_demo.training.inference import Answers, answer
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The best weights of a run, ready to answer."""
+class LoadedRun:
+    """The best weights of a run with all they need to answer."""
 
     run: RunDirectory
     config: Config
     model: MultitaskModel
     tokenizer: Any
     precision: Precision
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of the run, in order."""
+        return tuple(self.config.definitions.values())
 
     def answer(self, examples: Examples) -> Answers:
         """The model's answers, in the order of the examples."""
@@ -37,23 +43,21 @@ class Trained:
 
     def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:
         """The model's answers to sentences, or pairs of sentences, that have no labels."""
-        found = self.model.tasks[task]
+        pairs = None if second is None else list(second)
         unlabelled = [0] * len(first)
-        return self.answer(
-            Examples(found, list(first), None if second is None else list(second), unlabelled)
-        )
+        return self.answer(Examples(self.config.definitions[task], list(first), pairs, unlabelled))
 
 
-def load_trained(directory: str | Path, device: str | None = None) -> Trained:
+def load_run(directory: str | Path, device: str | None = None) -> LoadedRun:
     """The best weights of a run.
 
-    >>> load_trained("no-such-run")  # doctest: +ELLIPSIS
+    >>> load_run("no-such-run")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
     run = RunDirectory(Path(directory))
     config = run.load_config()
-    place = choose_device(device or "auto")
+    chosen = choose_device(device or "auto")
     weights = load_weights(run.best)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     model = new_model(config, blank_encoder(run.encoder, pooler=needs_pooler(config)))
@@ -62,4 +66,4 @@ def load_trained(directory: str | Path, device: str | None = None) -> Trained:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{run.best}: does not fit {run.config} ({reason})") from None
-    return Trained(run, config, model.to(place).eval(), tokenizer, Precision(config.amp, place))
+    return LoadedRun(run, config, model.to(chosen).eval(), tokenizer, Precision(config.amp, chosen))

@@ -1,7 +1,8 @@
-"""The demo's own pictures: losses, scores, conflicts by epoch, confusions, similarity.
+"""Plot primitives for the pictures of runs, studies and research: panels, lines, bars, tables.
 
-Every function takes plain rows or arrays, writes one PNG, and returns its path. Figures are made
-without pyplot: no global state, no window, no memory that stays.
+Figures are made without pyplot: no global state, no window, no memory that stays. Colours are those
+of Okabe and Ito (2008), which people with any colour vision can tell apart; markers and line styles
+say the same once more.
 """
 
 from __future__ import annotations
@@ -9,128 +10,149 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike, NDArray
 
-Row = Mapping[str, Any]
-
-
-def losses(rows: Sequence[Row], path: Path) -> Path:
-    """Training loss of each task, one panel each: their units differ."""
-    train = [row for row in rows if row["kind"] == "train"]
-    tasks = list(dict.fromkeys(task for row in train for task in row["loss"]))
-    figure, panels = new_panels(len(tasks))
-    for axes, task in zip(panels, tasks, strict=True):
-        points = [(row["step"], row["loss"][task]) for row in train if task in row["loss"]]
-        axes.plot(*zip(*points, strict=True), marker=".", color="tab:blue")
-        top = 1.1 * max(loss for _, loss in points)
-        axes.set(title=task, xlabel="step", ylabel="loss", ylim=(0, top or 1))
-    return save(figure, path)
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
 
 
-def scores(rows: Sequence[Row], path: Path) -> Path:
-    """Dev scores by epoch, with both overall scores."""
-    dev = [row for row in rows if row["kind"] == "dev"]
-    figure, (axes,) = new_panels(1)
-    steps = [row["step"] for row in dev]
-    for task in dev[0]["scores"]:
-        axes.plot(steps, [row["scores"][task] for row in dev], marker="o", label=task)
-    for overall, style in (("mean", "-"), ("leaderboard", "--")):
-        axes.plot(steps, [row[overall] for row in dev], style, color="black", label=overall)
-    axes.set(title="dev", xlabel="step", ylabel="score")
-    axes.legend()
-    return save(figure, path)
-
-
-def conflicts_by_epoch(totals: Sequence[Row], path: Path) -> Path:
-    """Share of conflicting and of altered gradients, per ordered pair and epoch, as bars.
-
-    Args:
-        totals: rows with epoch, i, j, possible, conflicts, altered.
-        path: the PNG.
-    """
-    pairs = list(dict.fromkeys((row["i"], row["j"]) for row in totals))
-    epochs = sorted({row["epoch"] for row in totals})
-    figure, panels = new_panels(2)
-    places, width = np.arange(len(pairs)), 0.8 / len(epochs)
-    for axes, what in zip(panels, ("conflicts", "altered"), strict=True):
-        for n, epoch in enumerate(epochs):
-            share = {
-                (row["i"], row["j"]): row[what] / row["possible"] if row["possible"] else 0.0
-                for row in totals
-                if row["epoch"] == epoch
-            }
-            heights = [100 * share.get(pair, 0.0) for pair in pairs]
-            axes.bar(places + n * width, heights, width, label=f"epoch {epoch}")
-        axes.set_xticks(places + 0.4 - width / 2, [f"{i} <- {j}" for i, j in pairs], rotation=30)
-        axes.set(title=what, ylabel="% of steps", ylim=(0, 100))
-    panels[0].axhline(50, color="grey", linewidth=0.8, linestyle=":")  # what coin flips would give
-    panels[1].legend()
-    return save(figure, path)
-
-
-def confusion(table: ArrayLike, names: Sequence[str], title: str, path: Path) -> Path:
-    """A confusion matrix: colour by row share, counts written in."""
-    figure = Figure(figsize=(1.5 + 0.9 * len(names), 1.2 + 0.8 * len(names)), layout="constrained")
-    draw_confusion(figure.subplots(), table, names, title)
-    return save(figure, path)
-
-
-def draw_confusion(axes: Any, table: ArrayLike, names: Sequence[str], title: str) -> None:
-    """A confusion matrix on given axes."""
-    counts = np.asarray(table)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.grid(False)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(counts):
-        color = "white" if share[i, j] > 0.5 else "black"
-        axes.text(j, i, str(count), ha="center", va="center", color=color)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
-
-
-def similarity(truth: ArrayLike, found: ArrayLike, title: str, path: Path) -> Path:
-    """Predicted against true similarity, with the line on which they would agree."""
-    figure, (axes,) = new_panels(1)
-    draw_similarity(axes, truth, found, title)
-    return save(figure, path)
-
-
-def draw_similarity(axes: Any, truth: ArrayLike, found: ArrayLike, title: str) -> None:
-    """Predicted against true similarity on given axes."""
-    found = np.asarray(found)
-    axes.plot([0, 5], [0, 5], color="grey", linewidth=0.8)
-    axes.scatter(np.asarray(truth), found, s=10, alpha=0.5)
-    # Heads without bounds answer outside of 0..5, and those answers count as well.
-    reach = min(0.0, found.min(initial=0.0)) - 0.1, max(5.0, found.max(initial=5.0)) + 0.1
-    axes.set(title=title, xlabel="true", ylabel="predicted", xlim=(-0.1, 5.1), ylim=reach)
+def style(number: int) -> dict[str, Any]:
+    """Colour, marker and line of the n-th line of a figure."""
+    kinds = {"color": COLORS, "marker": MARKERS, "linestyle": LINES}
+    return {name: values[number % len(values)] for name, values in kinds.items()}
 
 
 def new_panels(
-    count: int, columns: int | None = None, size: tuple[float, float] = (4.2, 3.4)
-) -> tuple[Figure, list[Any]]:
-    """A figure of so many panels, all in one row or in rows of `columns`.
+    titles: Sequence[str],
+    columns: int | None = None,
+    size: tuple[float, float] = (4.2, 3.4),
+    **settings: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel of that size for each title, all in one row or in rows of `columns`.
 
-    >>> figure, panels = new_panels(3, columns=2)
-    >>> len(panels), figure.get_size_inches().tolist()
-    (3, [8.4, 6.8])
+    Args:
+        settings: of all panels, as `Axes.set` takes them.
+
+    >>> figure, panels = new_panels(["a", "b", "c"], columns=2, xlabel="step")
+    >>> len(panels), panels[2].get_xlabel(), figure.get_size_inches().tolist()
+    (3, 'step', [8.4, 6.8])
     """
-    columns = max(columns or count, 1)
-    rows = max(math.ceil(count / columns), 1)
+    columns = max(columns or len(titles), 1)
+    rows = max(math.ceil(len(titles) / columns), 1)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    every = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in every[:count]:
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, title in zip(panels, titles, strict=False):
         axes.grid(alpha=0.3)
-    for axes in every[count:]:
+        axes.set(title=title, axisbelow=True, **settings)
+    for axes in panels[len(titles) :]:
         axes.set_axis_off()
-    return figure, every[:count]
+    return figure, panels[: len(titles)]
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the PNG."""
     figure.savefig(path, dpi=110)
     return path
+
+
+def legend(
+    figure: Figure,
+    columns: int = 3,
+    location: Literal["outside lower center", "outside right center"] = "outside lower center",
+) -> None:
+    """One legend for all panels, beside them, with every label once."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(
+            [*handles.values()], [*handles], loc=location, ncols=columns, fontsize=9, handlelength=3
+        )
+
+
+def line(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float | None],
+    band: tuple[Sequence[float], Sequence[float]] | None = None,
+    **look: Any,
+) -> None:
+    """A line through the points that have a value, in the band between two others."""
+    known = [(at, value) for at, value in zip(x, y, strict=True) if value is not None]
+    (drawn,) = axes.plot([at for at, _ in known], [value for _, value in known], **look)
+    if band is not None:
+        axes.fill_between(x, *band, color=drawn.get_color(), alpha=0.15, linewidth=0)
+
+
+def level(axes: Axes, y: float, look: str = "-") -> None:
+    """A thin line across: zero, or what chance alone would give."""
+    axes.axhline(y, color="grey", linewidth=0.8, linestyle=look)
+
+
+def bars(axes: Axes, names: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
+    """Bars side by side, a group of them at every name."""
+    width = 0.8 / max(len(groups), 1)
+    for n, (label, heights) in enumerate(groups.items()):
+        x = np.arange(len(names)) + (n + 0.5) * width - 0.4
+        axes.bar(x, heights, width, color=COLORS[n % len(COLORS)], label=label)
+    name_columns(axes, names)
+
+
+def shaded(
+    axes: Axes,
+    values: Sequence[Sequence[float | None]] | NDArray[Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    colors: str = "Blues",
+    limits: tuple[float, float] = (0, 1),
+    texts: ArrayLike | None = None,
+) -> AxesImage:
+    """A table of cells shaded by their values, grey where there is none, with texts on them."""
+    array = np.asarray(values, dtype=float)
+    image = axes.imshow(array, cmap=colors, vmin=limits[0], vmax=limits[1], aspect="auto")
+    axes.grid(False)
+    axes.set_facecolor("0.85")
+    for (y, x), text in np.ndenumerate([] if texts is None else np.asarray(texts)):
+        red, green, blue, _ = image.cmap(image.norm(array[y, x]))
+        color = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
+        axes.text(x, y, str(text), ha="center", va="center", color=color)
+    name_columns(axes, columns)
+    axes.set_yticks(range(len(rows)), rows)
+    return image
+
+
+def name_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Names on the x axis, turned so that they have room."""
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+
+
+def confusion(axes: Axes, table: ArrayLike, names: Sequence[str]) -> None:
+    """A confusion matrix: shaded by the rate of a row, counts written in."""
+    counts = np.asarray(table)
+    rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shaded(axes, rates, names, names, texts=counts)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
+def similarity(
+    axes: Axes,
+    true: ArrayLike,
+    predicted: ArrayLike,
+    limits: tuple[float, float] = (0.0, 5.0),
+) -> None:
+    """Predicted against true similarity, with the line on which they would agree."""
+    predicted, (low, high) = np.asarray(predicted), limits
+    margin = (high - low) / 50
+    axes.plot(limits, limits, color="grey", linewidth=0.8)
+    axes.scatter(np.asarray(true), predicted, s=10, alpha=0.5, color=COLORS[0])
+    axes.set(xlabel="true", ylabel="predicted", xlim=(low - margin, high + margin))
+    # Heads without bounds answer outside of the limits, and those answers count as well.
+    axes.set_ylim(predicted.min(initial=low) - margin, predicted.max(initial=high) + margin)

@@ -13,13 +13,14 @@ from typing import Any
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError
-from bert_mtl_demo.reporting import plots
+from bert_mtl_demo.reporting import figures, plots
+from bert_mtl_demo.reporting.tables import table
 from bert_mtl_demo.training.checkpoint import RunDirectory
 from bert_mtl_demo.training.logs import read_lines
 from bert_mtl_demo.training.progress import short
 from gradsurgery import report as surgery
 
-SHOWN = 20  # skipped rows listed in the report; data.json has all of them
+LISTED = 20  # skipped rows in the report; data.json has all of them
 
 
 def write_report(directory: Path) -> str:
@@ -36,12 +37,12 @@ def write_report(directory: Path) -> str:
         "## Data\n\n" + _data(run),
         "## Scores on dev\n\n" + score_table(dev),
         _explanation(),
-        "## Conflicts\n\n" + _conflicts(lines, config),
-        "## Pictures\n\n" + _pictures(run, rows, lines, config),
+        "## Conflicts\n\n" + _conflicts(lines),
+        "## Pictures\n\n" + _pictures(run, rows, lines),
     ]
-    place = run.path / "report.md"
-    place.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    return f"\n{score_table(dev)}\n\n{surgery.table(lines)}\n\nreport: {place}"
+    page = run.path / "report.md"
+    page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return f"\n{score_table(dev)}\n\n{surgery.table(lines)}\n\nreport: {page}"
 
 
 def score_table(dev: Sequence[dict[str, Any]]) -> str:
@@ -55,49 +56,36 @@ def score_table(dev: Sequence[dict[str, Any]]) -> str:
     """
     tasks = list(dev[0]["scores"])
     best = [row for row in dev if row["best"]][-1]
-    heading = ["epoch", "step", *tasks, "mean", "leaderboard", ""]
-    body = [
+    rows = [
         [
-            str(row["epoch"]),
-            str(row["step"]),
+            *(row["epoch"], row["step"]),
             *(short(row["scores"][task]) for task in tasks),
-            short(row["mean"]),
-            short(row["leaderboard"]),
+            *(short(row["mean"]), short(row["leaderboard"])),
             "best" if row is best else "",
         ]
         for row in dev
     ]
-    return markdown(heading, body)
-
-
-def markdown(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table.
-
-    >>> print(markdown(["a", "b"], [["1", "2"]]))
-    | a | b |
-    |---|---|
-    | 1 | 2 |
-    """
-    rows = ["| " + " | ".join(row) + " |" for row in (heading, *body)]
-    rows = [row.replace("|  |", "| |") for row in rows]
-    return "\n".join([rows[0], "|" + "---|" * len(heading), *rows[1:]])
+    return table(["epoch", "step", *tasks, "mean", "leaderboard", ""], rows)
 
 
 def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
     """Conflicts and alterations of every ordered pair, added up by epoch."""
+    epochs: dict[int | None, list[surgery.Line]] = {}
+    for line in lines:
+        epochs.setdefault(line["epoch"], []).append(line)
     return [
         {"epoch": epoch, **total}
-        for epoch in sorted({line["epoch"] or 0 for line in lines})
-        for total in surgery.totals([line for line in lines if line["epoch"] == epoch])
+        for epoch, windows in epochs.items()
+        for total in surgery.totals(windows)
     ]
 
 
 def _settings(config: Config) -> str:
-    shown = {k: v for k, v in config.changed().items() if k != "output"}
-    changed = ", ".join(f"{name} = {value}" for name, value in shown.items())
+    changed = {name: value for name, value in config.changed().items() if name != "output"}
+    listed = ", ".join(f"{name} = {value}" for name, value in changed.items())
     warnings = "".join(f"\n\n**Note:** {sentence}" for sentence in config.warnings())
     return (
-        f"Settings that differ from the defaults: {changed or 'none'}. All of them: config.json."
+        f"Settings that differ from the defaults: {listed or 'none'}. All of them: config.json."
         + warnings
     )
 
@@ -105,61 +93,52 @@ def _settings(config: Config) -> str:
 def _data(run: RunDirectory) -> str:
     if not run.data.exists():
         return "data.json is missing."
-    found = json.loads(run.data.read_text(encoding="utf-8"))
-    sizes = [[n, str(size["train"]), str(size["dev"])] for n, size in found["sizes"].items()]
-    text = markdown(["task", "train", "dev"], sizes)
-    skipped = found["skipped"]
+    data = json.loads(run.data.read_text(encoding="utf-8"))
+    sizes = [[task, size["train"], size["dev"]] for task, size in data["sizes"].items()]
+    text = table(["task", "train", "dev"], sizes)
+    skipped = data["skipped"]
     if not skipped:
         return text + "\n\nNo row was skipped."
-    listed = "\n".join(f"- {row['file']}:{row['line']}: {row['reason']}" for row in skipped[:SHOWN])
-    more = f"\n- and {len(skipped) - SHOWN} more, in data.json" if len(skipped) > SHOWN else ""
-    return f"{text}\n\n{len(skipped)} rows were skipped:\n\n{listed}{more}"
+    rows = [f"- {row['file']}:{row['line']}: {row['reason']}" for row in skipped[:LISTED]]
+    if len(skipped) > LISTED:
+        rows.append(f"- and {len(skipped) - LISTED} more, in data.json")
+    return "\n".join([f"{text}\n\n{len(skipped)} rows were skipped:\n", *rows])
 
 
 def _explanation() -> str:
     return (
         "`mean` averages the scores as they are; `leaderboard` takes (r + 1) / 2 for the "
-        "similarity "
-        "task first. The weights of the best epoch by `mean` are in best.safetensors."
+        "similarity task first. The weights of the best epoch by `mean` are in best.safetensors."
     )
 
 
-def _conflicts(lines: Sequence[surgery.Line], config: Config) -> str:
+def _conflicts(lines: Sequence[surgery.Line]) -> str:
     if not lines:
         return "No window was logged."
-    totals = by_epoch(lines)
-    body = [
+    rows = [
         [
-            str(row["epoch"]),
-            f"{row['i']} <- {row['j']}",
-            str(row["possible"]),
-            str(row["conflicts"]),
-            str(row["altered"]),
+            *(row["epoch"], f"{row['i']} <- {row['j']}", row["possible"], row["conflicts"]),
+            "" if row["altered"] is None else row["altered"],
             "" if row["mean"] is None else f"{row['mean']:+.4f}",
         ]
-        for row in totals
+        for row in by_epoch(lines)
     ]
     heading = ["epoch", "pair", "possible", "conflicts", "altered", "mean cosine"]
     return (
         f"{surgery.table(lines)}\n\nBy epoch; `i <- j` reads: gradient i, altered because of j. A "
-        "conflict is a "
-        "negative cosine: nearly orthogonal gradients conflict in half of the steps by chance.\n\n"
-        + markdown(heading, body)
+        "conflict is a negative cosine: nearly orthogonal gradients conflict in half of the steps "
+        f"by chance.\n\n{table(heading, rows)}"
     )
 
 
 def _pictures(
-    run: RunDirectory,
-    rows: Sequence[dict[str, Any]],
-    lines: Sequence[surgery.Line],
-    config: Config,
+    run: RunDirectory, rows: Sequence[dict[str, Any]], lines: Sequence[surgery.Line]
 ) -> str:
-    files = [
-        plots.losses(rows, run.path / "losses.png"),
-        plots.scores(rows, run.path / "scores.png"),
-    ]
+    drawn = {"losses": figures.losses(rows), "scores": figures.scores(rows)}
     totals = by_epoch(lines)
-    if any(row["possible"] for row in totals):
-        files.append(plots.conflicts_by_epoch(totals, run.path / "conflicts_by_epoch.png"))
-        files += surgery.draw(lines, run.path)
+    met = any(row["possible"] for row in totals)
+    if met:
+        drawn["conflicts_by_epoch"] = figures.conflicts_by_epoch(totals)
+    files = [plots.save(figure, run.path / f"{name}.png") for name, figure in drawn.items()]
+    files += surgery.draw(lines, run.path) if met else []
     return "\n\n".join(f"![{file.stem}]({file.name})" for file in files)

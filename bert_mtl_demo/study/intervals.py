@@ -1,4 +1,4 @@
-"""How sure a score is: Student's t over seeds, and differences paired by seed.
+"""Confidence intervals: Student's t over seeds, and differences paired by seed.
 
 With n seeds the interval is mean +- t(n - 1) s / sqrt(n), s the sample's standard deviation. Two
 rows are compared by the differences between runs of equal seeds (equal initial heads and batches
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from scipy import stats
 
@@ -72,14 +73,12 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: a confidence level is above 0 and below 1, as 0.95 is")
-    found = [float(value) for value in values if math.isfinite(value)]
-    n = len(found)
-    if n == 0:
-        return Interval(math.nan, None, None, 0)
-    mean = math.fsum(found) / n
-    if n == 1:
-        return Interval(mean, None, None, 1)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(found, mean)
+    finite = [float(value) for value in values if math.isfinite(value)]
+    n = len(finite)
+    if n < 2:
+        return Interval(finite[0] if finite else math.nan, None, None, n)
+    mean = fmean(finite)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(finite)
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -117,62 +116,48 @@ class Comparison:
         return "differs" if self.differs else "inside the noise"
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Interval:
-    """The interval of a - b over the seeds that both have.
+def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Comparison:
+    """a against b, paired by seed, over the seeds that both have.
 
     Args:
         a, b: seed -> score.
         level: of confidence.
 
-    >>> str(paired({0: 0.5, 1: 0.7}, {1: 0.6, 2: 0.9}))
-    '.100'
-    """
-    return interval(_differences(a, b), level)
-
-
-def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Comparison:
-    """a against b, paired by seed.
-
     >>> compare({0: 0.5, 1: 0.7}, {0: 0.5, 1: 0.7}).describe()
     'identical'
     """
-    differences = _differences(a, b)
-    found = interval(differences, level)
+    # Rounded: equal differences are equal, however the last bit of a subtraction fell.
+    differences = [round(a[seed] - b[seed], 12) for seed in sorted(set(a) & set(b))]
+    differences = [value for value in differences if math.isfinite(value)]
+    difference = interval(differences, level)
     identical = bool(differences) and not any(differences)
-    if identical and found.n > 1:
-        return Comparison(found, 1.0, identical)
+    if identical and difference.n > 1:
+        return Comparison(difference, 1.0, identical)
     if len(set(differences)) < 2:
         # Scores are multiples of one over the dev examples, so a few seeds may well give the same
         # difference by chance: an interval of no width would be sure of what it cannot know.
-        return Comparison(Interval(found.mean, None, None, found.n), None, identical)
-    error = _standard_error(differences, found.mean)
-    p = 2 * float(stats.t.sf(abs(found.mean) / error, found.n - 1))
-    return Comparison(found, p, identical)
+        return Comparison(Interval(difference.mean, None, None, difference.n), None, identical)
+    statistic = abs(difference.mean) / _standard_error(differences)
+    return Comparison(difference, 2 * float(stats.t.sf(statistic, difference.n - 1)), identical)
 
 
 def holm(ps: Sequence[float | None], level: float = 0.95) -> list[bool]:
-    """Which hypotheses fall when all of them are tested at once (Holm 1979); None never does.
+    """Which hypotheses are rejected when all are tested at once (Holm 1979); None never is.
 
     The k-th smallest of m is held against (1 - level) / (m - k + 1), up to the first that stands.
 
     >>> holm([0.04, 0.01, 0.03, None])
     [False, True, False, False]
     """
-    order = sorted((p, place) for place, p in enumerate(ps) if p is not None)
-    fallen = [False] * len(ps)
-    for rank, (p, place) in enumerate(order):
+    order = sorted((p, index) for index, p in enumerate(ps) if p is not None)
+    rejected = [False] * len(ps)
+    for rank, (p, index) in enumerate(order):
         if p > (1 - level) / (len(order) - rank):
             break
-        fallen[place] = True
-    return fallen
+        rejected[index] = True
+    return rejected
 
 
-def _differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
-    # Rounded: equal differences are equal, however the last bit of a subtraction fell.
-    differences = [round(a[seed] - b[seed], 12) for seed in sorted(set(a) & set(b))]
-    return [value for value in differences if math.isfinite(value)]
-
-
-def _standard_error(values: Sequence[float], mean: float) -> float:
-    n = len(values)
+def _standard_error(values: Sequence[float]) -> float:
+    n, mean = len(values), fmean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)

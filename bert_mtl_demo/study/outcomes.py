@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bert_mtl_demo.errors import ConfigError, unknown
 from bert_mtl_demo.study.intervals import Comparison, Interval, compare, interval
 from bert_mtl_demo.study.published import SCORES, Row
 from bert_mtl_demo.study.results import Pair, Result
 from bert_mtl_demo.tasks import TASKS
+from gradsurgery.report import PairCounts
 
 Seeds = Mapping[int, Result]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Outcomes:
         failed: row name -> why it has no results, or not of all seeds, one reason a run.
 
     >>> row = Row("demo", "naive", "Table 1", {"sst": 0.498})
-    >>> found = Outcomes("demo", [row], {"naive": {0: Result({"sst": 0.5}, 0.5, 0.5)}})
-    >>> str(found.interval(row, "sst")), found.overall
+    >>> outcomes = Outcomes("demo", [row], {"naive": {0: Result({"sst": 0.5}, 0.5, 0.5)}})
+    >>> str(outcomes.interval(row, "sst")), outcomes.overall
     ('.500', 'mean')
     """
 
@@ -44,15 +48,15 @@ class Outcomes:
         if not self.rows:
             raise ConfigError(f"report {self.report!r}: has no rows, so there is nothing to show")
         names = [row.name for row in self.rows]
-        given = [*self.results, *self.shared, *self.shared.values(), *self.failed]
-        for name in [*given, *([self.baseline] if self.baseline else [])]:
+        mentioned = [*self.results, *self.shared, *self.shared.values(), *self.failed]
+        for name in [*mentioned, *([self.baseline] if self.baseline else [])]:
             if name not in names:
                 raise ConfigError(f"report {self.report!r}: {unknown('row', name, names)}")
 
     def of(self, row: Row) -> Seeds:
         """The row's results, by seed in order; those of the row it shares its runs with."""
-        found = self.results.get(row.name) or self.results.get(self.shared.get(row.name, ""), {})
-        return dict(sorted(found.items()))
+        seeds = self.results.get(row.name) or self.results.get(self.shared.get(row.name, ""), {})
+        return dict(sorted(seeds.items()))
 
     @property
     def ran(self) -> list[Row]:
@@ -73,25 +77,26 @@ class Outcomes:
     @property
     def best(self) -> Row | None:
         """The row with the highest overall score; of equal ones the first."""
-        rows = [row for row in self.ran if self.interval(row, self.overall).n]
-        return max(rows, key=lambda row: self.interval(row, self.overall).mean, default=None)
+        return next(iter(self._ranked()), None)
 
     @property
     def lead(self) -> tuple[Row, Comparison] | None:
-        """The row after the best, and the best against it."""
-        best = self.best
-        others = [row for row in self.ran if row != best and self.interval(row, self.overall).n]
-        others = [row for row in others if self.of(row) != self.of(best)] if best else []
-        if best is None or not others:
-            return None
-        second = max(others, key=lambda row: self.interval(row, self.overall).mean)
-        name = self.overall
-        return second, compare(self.values(best, name), self.values(second, name))
+        """The row after the best with other runs, and the best against it."""
+        for row in self._ranked():
+            best, score = self._ranked()[0], self.overall
+            if self.of(row) != self.of(best):
+                return row, compare(self.values(best, score), self.values(row, score))
+        return None
+
+    def _ranked(self) -> list[Row]:
+        """The rows that have an overall score, the best first."""
+        rows = [row for row in self.ran if self.interval(row, self.overall).n]
+        return sorted(rows, key=lambda row: -self.interval(row, self.overall).mean)
 
     def values(self, row: Row, score: str) -> dict[int, float]:
         """Seed -> score, without those that do not exist."""
-        found = {seed: result.value(score) for seed, result in self.of(row).items()}
-        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+        values = {seed: result.value(score) for seed, result in self.of(row).items()}
+        return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
     def interval(self, row: Row, score: str) -> Interval:
         """The score over seeds."""
@@ -103,11 +108,11 @@ class Outcomes:
 
     def scored(self) -> list[str]:
         """The scores that any row has, of ours or published, in the order of every table."""
-        found = {name for row in self.rows for name in row.published}
-        for row in self.ran:
-            names = {name for result in self.of(row).values() for name in result.scores}
-            found |= {name for name in (*names, *SCORES) if self.interval(row, name).n}
-        return [name for name in dict.fromkeys([*SCORES, *TASKS]) if name in found]
+        return [
+            name
+            for name in dict.fromkeys([*SCORES, *TASKS])
+            if any(name in row.published or self.interval(row, name).n for row in self.rows)
+        ]
 
     def trained(self, row: Row) -> int:
         """How many tasks the row trains, together or one by one; 0 without a result."""
@@ -115,52 +120,33 @@ class Outcomes:
             return len({task for line in result.losses for task in line.loss} or result.scores)
         return 0
 
-    def pairs(self, row: Row) -> list[Pair]:
-        """All that was counted of all seeds, one after the other."""
-        return [pair for result in self.of(row).values() for pair in _pairs(result)]
+    def counts(self, row: Row, key: Callable[[Pair], Key]) -> dict[Key, PairCounts]:
+        """What was counted in all seeds, added up by a key of the pairs."""
+        counts: defaultdict[Key, PairCounts] = defaultdict(PairCounts)
+        for result in self.of(row).values():
+            for pair in result.conflicts.pairs if result.conflicts else ():
+                counts[key(pair)] += PairCounts.from_json(vars(pair))
+        return dict(counts)
+
+    def total(self, row: Row) -> PairCounts:
+        """What was counted in all seeds, over all epochs and ordered pairs."""
+        return sum(self.counts(row, lambda pair: None).values(), PairCounts())
 
     def surgical(self) -> list[Row]:
         """Rows in whose runs gradients of two tasks met, each set of runs once."""
-        own = [row for row in self.ran if self.results.get(row.name) and not self._shares(row)]
-        return [row for row in own if any(pair.possible for pair in self.pairs(row))]
+        rows = [row for row in self.ran if self.results.get(row.name) and not self._shares(row)]
+        return [row for row in rows if self.total(row).possible]
 
     def selected(self, rows: Sequence[Row], most: int) -> list[Row]:
         """At most so many rows, for figures with a line each: the baseline, then the best ones."""
         rows = [row for row in rows if not self._shares(row)]
 
         def rank(row: Row) -> tuple[bool, float]:
-            found = self.interval(row, self.overall)
-            return (row != self.compared_with, -found.mean if found.n else math.inf)
+            score = self.interval(row, self.overall)
+            return (row != self.compared_with, -score.mean if score.n else math.inf)
 
         chosen = sorted(rows, key=rank)[:most]
         return [row for row in rows if row in chosen]
 
     def _shares(self, row: Row) -> bool:
         return bool(self.results.get(self.shared.get(row.name, "")))
-
-
-def _pairs(result: Result) -> Sequence[Pair]:
-    return result.conflicts.pairs if result.conflicts else ()
-
-
-def added(pairs: Sequence[Pair]) -> Pair | None:
-    """Counts added up, the mean cosine weighted by them; None for no pair.
-
-    >>> both = added([Pair(1, "a", "b", 30, 10, 0, 0.1), Pair(2, "a", "b", 10, 6, 6, -0.1)])
-    >>> both.conflicts, round(both.mean, 3)
-    (16, 0.05)
-    """
-    if not pairs:
-        return None
-    possible = sum(pair.possible for pair in pairs)
-    cosines = math.fsum(pair.possible * (pair.mean or 0.0) for pair in pairs)
-    first = pairs[0]
-    return Pair(
-        first.epoch,
-        first.i,
-        first.j,
-        possible,
-        sum(pair.conflicts for pair in pairs),
-        sum(pair.altered for pair in pairs),
-        cosines / possible if possible else None,
-    )

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.reporting.run_report import markdown
+from bert_mtl_demo.reporting.tables import cell, table
+from bert_mtl_demo.store import atomic
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.intervals import MISSING
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
-from bert_mtl_demo.study.published import SCORES, Report, Row
+from bert_mtl_demo.study.published import SCORES, Paper, Row
 from bert_mtl_demo.study.tables import (
-    cell,
     comparison_table,
     cost_table,
     mistake_table,
     pair_table,
     score_table,
 )
-from bert_mtl_demo.training.checkpoint import atomic
 from bert_mtl_demo.training.progress import short
 
 # Where a run was, and what is on the page already: no part of what tells rows apart.
@@ -33,8 +32,8 @@ _ELSEWHERE = ("data", "output", "cache", "seed", "device", "checkpoint_every", "
 
 
 def write_page(
-    place: Path,
-    report: Report,
+    directory: Path,
+    report: Paper,
     rows: Sequence[Row],
     results: Mapping[str, Seeds],
     budget: Mapping[str, str],
@@ -44,10 +43,10 @@ def write_page(
     shared: Mapping[str, str] | None = None,
     failures: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Write PLACE/<report>.md and its figures in PLACE/<report>/; where the page is.
+    """Write <report>.md and its figures in <report>/ into a directory; the page's path.
 
     Args:
-        place: a folder; it is made.
+        directory: it is made.
         report: whose rows they are; names the baseline and the published test scores.
         rows: those of them that the study is about.
         results: row name -> seed -> result; a row may be absent or have none.
@@ -59,9 +58,10 @@ def write_page(
     """
     baseline = report.baseline if report.baseline in [row.name for row in rows] else None
     outcomes = Outcomes(report.name, rows, results, baseline, shared or {}, failures or {})
-    place.mkdir(parents=True, exist_ok=True)
-    pictures = draw_figures(outcomes, place / report.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    pictures = draw_figures(outcomes, directory / report.name)
     figures = [f"![{p.path.stem}]({report.name}/{p.path.name})\n\n{p.caption}" for p in pictures]
+    settings = "\n".join(_row(outcomes, row) for row in outcomes.rows)
     sections = [
         f"# {report.title}",
         "## Budget\n\n" + _budget(outcomes, budget, notes),
@@ -73,12 +73,11 @@ def write_page(
         _titled("Figures", "\n\n".join(figures)),
         _titled("Most wrong", _mistakes(outcomes, texts)),
         _titled("Published only: the test labels are not public", _test_scores(report)),
-        "## Notes and settings\n\n" + _foldable("Every row", _rows(outcomes)),
+        "## Notes and settings\n\n" + _foldable("Every row", settings),
     ]
-    page = place / f"{report.name}.md"
+    page = directory / f"{report.name}.md"
     with atomic(page) as unfinished:
-        text = "\n\n".join(section for section in sections if section) + "\n"
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(_joined(*sections) + "\n", encoding="utf-8")
     return page
 
 
@@ -94,6 +93,10 @@ _COUNTS = (
 )
 
 
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
 def _titled(title: str, content: str) -> str:
     return f"## {title}\n\n{content}" if content else ""
 
@@ -104,16 +107,18 @@ def _foldable(title: str, content: str) -> str:
 
 
 def _budget(outcomes: Outcomes, budget: Mapping[str, str], notes: Sequence[str]) -> str:
-    shown = dict(budget)
-    command = shown.pop("command", None)
     results = [result for row in outcomes.ran for result in outcomes.of(row).values()]
-    shown.setdefault("device", "; ".join(sorted({r.device for r in results if r.device})))
+    devices = {result.device for result in results if result.device}
     versions = {f"{name} {version}" for r in results for name, version in r.versions.items()}
-    shown.setdefault("versions", ", ".join(sorted(versions)))
-    code = f"```\n{command}\n```\n\n" if command else ""
-    listed = "\n".join(f"- {name}: {cell(words)}" for name, words in shown.items() if words)
-    said = "".join(f"\n\n**Note:** {cell(note)}" for note in notes)
-    return f"{_statement(outcomes)}\n\n{code}{listed}{said}"
+    lines = {"device": "; ".join(sorted(devices)), "versions": ", ".join(sorted(versions))}
+    lines = {**budget, **{name: words for name, words in lines.items() if name not in budget}}
+    command = lines.pop("command", None)
+    return _joined(
+        _statement(outcomes),
+        f"```\n{command}\n```" if command else "",
+        "\n".join(f"- {name}: {cell(words)}" for name, words in lines.items() if words),
+        *(f"**Note:** {cell(note)}" for note in notes),
+    )
 
 
 def _statement(outcomes: Outcomes) -> str:
@@ -130,27 +135,33 @@ def _statement(outcomes: Outcomes) -> str:
     )
 
 
+_SCORES = (
+    "Ours: mean over seeds ± half of the 95% Student-t interval, of the epoch that is best "
+    "on dev by `mean`, and so a little too high; one seed has no interval. It says how runs "
+    "differ, not how well the dev examples stand for others: all rows are scored on the same "
+    "ones. `mean` averages the scores as they are, `leaderboard` takes (r + 1) / 2 of the "
+    "similarity task first; rows that are not scored on just these three tasks have neither."
+)
+
+
 def _scores(outcomes: Outcomes) -> str:
-    explained = (
-        "Ours: mean over seeds ± half of the 95% Student-t interval, of the epoch that is best "
-        "on dev by `mean`, and so a little too high; one seed has no interval. It says how runs "
-        "differ, not how well the dev examples stand for others: all rows are scored on the same "
-        "ones. `mean` averages the scores as they are, `leaderboard` takes (r + 1) / 2 of the "
-        "similarity task first; rows that are not scored on just these three tasks have neither."
-    )
-    best = outcomes.best
-    named = f"Best by `{outcomes.overall}`: {cell(best.name)}" if best else ""
-    if best and (lead := outcomes.lead):
-        second, found = lead
-        named += f"; against the next, {cell(second.name)}: {found.difference.signed()}, "
-        named += found.describe()
-    named += "." if named else ""
-    sharing = "\n".join(
+    sharing = [
         f"- {cell(name)}: the same settings, and so the same runs, as {cell(owner)}"
         for name, owner in outcomes.shared.items()
-    )
-    parts = [score_table(outcomes), explained, _COUNTS, named, sharing]
-    return "\n\n".join(part for part in parts if part)
+    ]
+    parts = score_table(outcomes), _SCORES, _COUNTS, _best(outcomes), "\n".join(sharing)
+    return _joined(*parts)
+
+
+def _best(outcomes: Outcomes) -> str:
+    if outcomes.best is None:
+        return ""
+    sentence = f"Best by `{outcomes.overall}`: {cell(outcomes.best.name)}"
+    if outcomes.lead:
+        row, comparison = outcomes.lead
+        sentence += f"; against the next, {cell(row.name)}: {comparison.difference.signed()}, "
+        sentence += comparison.describe()
+    return sentence + "."
 
 
 def _missing(outcomes: Outcomes) -> str:
@@ -182,8 +193,8 @@ def _comparisons(outcomes: Outcomes) -> str:
 def _conflicts(outcomes: Outcomes) -> str:
     if not outcomes.surgical():
         return ""
-    said = "`i <- j` reads: gradient i, altered because of gradient j. All seeds together."
-    return _foldable("Every row", f"{said}\n\n{pair_table(outcomes)}")
+    reading = "`i <- j` reads: gradient i, altered because of gradient j. All seeds together."
+    return _foldable("Every row", f"{reading}\n\n{pair_table(outcomes)}")
 
 
 def _mistakes(outcomes: Outcomes, texts: bool) -> str:
@@ -193,29 +204,25 @@ def _mistakes(outcomes: Outcomes, texts: bool) -> str:
     seed, result = next(iter(outcomes.of(row).items()))
     tables = [
         f"### {task}\n\n{mistake_table(result, task, texts)}"
-        for task, found in result.evaluation.items()
-        if found.mistakes
+        for task, evaluation in result.evaluation.items()
+        if evaluation.mistakes
     ]
     if not tables:
         return ""
     why = "" if texts else " The data may not be passed on, so sentences are named by row number."
-    said = f"Of the best row by `{outcomes.overall}`, {cell(row.name)}, seed {seed}.{why}"
-    return "\n\n".join([said, *tables])
+    source = f"Of the best row by `{outcomes.overall}`, {cell(row.name)}, seed {seed}.{why}"
+    return _joined(source, *tables)
 
 
-def _test_scores(report: Report) -> str:
+def _test_scores(report: Paper) -> str:
     if not report.test_scores:
         return ""
-    names = [name for name in SCORES if any(name in found for _, found in report.test_scores)]
-    body = [
-        [cell(row), *(short(found[name]) if name in found else MISSING for name in names)]
-        for row, found in report.test_scores
+    names = [name for name in SCORES if any(name in scores for _, scores in report.test_scores)]
+    rows = [
+        [cell(row), *(short(scores[name]) if name in scores else MISSING for name in names)]
+        for row, scores in report.test_scores
     ]
-    return markdown(["row", *names], body)
-
-
-def _rows(outcomes: Outcomes) -> str:
-    return "\n".join(_row(outcomes, row) for row in outcomes.rows)
+    return table(["row", *names], rows)
 
 
 def _row(outcomes: Outcomes, row: Row) -> str:
@@ -236,13 +243,13 @@ def _departures(outcomes: Outcomes, row: Row) -> dict[str, Any]:
     """Settings of our runs that are not the row's: the budget, and what the encoder asks for."""
     defaults, theirs = Config().to_dict(), Config.from_mapping(row.settings).to_dict()
     hidden = (*_ELSEWHERE, "tasks") if row.separate else _ELSEWHERE
-    found: dict[str, Any] = {}
+    departures: dict[str, Any] = {}
     for result in outcomes.of(row).values():
         ours = {**defaults, **result.settings}
         for name, value in ours.items():
             if name not in hidden and _plain(value) != _plain(theirs.get(name)):
-                found[name] = value
-    return found
+                departures[name] = value
+    return departures
 
 
 def _plain(value: Any) -> str:

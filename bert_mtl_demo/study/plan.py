@@ -1,115 +1,92 @@
-"""Which runs a study needs: rows times seeds, and each set of settings only once."""
+"""The runs that a study needs: rows times seeds, and each set of settings only once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bert_mtl_demo import store
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.study.budget import Budget
 from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import Result, merged, read_result
+from bert_mtl_demo.study.runner import Job
+from bert_mtl_demo.study.settings import StudySettings
+from bert_mtl_demo.study.worker import KEEP
 
-# What says where a run is kept, not what it is.
+# Settings that say where a run is kept, not what it is.
 _BOOKKEEPING = ("output", "cache", "checkpoint_every", "log_every")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: its settings, and the folder that its result goes to.
-
-    >>> Job(Config(), Path("study/runs/naive-0")).result.name
-    'result.json'
-    """
-
-    config: Config
-    place: Path
-
-    @property
-    def result(self) -> Path:
-        """The file that says that the run is finished."""
-        return self.place / "result.json"
-
-    @property
-    def settings(self) -> Path:
-        """The file that the run reads its settings from."""
-        return self.place / "settings.json"
-
-    @property
-    def log(self) -> Path:
-        """What the run printed."""
-        return self.place / "log.txt"
-
-
-@dataclass
 class Plan:
     """The runs of some rows; rows with the same settings share theirs.
 
     Args:
-        directory: the study's.
         rows: to be run.
-        seeds: for each.
-        budget: for all.
+        settings: for all.
     """
 
-    directory: Path
-    rows: Sequence[Row]
-    seeds: Sequence[int]
-    budget: Budget
-    jobs: dict[str, Job] = field(default_factory=dict)  # key -> run
-    _of: dict[tuple[str, str, int], list[str]] = field(default_factory=dict)
-    _first: dict[str, Row] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, rows: Sequence[Row], settings: StudySettings) -> None:
+        self.rows, self.settings = rows, settings
+        self.jobs: dict[str, Job] = {}  # key -> run
+        self._keys: dict[tuple[str, int], list[str]] = {}  # row's name, seed -> its runs
+        self._first: dict[str, Row] = {}
         # Seeds outside: after the first round every row has a result, if not yet an interval.
-        for seed in self.seeds:
-            for row in self.rows:
-                keys = [self._add(row, config) for config in self.budget.configs(row, seed)]
-                self._of[row.report, row.name, seed] = keys
+        for seed in settings.seeds:
+            for row in rows:
+                configs = settings.configs(row, seed)
+                self._keys[row.name, seed] = [self._add(row, config) for config in configs]
 
     def _add(self, row: Row, config: Config) -> str:
         key = key_of(config)
         if key not in self.jobs:
             part = f"-{config.tasks[0]}" if row.separate else ""
             name = f"{row.slug[:40]}{part}-seed{config.seed}-{key}"
-            self.jobs[key] = Job(config, self.directory / "runs" / row.report / name)
+            directory = self.settings.directory / "runs" / row.paper / name
+            flags = (KEEP,) if self.settings.keep_weights else ()
+            self.jobs[key] = row_job(config, directory, flags)
             self._first[key] = row
         return key
 
     def results(self, row: Row) -> dict[int, Result]:
         """The finished seeds of a row."""
-        found: dict[int, Result] = {}
-        for seed in self.seeds:
-            jobs = [self.jobs[key] for key in self._of[row.report, row.name, seed]]
-            if all(job.result.is_file() for job in jobs):
-                parts = [read_result(job.result) for job in jobs]
-                found[seed] = merged(parts) if row.separate else parts[0]
-        return found
+        results: dict[int, Result] = {}
+        for seed in self.settings.seeds:
+            jobs = [self.jobs[key] for key in self._keys[row.name, seed]]
+            if all(job.finished for job in jobs):
+                parts = [read_result(path) for job in jobs for path in job.results]
+                results[seed] = merged(parts) if row.separate else parts[0]
+        return results
 
-    def failures(self, row: Row, failed: dict[str, str]) -> list[str]:
+    def failures(self, row: Row, failed: Mapping[str, str]) -> list[str]:
         """Why seeds of a row have no result, of those that were tried."""
-        keys = [key for seed in self.seeds for key in self._of[row.report, row.name, seed]]
+        keys = [key for seed in self.settings.seeds for key in self._keys[row.name, seed]]
         return [failed[key] for key in dict.fromkeys(keys) if key in failed]
 
     def shared(self) -> dict[str, str]:
-        """Rows that are the very run of another row of their report: name -> that row's name."""
-        found = {}
+        """Rows that are the very run of another row of their paper: name -> that row's name."""
+        owners = {}
         for row in self.rows:
-            keys = self._of[row.report, row.name, self.seeds[0]]
-            owner = self._first[keys[0]]
-            if len(keys) == 1 and owner.report == row.report and owner.name != row.name:
-                found[row.name] = owner.name
-        return found
+            keys = self._keys[row.name, self.settings.seeds[0]]
+            owner = self._first[keys[0]].name
+            if len(keys) == 1 and owner != row.name:
+                owners[row.name] = owner
+        return owners
+
+
+def row_job(config: Config, directory: Path, flags: tuple[str, ...] = ()) -> Job:
+    """The job that trains one run of a row.
+
+    >>> row_job(Config(), Path("study/runs/naive-0")).results[0].name
+    'result.json'
+    """
+    results = (directory / "result.json",)
+    return Job(directory, config.to_dict(), results, "bert_mtl_demo.study.worker", flags)
 
 
 def key_of(config: Config) -> str:
-    """Ten digits that stand for everything that decides a run's outcome.
+    """The key of a run: a hash of all settings that decide its outcome.
 
     >>> key_of(Config(lr=1e-4)) == key_of(Config(output="elsewhere", lr=1e-4))
     True
     """
-    values = {k: v for k, v in config.to_dict().items() if k not in _BOOKKEEPING}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+    return store.key_of({k: v for k, v in config.to_dict().items() if k not in _BOOKKEEPING})

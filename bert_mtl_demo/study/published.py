@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# What the reports have in common, mostly from their course's starter code; none of the five says
+from bert_mtl_demo.errors import ConfigError, unknown
+
+# What the papers have in common, mostly from their course's starter code; none of the five says
 # that it schedules its learning rate or clips.
 STARTER: dict[str, Any] = {
     "method": "sum",
@@ -29,12 +31,12 @@ class Row:
     """One row.
 
     Args:
-        report: the report's short name.
-        name: the row's, unique within its report.
-        table: where it stands in the report.
-        published: score name -> value on dev, for the columns that the report fills.
+        paper: the paper's short name.
+        name: the row's, unique within its paper.
+        table: where it stands in the paper.
+        published: score name -> value on dev, for the columns that the paper fills.
         settings: fields of `Config` that differ from the defaults, at the published budget.
-        note: where the report's text leaves something open, and what was taken instead.
+        note: where the paper's text leaves something open, and what was taken instead.
         separate: train every task by itself; the row shows their scores side by side.
 
     >>> row = Row("pals_gradvac", "Naive", "Table 1", {"sst": 0.498}, {"batch_size": 8})
@@ -42,7 +44,7 @@ class Row:
     'naive'
     """
 
-    report: str
+    paper: str
     name: str
     table: str
     published: Mapping[str, float]
@@ -62,12 +64,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The rows of one report.
+class Paper:
+    """The rows of one paper.
 
     Args:
         name: its short name.
-        title: the paper's title.
+        title: of the paper.
         rows: in the order of its tables.
         baseline: the row that the others are compared with.
         test_scores: what it published on test sets, whose labels nobody else has.
@@ -81,7 +83,14 @@ class Report:
 
     def row(self, name: str) -> Row:
         """The row of that name."""
-        return next(row for row in self.rows if row.name == name)
+        rows = {row.name: row for row in self.rows}
+        if name not in rows:
+            raise ConfigError(f"rows = {name}: {unknown('row', name, rows)}")
+        return rows[name]
+
+    def select(self, names: Sequence[str]) -> tuple[Row, ...]:
+        """The rows of those names; without names, all of them."""
+        return tuple(self.row(name) for name in names) or self.rows
 
 
 def scores(
@@ -97,5 +106,5 @@ def scores(
     >>> scores(0.516, sts=0.361, mean=0.553)
     {'sst': 0.516, 'sts': 0.361, 'mean': 0.553}
     """
-    given = {"sst": sst, "para": para, "sts": sts, "mean": mean, "leaderboard": leaderboard}
-    return {name: value for name, value in given.items() if value is not None}
+    columns = {"sst": sst, "para": para, "sts": sts, "mean": mean, "leaderboard": leaderboard}
+    return {name: value for name, value in columns.items() if value is not None}

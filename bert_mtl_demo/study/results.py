@@ -1,4 +1,4 @@
-"""What one row of a study gave with one seed: the typed view of a result.json.
+"""The result of one row of a study with one seed: the typed view of a result.json.
 
 A result is plain values only, so that a page can be written again years later, without weights or
 data. Scores that do not exist (the r of constant predictions) are NaN here and null in the file.
@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.store import write_json
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
-from bert_mtl_demo.training.checkpoint import atomic
 
-THREE = ("sst", "para", "sts")  # what an overall score of the reports is made of
+THREE = ("sst", "para", "sts")  # the tasks of the papers' overall scores
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Dev scores after one epoch.
-
-    >>> Epoch(1, 100, {"sst": 0.5}, 0.5, 0.5).step
-    100
-    """
+    """Dev scores after one epoch."""
 
     epoch: int
     step: int
@@ -37,11 +33,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean training losses of a window that ended at `step`.
-
-    >>> Losses(25, 1, {"sst": 1.5}).loss["sst"]
-    1.5
-    """
+    """Mean training losses of a window that ended at `step`."""
 
     step: int
     epoch: int
@@ -50,11 +42,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Pair:
-    """Gradient `i`, looked at and altered because of gradient `j`, in one epoch.
-
-    >>> Pair(1, "sst", "sts", 100, 51, 51, -0.01).conflicts
-    51
-    """
+    """Gradient `i`, looked at and altered because of gradient `j`, in one epoch."""
 
     epoch: int
     i: str
@@ -67,7 +55,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Conflicts:
-    """What surgery met and did.
+    """Conflicts and alterations of a run.
 
     >>> Conflicts(9, (Pair(1, "a", "b", 8, 4, 3, 0.0), Pair(1, "b", "a", 8, 4, 2, 0.0))).count()
     (16, 8, 5)
@@ -88,11 +76,7 @@ class Conflicts:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One dev example, by its row number, and how far off the answer was.
-
-    >>> Mistake(7, ("A dull film.",), "very negative", "positive", 3.2).row
-    7
-    """
+    """One dev example, by its row number, and how far off the answer was."""
 
     row: int
     texts: tuple[str, ...]
@@ -103,11 +87,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers of the best weights to one task's dev set.
-
-    >>> Evaluation(0.75, confusion=((3, 1), (0, 0))).truth
-    ()
-    """
+    """The answers of the best weights to one task's dev set."""
 
     score: float
     confusion: tuple[tuple[int, ...], ...] = ()  # [true][predicted], of a classification
@@ -205,15 +185,11 @@ def write_result(path: Path, result: Result) -> Path:
     """Write a result.json at once: a process that is killed leaves the old one or none.
 
     >>> import tempfile
-    >>> place = Path(tempfile.mkdtemp()) / "result.json"
-    >>> read_result(write_result(place, Result({"sst": 0.5}, 0.5, 0.5))).mean
+    >>> path = Path(tempfile.mkdtemp()) / "result.json"
+    >>> read_result(write_result(path, Result({"sst": 0.5}, 0.5, 0.5))).mean
     0.5
     """
-    path = Path(path)
-    text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
-    with atomic(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_json(path, result.to_dict(), indent=1)
 
 
 def merged(parts: Sequence[Result]) -> Result:
@@ -227,8 +203,7 @@ def merged(parts: Sequence[Result]) -> Result:
     ({'sst': 0.5, 'sts': 0.3}, 0.4)
     """
     scores = {task: score for part in parts for task, score in part.scores.items()}
-    seconds = [part.seconds_per_epoch for part in parts]
-    time = _added(seconds)
+    time = _added([part.seconds_per_epoch for part in parts])
     waits = [
         part.data_share * (part.seconds_per_epoch or 0.0)
         for part in parts
@@ -245,7 +220,7 @@ def merged(parts: Sequence[Result]) -> Result:
         data_share=sum(waits) / time if time and len(waits) == len(parts) else None,
         peak_memory=max(memory, default=None),
         trained_parameters=_added([part.trained_parameters for part in parts]),
-        evaluation={task: found for part in parts for task, found in part.evaluation.items()},
+        evaluation={task: dev for part in parts for task, dev in part.evaluation.items()},
         settings={k: v for k, v in parts[0].settings.items() if k not in ("tasks", "output")},
         versions=parts[0].versions,
         device=parts[0].device,

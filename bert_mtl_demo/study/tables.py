@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from bert_mtl_demo.reporting.run_report import markdown
+from bert_mtl_demo.reporting.tables import cell, table
 from bert_mtl_demo.study.intervals import MISSING, Comparison, holm, interval
-from bert_mtl_demo.study.outcomes import Outcomes, added
+from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.published import Row
-from bert_mtl_demo.study.results import Pair, Result
+from bert_mtl_demo.study.results import Result
 from bert_mtl_demo.training.progress import short
+from gradsurgery.report import PairCounts
 
 IDENTICAL = "identical in every seed"
 
@@ -20,50 +20,45 @@ def score_table(outcomes: Outcomes) -> str:
     """Published beside ours, and what surgery met and did in the same runs."""
     names = outcomes.scored()
     published = [name for name in names if any(name in row.published for row in outcomes.rows)]
-    tables = len({row.table for row in outcomes.rows}) > 1
-    heading = ["row", *(["from"] if tables else []), "seeds"]
+    several = len({row.table for row in outcomes.rows}) > 1  # tables that the rows come from
+    heading = ["row", *(["from"] if several else []), "seeds"]
     for name in names:
         heading += [f"{name} published", f"{name} ours"] if name in published else [name]
-    body = []
+    rows = []
     for row in outcomes.rows:
-        seeds = len(outcomes.of(row))
-        cells = [cell(row.name), *([cell(row.table)] if tables else []), str(seeds)]
+        cells = [cell(row.name), *([cell(row.table)] if several else []), len(outcomes.of(row))]
         for name in names:
             if name in published:
                 cells.append(short(row.published[name]) if name in row.published else MISSING)
-            cells.append(_ours(outcomes, row, name, seeds))
-        body.append([*cells, *_surgery(outcomes, row)])
-    return markdown([*heading, "conflicts", "altered", "mean cosine", "change"], body)
+            cells.append(_ours(outcomes, row, name))
+        rows.append([*cells, *_rates(outcomes.total(row)), _change(outcomes, row)])
+    return table([*heading, "conflicts", "altered", "mean cosine", "change"], rows)
 
 
 def cost_table(outcomes: Outcomes) -> str:
     """Time, memory and size of the rows that were run."""
-    body = []
+    rows = []
     for row in outcomes.ran:
         seeds = list(outcomes.of(row).values())
         memory = [r.peak_memory for r in seeds if r.peak_memory is not None]
         trained = [r.trained_parameters for r in seeds if r.trained_parameters is not None]
-        body.append(
+        best = [MISSING if r.best_epoch is None else f"{r.best_epoch}" for r in seeds]
+        rows.append(
             [
                 cell(row.name),
-                str(outcomes.trained(row)) + (", one by one" if row.separate else ""),
+                f"{outcomes.trained(row)}{', one by one' if row.separate else ''}",
                 _measured([r.seconds_per_epoch for r in seeds], 1.0, " s"),
                 f"{max(memory) / 2**20:,.0f} MiB" if memory else MISSING,
                 _measured([r.data_share for r in seeds], 100.0, "%"),
                 f"{max(trained):,}" if trained else MISSING,
-                ", ".join(MISSING if r.best_epoch is None else str(r.best_epoch) for r in seeds),
+                ", ".join(best),
             ]
         )
     heading = [
-        "row",
-        "trained tasks",
-        "time per epoch",
-        "peak memory",
-        "time spent on data",
-        "trained parameters",
-        "best epoch by seed",
+        *("row", "trained tasks", "time per epoch", "peak memory", "time spent on data"),
+        *("trained parameters", "best epoch by seed"),
     ]
-    return markdown(heading, body)
+    return table(heading, rows)
 
 
 def comparison_table(outcomes: Outcomes) -> str:
@@ -73,104 +68,89 @@ def comparison_table(outcomes: Outcomes) -> str:
         name for name in outcomes.scored() if any(outcomes.interval(row, name).n for row in rows)
     ]
     columns = [_judged([outcomes.comparison(row, name) for row in rows]) for name in names]
-    body = [[cell(row.name), *(column[n] for column in columns)] for n, row in enumerate(rows)]
-    return markdown(["row", *names], body)
+    return table(["row", *names], zip([cell(row.name) for row in rows], *columns, strict=True))
 
 
 def pair_table(outcomes: Outcomes) -> str:
     """Conflicts and alterations by ordered pair and epoch, over all seeds."""
-    body = []
-    for row in outcomes.surgical():
-        pairs = outcomes.pairs(row)
-        for epoch in sorted({pair.epoch for pair in pairs}):
-            keys = dict.fromkeys((pair.i, pair.j) for pair in pairs if pair.epoch == epoch)
-            for i, j in keys:
-                found = [p for p in pairs if (p.epoch, p.i, p.j) == (epoch, i, j)]
-                body.append([cell(row.name), str(epoch), f"{i} <- {j}", *_counts(added(found))])
-    heading = ["row", "epoch", "pair", "conflicts", "altered", "mean cosine"]
-    return markdown(heading, body)
+    rows = [
+        [cell(row.name), epoch, f"{i} <- {j}", *_rates(counts)]
+        for row in outcomes.surgical()
+        for (epoch, i, j), counts in sorted(
+            outcomes.counts(row, lambda pair: (pair.epoch, pair.i, pair.j)).items(),
+            key=lambda item: item[0][0],
+        )
+    ]
+    return table(["row", "epoch", "pair", "conflicts", "altered", "mean cosine"], rows)
 
 
 def mistake_table(result: Result, task: str, texts: bool) -> str:
     """The answers that were furthest off; sentences only where they may be shown."""
-    body = [
+    rows = [
         [
-            str(one.row),
-            *([" / ".join(cell(text) for text in one.texts)] if texts else []),
-            cell(one.true),
-            cell(one.found),
-            f"{one.error:.2f}",
+            mistake.row,
+            *([" / ".join(cell(text) for text in mistake.texts)] if texts else []),
+            *(cell(mistake.true), cell(mistake.found), f"{mistake.error:.2f}"),
         ]
-        for one in result.evaluation[task].mistakes
+        for mistake in result.evaluation[task].mistakes
     ]
-    return markdown(["dev row", *(["text"] if texts else []), "true", "predicted", "error"], body)
+    return table(["dev row", *(["text"] if texts else []), "true", "predicted", "error"], rows)
 
 
-def cell(text: object) -> str:
-    """A text that cannot break a table or the page.
-
-    >>> cell("a|b <i> \\n c")
-    'a\\\\|b &lt;i&gt; c'
-    """
-    line = " ".join(str(text).split())
-    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
-
-
-def _ours(outcomes: Outcomes, row: Row, name: str, seeds: int) -> str:
+def _ours(outcomes: Outcomes, row: Row, name: str) -> str:
+    seeds = len(outcomes.of(row))
     if not seeds:
         return "failed" if outcomes.failed.get(row.name) else "not run"
-    found = outcomes.interval(row, name)
-    fewer = f" ({found.n} of {seeds} seeds)" if 0 < found.n < seeds else ""
-    return f"{found}{fewer}"
+    score = outcomes.interval(row, name)
+    return f"{score} ({score.n} of {seeds} seeds)" if 0 < score.n < seeds else f"{score}"
 
 
-def _surgery(outcomes: Outcomes, row: Row) -> list[str]:
-    """Conflicts, alterations, mean cosine and change of the update, over all seeds."""
-    counts = _counts(added(outcomes.pairs(row)))
+def _change(outcomes: Outcomes, row: Row) -> str:
+    """The mean change of the update over all seeds."""
     changes = [r.conflicts.change for r in outcomes.of(row).values() if r.conflicts]
     known = [change for change in changes if change is not None]
-    change = f"{100 * math.fsum(known) / len(known):.1f}%" if known else MISSING
-    return [*counts, change]
+    return f"{100 * math.fsum(known) / len(known):.1f}%" if known else MISSING
 
 
-def _counts(total: Pair | None) -> list[str]:
-    if total is None or not total.possible:
-        return [MISSING] * 3
-    cosine = MISSING if total.mean is None else f"{total.mean:+.4f}"
-    return [*(_share(count, total.possible) for count in (total.conflicts, total.altered)), cosine]
+def _rates(counts: PairCounts) -> list[str]:
+    """Conflicts and alterations, each with what it is a part of, and the mean cosine.
 
-
-def _share(count: int, possible: int) -> str:
-    """A count with what it is a part of.
-
-    >>> _share(2000, 54000), _share(0, 0)
-    ('2,000 of 54,000 (3.7%)', '0 of 0')
+    >>> _rates(PairCounts(54000, 2000, 0, 54))
+    ['2,000 of 54,000 (3.7%)', '0 of 54,000 (0.0%)', '+0.0010']
     """
-    part = f" ({100 * count / possible:.1f}%)" if possible else ""
-    return f"{count:,} of {possible:,}{part}"
+    return [
+        _count(counts.conflicts, counts.possible, counts.rate("conflicts")),
+        _count(counts.altered, counts.possible, counts.rate("altered")),
+        MISSING if counts.cosine is None else f"{counts.cosine:+.4f}",
+    ]
+
+
+def _count(count: int | None, possible: int, rate: float | None) -> str:
+    return MISSING if rate is None else f"{count:,} of {possible:,} ({rate:.1f}%)"
 
 
 def _judged(comparisons: Sequence[Comparison]) -> list[str]:
     """One column: differences, and what may be said about them."""
-    survive = holm([one.p for one in comparisons])
+    survive = holm([comparison.p for comparison in comparisons])
     cells = []
-    for one, holds in zip(comparisons, survive, strict=True):
-        if one.difference.n == 0:
+    for comparison, holds in zip(comparisons, survive, strict=True):
+        difference = comparison.difference
+        if difference.n == 0:
             cells.append(MISSING)
-        elif one.identical:
-            cells.append(IDENTICAL if one.difference.n > 1 else "identical in the one seed")
-        elif one.differs:
+        elif comparison.identical:
+            cells.append(IDENTICAL if difference.n > 1 else "identical in the one seed")
+        elif comparison.differs:
             also = ", also after Holm" if holds else ""
-            cells.append(f"**{one.difference.signed()}** differs{also}")
+            cells.append(f"**{difference.signed()}** differs{also}")
         else:
-            cells.append(f"{one.difference.signed()} {one.describe()}")
+            cells.append(f"{difference.signed()} {comparison.describe()}")
     return cells
 
 
 def _measured(values: Sequence[float | None], factor: float, unit: str) -> str:
     """Mean and interval of a quantity that is no score."""
-    found: Any = interval([factor * value for value in values if value is not None])
-    if not found.n:
+    measured = interval([factor * value for value in values if value is not None])
+    if not measured.n:
         return MISSING
-    margin = "" if found.half is None else f" ± {found.half:.1f}"
-    return f"{found.mean:.1f}{margin}{unit}"
+    margin = "" if measured.half is None else f" ± {measured.half:.1f}"
+    return f"{measured.mean:.1f}{margin}{unit}"

@@ -1,4 +1,4 @@
-"""`python -m bert_mtl_demo.study.worker PLACE`: one run of a study, from settings to result.
+"""`python -m bert_mtl_demo.study.worker DIRECTORY`: one run of a row, from settings to result.
 
 A run is a process of its own, so that its peak memory is its own and a crash costs one row. It goes
 on from its last checkpoint if it was interrupted, and leaves its weights behind only when asked to.
@@ -12,63 +12,73 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bert_mtl_demo.cli import guard
 from bert_mtl_demo.config import Config, read_settings
-from bert_mtl_demo.study.plan import Job
 from bert_mtl_demo.study.results import Result, write_result
 
 KEEP = "--keep-weights"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns what the run would have returned.
+    """The command.
 
-    >>> main(["no-such-place"])
+    >>> main(["no-such-directory"])
     2
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    place = Path(next(word for word in arguments if word != KEEP))
-    return guard(lambda: run(place, keep=KEEP in arguments))
+    directory = Path(next(word for word in arguments if word != KEEP))
+    return guard(lambda: run(directory, keep=KEEP in arguments))
 
 
-def run(place: Path, *, keep: bool = False) -> int:
-    """Train, evaluate, and write the result; 0 when it is there."""
-    settings = place / "settings.json"
-    job = Job(Config.from_mapping(read_settings(settings), origin=str(settings)), place)
-    if job.result.exists():
+def run(directory: Path, *, keep: bool = False) -> int:
+    """Train, evaluate, and write the result; 0 when it exists."""
+    settings, path = directory / "settings.json", directory / "result.json"
+    config = Config.from_mapping(read_settings(settings), origin=str(settings))
+    if path.exists():
         return 0
     from bert_mtl_demo.evaluate import evaluate
+    from bert_mtl_demo.training.progress import score_line
 
-    outcome = _train(job)
-    if not outcome.done:
-        return int(outcome.exit_code)
-    evaluate(outcome.path, output=place, device=job.config.device)
-    write_result(job.result, collect(outcome.path, place))
+    trained = train(config, directory / "run", config.max_steps)
+    evaluate(trained, output=directory, device=config.device)
+    result = collect(trained, directory)
+    write_result(path, result)
     if not keep:
-        for name in ("last.pt", "best.safetensors"):
-            (outcome.path / name).unlink(missing_ok=True)
+        drop_weights(trained)
+    print(score_line(result.scores, result.mean, result.leaderboard))
     return 0
 
 
-def _train(job: Job) -> Any:
+def train(config: Config, directory: Path, step: int | None) -> Path:
+    """A run, begun or taken up where it is, that stands after `step`, or at its end.
+
+    Raises:
+        SystemExit: when a signal stopped it, with the signal's exit code; its checkpoint is kept.
+    """
+    from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
     from bert_mtl_demo.training.run import continue_run, start_run
 
-    run = job.place / "run"
-    if (run / "last.pt").exists():
-        return continue_run(run, {})
-    if run.exists():
-        shutil.rmtree(run)  # it was interrupted before there was anything to go on from
-    return start_run(dataclasses.replace(job.config, output=str(run)))
+    last = RunDirectory(directory).last
+    if last.exists() and (step is None or load_state(last)["progress"]["step"] <= step):
+        outcome = continue_run(directory, {"max_steps": step})
+    else:
+        if directory.exists():
+            shutil.rmtree(directory)  # past that step, or interrupted before its first checkpoint
+        outcome = start_run(dataclasses.replace(config, output=str(directory), max_steps=step))
+    if not outcome.done:
+        raise SystemExit(outcome.exit_code)
+    return directory
 
 
-def collect(run: Path, place: Path) -> Result:
+def drop_weights(run: Path) -> None:
+    """Delete a run's weights; its logs stay."""
+    for name in ("last.pt", "best.safetensors"):
+        (run / name).unlink(missing_ok=True)
+
+
+def collect(run: Path, directory: Path) -> Result:
     """The result of a finished run, from its logs and its evaluation."""
-    import torch
-    import transformers
-
-    import gradsurgery
     from bert_mtl_demo.reporting.run_report import by_epoch
     from bert_mtl_demo.training.checkpoint import RunDirectory
     from bert_mtl_demo.training.logs import read_lines
@@ -76,43 +86,54 @@ def collect(run: Path, place: Path) -> Result:
 
     files = RunDirectory(run)
     rows = read_lines(files.metrics)
-    train = [row for row in rows if row["kind"] == "train"]
-    dev = [row for row in rows if row["kind"] == "dev"]
-    model = [row for row in rows if row["kind"] == "model"]
+    windows, dev, model = (
+        [row for row in rows if row["kind"] == kind] for kind in ("train", "dev", "model")
+    )
     best = [row for row in dev if row["best"]][-1]
     lines = surgery.read([files.conflicts])
-    seconds = sum(row["seconds"] for row in train)
-    evaluation = json.loads((place / "evaluation.json").read_text(encoding="utf-8"))
+    seconds = sum(row["seconds"] for row in windows)
+    evaluation = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
     config = files.load_config()
     return Result.from_dict(
         {
             **{name: best[name] for name in ("scores", "mean", "leaderboard")},
             "best_epoch": best["epoch"],
             "epochs": dev,
-            "losses": train,
+            "losses": windows,
             "conflicts": {
                 "steps": sum(line["window"] for line in lines),
                 "pairs": by_epoch(lines) if len(config.trained) > 1 else [],
                 "change": surgery.mean_change(lines),
             },
             "seconds_per_epoch": seconds / len(dev),
-            "data_share": sum(row["data_seconds"] for row in train) / seconds,
+            "data_share": sum(row["data_seconds"] for row in windows) / seconds,
             "peak_memory": max(row["peak_memory"] for row in dev),
             "trained_parameters": model[0]["trained_parameters"] if model else None,
             "evaluation": evaluation["tasks"],
             "settings": config.changed(),
-            "versions": {
-                "gradsurgery": gradsurgery.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": sys.version.split()[0],
-            },
+            "versions": versions(),
             "device": _device_name(config.device),
         }
     )
 
 
+def versions() -> dict[str, str]:
+    """The versions of what results depend on."""
+    import torch
+    import transformers
+
+    import gradsurgery
+
+    return {
+        "gradsurgery": gradsurgery.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
 def _device_name(name: str) -> str:
+    """The device of that name as a page shows it."""
     import torch
 
     from bert_mtl_demo.runtime import choose_device

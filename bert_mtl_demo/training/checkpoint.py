@@ -1,24 +1,21 @@
-"""What a run leaves on disk, written so that a crash at any moment leaves something readable.
+"""The files of a run, written so that a crash at any moment leaves them readable.
 
     RUN/config.json         the settings
     RUN/encoder/            shape and tokenizer of the encoder, no weights
-    RUN/best.safetensors    all weights of the best epoch on dev; with the two above, a complete
-    model RUN/last.pt             everything that resuming needs
+    RUN/best.safetensors    all weights of the best epoch on dev; with the two above, a whole model
+    RUN/last.pt             everything that resuming needs
     RUN/metrics.jsonl, conflicts.jsonl, tensorboard/, report.md, *.png
 
-Every file of weights is written beside its place, flushed to the disk, and then renamed, which is
+Every file of weights is written under another name, flushed to the disk, and then renamed, which is
 atomic: a reader sees the old file or the new one, never half of one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +26,16 @@ from torch import Tensor
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError, ConfigError
+from bert_mtl_demo.store import atomic, write_json
 
 FORMAT = 1
+# What torch.load raises for a damaged file.
+_DAMAGED = (
+    *(OSError, EOFError, RuntimeError, ValueError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """The files of one run.
 
@@ -41,50 +43,22 @@ class RunDirectory:
     'runs/first/best.safetensors'
     """
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The settings."""
-        return self.path / "config.json"
-
-    @property
-    def encoder(self) -> Path:
-        """Shape and tokenizer of the encoder."""
-        return self.path / "encoder"
-
-    @property
-    def best(self) -> Path:
-        """Weights of the best epoch."""
-        return self.path / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        """The state to resume from."""
-        return self.path / "last.pt"
-
-    @property
-    def metrics(self) -> Path:
-        """Losses and scores, one JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def conflicts(self) -> Path:
-        """The library's conflict log."""
-        return self.path / "conflicts.jsonl"
-
-    @property
-    def data(self) -> Path:
-        """How much data there was, and which rows were skipped."""
-        return self.path / "data.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.encoder = path / "encoder"
+        self.best = path / "best.safetensors"
+        self.last = path / "last.pt"
+        self.metrics = path / "metrics.jsonl"  # losses and scores, one JSON object a line
+        self.conflicts = path / "conflicts.jsonl"  # the library's conflict log
+        self.data = path / "data.json"  # sizes of the data, and the rows that were skipped
 
     def refuse_if_used(self) -> None:
         """An existing directory that holds anything is refused, so that no work is overwritten."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
                 f"output = {self.path}: exists and is not empty. Name another one with --output, "
-                "or "
-                f"continue that run with --resume {self.path}."
+                f"or continue that run with --resume {self.path}."
             )
 
     def create(self, config: Config, encoder: Any, tokenizer: Any) -> None:
@@ -99,8 +73,7 @@ class RunDirectory:
 
     def save_config(self, config: Config) -> None:
         """Write the settings."""
-        with atomic(self.config) as place:
-            place.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.config, config.to_dict(), indent=2)
 
     def load_config(self) -> Config:
         """The settings of an existing run."""
@@ -117,32 +90,10 @@ class RunDirectory:
         return Config.from_mapping(values, origin=str(self.config))
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary place beside `path`: it takes the name when the block ends well, else it goes.
-
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> with atomic(target) as place:
-    ...     _ = place.write_text("whole")
-    >>> target.read_text(), len(list(target.parent.iterdir()))
-    ('whole', 1)
-    """
-    place = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield place
-        with place.open("rb+") as file:
-            # Without this a power cut may leave the new name on an empty file.
-            os.fsync(file.fileno())
-        place.replace(path)
-    finally:
-        place.unlink(missing_ok=True)
-
-
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state to resume from."""
-    with atomic(path) as place:
-        torch.save({"format": FORMAT, **state}, place)
+    with atomic(path) as file:
+        torch.save({"format": FORMAT, **state}, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -152,31 +103,23 @@ def load_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent}: has no {path.name} to resume from. Training had not begun: start it "
-            "again with another "
-            "--output."
+            "again with another --output."
         ) from None
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGED as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: is damaged and cannot be resumed from ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: has format {found}, but this version reads {FORMAT}")
+        format = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"{path}: has format {format}, but this version reads {FORMAT}")
     return state
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write a model's weights, with a note (step, epoch, scores) in the file's header."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with atomic(path) as place:
+    with atomic(path) as file:
         # save_file would make the file readable by its owner only.
-        place.write_bytes(save(plain, metadata={"run": json.dumps(dict(note))}))
+        file.write_bytes(save(plain, metadata={"run": json.dumps(dict(note))}))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
-"""What each process has of a run: a share of every batch, its own dropout, the same first weights.
+"""Data parallelism: a shard of every batch, own dropout and the same initial weights per process.
 
 A batch of N examples is dealt out to W processes, n_r of them to process r, and gradsurgery
-averages the gradients. With l_r the mean loss of a share, the weight n_r W / N makes the average
+averages the gradients. With l_r the mean loss of a shard, the weight n_r W / N makes the average
 that of the whole batch:
 
     1/W sum_r (n_r W / N) grad l_r  =  1/N sum over all N examples of their gradients
 
 It holds for losses that are a mean over examples. Those that compare the examples of a batch are
-refused: of a share they are another loss.
+refused: on a shard they are another loss.
 
 A process that has nothing of a small batch takes its first example with weight 0: it would wait
 for the others anyway, and so all of them run the same tasks in the same order.
@@ -32,25 +32,25 @@ BY_EXAMPLE = ("mse", "huber", "cosine_embedding")
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """One process's part of a batch.
 
-    >>> shares = [Share.of([7, 8, 9], Processes(rank, 2)) for rank in range(2)]
-    >>> [share.indices for share in shares], [round(share.weight, 2) for share in shares]
+    >>> shards = [Shard.of([7, 8, 9], Processes(rank, 2)) for rank in range(2)]
+    >>> [shard.indices for shard in shards], [round(shard.weight, 2) for shard in shards]
     ([[7, 9], [8]], [1.33, 0.67])
     """
 
     indices: list[int]  # what is run, at least one
-    part: float  # of the whole batch: n / N
+    fraction: float  # of the batch: n / N
     weight: float  # of the mean loss: n W / N
-    whole: int  # N
+    batch_size: int  # N
 
     @classmethod
-    def of(cls, indices: Sequence[int], processes: Processes) -> Share:
-        """Every W-th example; shares differ by one example at most."""
-        mine = list(indices[processes.rank :: processes.size])
-        part = len(mine) / len(indices)
-        return cls(mine or list(indices[:1]), part, part * processes.size, len(indices))
+    def of(cls, indices: Sequence[int], processes: Processes) -> Shard:
+        """Every W-th example; shards differ by one example at most."""
+        dealt = list(indices[processes.rank :: processes.size])
+        fraction = len(dealt) / len(indices)
+        return cls(dealt or list(indices[:1]), fraction, fraction * processes.size, len(indices))
 
 
 def refuse_comparing(config: Config, processes: Processes) -> None:
@@ -58,16 +58,17 @@ def refuse_comparing(config: Config, processes: Processes) -> None:
 
     >>> refuse_comparing(Config(sts_loss="simcse"), Processes(size=1))
     """
-    if processes.size > 1 and "sts" in config.trained and config.sts_loss not in BY_EXAMPLE:
+    compared = config.sts_loss not in BY_EXAMPLE and config.trained_of("similarity")
+    if processes.size > 1 and compared:
         raise ConfigError(
             f"sts_loss = {config.sts_loss} in {processes.size} processes: this loss compares the "
-            "pairs of a batch with each other, and each process sees its share of them only. Use "
+            "pairs of a batch with each other, and each process sees only its shard. Use "
             f"one process, or --sts-loss {', '.join(BY_EXAMPLE[:-1])} or {BY_EXAMPLE[-1]}."
         )
 
 
 def warnings(config: Config, processes: Processes) -> list[str]:
-    """What is allowed in so many processes but probably not what was meant.
+    """Sentences about what is allowed in this many processes but probably not meant.
 
     >>> warnings(Config(batch_size=2), Processes(size=4))[0][:33]
     'batch_size 2 in 4 processes: of a'
@@ -76,8 +77,8 @@ def warnings(config: Config, processes: Processes) -> list[str]:
         return []
     return [
         f"batch_size {config.batch_size} in {processes.size} processes: of a batch, "
-        f"{processes.size - config.batch_size} processes have nothing. batch_size is that of all "
-        "processes together."
+        f"{processes.size - config.batch_size} processes have nothing. batch_size counts the "
+        "examples of all processes together."
     ]
 
 
@@ -97,8 +98,7 @@ def draw_apart(config: Config, processes: Processes, step: int = 0) -> None:
     After `step` steps, which is where a run goes on in another number of processes.
     """
     if not processes.is_main or step:
-        own = f"{config.seed}/step {step}/process {processes.rank} of {processes.size}"
-        seed_all(seed_of(own))
+        seed_all(seed_of(f"{config.seed}/step {step}/process {processes.rank} of {processes.size}"))
 
 
 def random_states(processes: Processes) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def random_states(processes: Processes) -> dict[str, Any]:
 
 
 def restore_random(state: Mapping[str, Any], config: Config, processes: Processes) -> None:
-    """Put the generators back; where they were those of another number of processes, seed anew."""
+    """Restore the generators; those of another number of processes are seeded anew."""
     states = [state["random"], *state.get("random_elsewhere", [])]
     if len(states) == processes.size:
         set_random_state(states[processes.rank])

@@ -21,11 +21,11 @@ BATCH_SIZE = 64  # examples; without gradients there is room for more than in tr
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says about N examples of one task.
+    """A model's answers to N examples of one task.
 
-    `values` are predicted classes or scores [N]; `probabilities` [N, C] are there for tasks of
-    classes only. One logit stands for two classes; the second one is predicted where its
-    probability is above one half.
+    `values` [N] are predicted classes, or scores on the scale of the labels; `probabilities` [N, C]
+    are there for tasks of classes only. One logit stands for two classes; the second one is
+    predicted where its probability is above one half.
     """
 
     task: Task
@@ -37,7 +37,7 @@ class Answers:
         return METRICS[self.task.metric](labels, self.values)
 
     def is_constant(self) -> bool:
-        """Whether a similarity task got the same score everywhere, for which r is not defined."""
+        """Whether a task of regression got the same score everywhere, for which r is undefined."""
         return self.task.classes is None and float(np.ptp(self.values)) == 0.0
 
 
@@ -58,15 +58,16 @@ def answer(
     lengths = examples.lengths()
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
     starts = range(0, len(order), BATCH_SIZE)
-    mine = {}
+    outputs = {}
     for start in starts[processes.rank :: processes.size]:
         batch = examples.collate(order[start : start + BATCH_SIZE], precision.device)
         with precision.autocast():
-            mine[start] = model(examples.task.name, batch).float().cpu()
+            outputs[start] = model(examples.task.name, batch).float().cpu()
     model.train(was_training)
-    parts = {start: part for some in processes.gather(mine) for start, part in some.items()}
-    restored = torch.empty_like(found := torch.cat([parts[start] for start in starts]))
-    restored[order] = found
+    parts = {start: part for dealt in processes.gather(outputs) for start, part in dealt.items()}
+    ordered = torch.cat([parts[start] for start in starts])
+    restored = torch.empty_like(ordered)
+    restored[order] = ordered
     return _answers(examples.task, restored)
 
 
@@ -77,12 +78,12 @@ def score_all(
     processes: Processes = ALONE,
 ) -> dict[str, Answers]:
     """Answers for every task."""
-    return {name: answer(model, found, precision, processes) for name, found in sets.items()}
+    return {name: answer(model, dev, precision, processes) for name, dev in sets.items()}
 
 
 def _answers(task: Task, raw: torch.Tensor) -> Answers:
     if task.classes is None:
-        return Answers(task, raw.double().numpy(), None)
+        return Answers(task, raw.double().numpy() * task.unit + task.low, None)
     probabilities = _probabilities(raw.double()).numpy()
     return Answers(task, probabilities.argmax(-1).astype(np.float64), probabilities)
 

@@ -1,4 +1,4 @@
-"""What a run says while it trains: JSON lines for programs, TensorBoard for the eye.
+"""The logs of a run: JSON lines for programs, TensorBoard for the eye.
 
 A resumed run continues its files: lines written after the checkpoint are cut first, because those
 steps are about to be taken again. The checkpoint remembers where each file ended, so the cut falls
@@ -10,47 +10,31 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bert_mtl_demo.training.checkpoint import RunDirectory
 from gradsurgery import ConflictLog, ConflictStatistics
 
 
-class Log(Protocol):
-    """Where a trainer's lines go."""
+class Log:
+    """A trainer's log; this one, of a process that leaves writing to another, writes nothing."""
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Take one line of metrics."""
+        """Write one line of metrics."""
 
     def write_conflicts(self, conflicts: ConflictStatistics, step: int, epoch: int) -> None:
-        """Take the conflicts of a window, and reset it."""
-
-    def sizes(self) -> dict[str, int]:
-        """How long the logs are."""
-
-    def close(self) -> None:
-        """Say that nothing more will come."""
-
-
-class NoLog:
-    """The log of a process that leaves writing to another."""
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def write_conflicts(self, conflicts: ConflictStatistics, step: int, epoch: int) -> None:
-        """Reset the window, as writing it would."""
+        """Write the conflicts of a window, and reset it."""
         conflicts.reset()
 
     def sizes(self) -> dict[str, int]:
-        """None."""
+        """Bytes of each JSON log, for the checkpoint."""
         return {}
 
     def close(self) -> None:
-        """Nothing."""
+        """Flush what is held back."""
 
 
-class RunLog:
+class RunLog(Log):
     """The three logs of one run; with `sizes`, those of a run that continues.
 
     >>> import tempfile
@@ -121,10 +105,10 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     >>> flatten({"loss": {"sst": 1.5}, "lr": 0.1, "kind": "train"})
     {'loss/sst': 1.5, 'lr': 0.1}
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{key}/")
+            numbers |= flatten(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + key] = value
-    return found
+            numbers[prefix + key] = value
+    return numbers

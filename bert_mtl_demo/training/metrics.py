@@ -1,4 +1,4 @@
-"""How good a set of answers is: accuracy, Pearson's r, and the confusion matrix.
+"""Metrics: accuracy, Pearson's r, and the confusion matrix.
 
 scikit-learn and SciPy do the counting. They are imported when first asked: a wrong flag deserves
 its answer before a second of imports.
@@ -12,33 +12,33 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def accuracy(truth: ArrayLike, found: ArrayLike) -> float:
-    """Share of equal classes.
+def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
+    """Fraction of equal classes.
 
     >>> accuracy([0, 1, 1, 4], [0, 1, 0, 4])
     0.75
     """
     from sklearn.metrics import accuracy_score
 
-    truth, found = _same_size(truth, found)
-    return float(accuracy_score(truth.astype(np.int64), found.astype(np.int64)))
+    true, predicted = _same_size(true, predicted)
+    return float(accuracy_score(true.astype(np.int64), predicted.astype(np.int64)))
 
 
-def pearson(truth: ArrayLike, found: ArrayLike) -> float:
-    """Correlation, in [-1, 1]; 0 when one side is constant and so says nothing about the other.
+def pearson(true: ArrayLike, predicted: ArrayLike) -> float:
+    """Correlation, in [-1, 1]; 0 if either side is constant.
 
     >>> round(pearson([1, 2, 3], [2, 4, 6]), 6), pearson([1, 2, 3], [7, 7, 7])
     (1.0, 0.0)
     """
     from scipy.stats import pearsonr
 
-    truth, found = _same_size(truth, found)
-    if np.ptp(truth) == 0 or np.ptp(found) == 0:
+    true, predicted = _same_size(true, predicted)
+    if np.ptp(true) == 0 or np.ptp(predicted) == 0:
         return 0.0
-    return float(pearsonr(truth, found).statistic)
+    return float(pearsonr(true, predicted).statistic)
 
 
-def confusion(truth: ArrayLike, found: ArrayLike, classes: int) -> NDArray[np.int64]:
+def confusion(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
     """Counts [C, C]: row = true class, column = predicted class.
 
     >>> confusion([0, 1, 1], [0, 0, 1], 2).tolist()
@@ -46,12 +46,12 @@ def confusion(truth: ArrayLike, found: ArrayLike, classes: int) -> NDArray[np.in
     """
     from sklearn.metrics import confusion_matrix
 
-    truth, found = _same_size(truth, found)
+    true, predicted = _same_size(true, predicted)
     labels = np.arange(classes)
-    table: NDArray[np.int64] = confusion_matrix(
-        truth.astype(np.int64), found.astype(np.int64), labels=labels
+    counts: NDArray[np.int64] = confusion_matrix(
+        true.astype(np.int64), predicted.astype(np.int64), labels=labels
     )
-    return table
+    return counts
 
 
 METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
@@ -61,9 +61,9 @@ METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
 
 
 def _same_size(
-    truth: ArrayLike, found: ArrayLike
+    true: ArrayLike, predicted: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b = np.asarray(truth, dtype=np.float64), np.asarray(found, dtype=np.float64)
+    a, b = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
         raise ValueError(
             f"needs two lists of the same length of at least 1, but got shapes {a.shape} and "

@@ -1,7 +1,7 @@
-"""What moves the weights: AdamW inside `GradientSurgery`, and a rate that rises and falls.
+"""AdamW inside `GradientSurgery`, and the learning-rate schedule.
 
-With `layer_decay` each layer's rate is a share of the rate of the layer above it (Howard & Ruder
-2018, section 3.2, where the share is 1 / 2.6): what lies deeper is more general and should change
+With `layer_decay` each layer's rate is a fraction of the rate of the layer above it (Howard & Ruder
+2018, section 3.2, where it is 1 / 2.6): what lies deeper is more general and should change
 less. In an encoder of L layers, heads and all else above the layers learn at the full rate, the top
 layer at layer_decay times that, the bottom one at layer_decay^L, the embeddings at
 layer_decay^(L + 1).
@@ -68,7 +68,7 @@ def decay_groups(
         raise ConfigError("nothing to train: the encoder is frozen and no head has parameters")
     if layer_decay == 1.0:
         return _by_shape(named, weight_decay)
-    assert lr is not None, "layer_decay is a share of lr"
+    assert lr is not None, "layer_decay is a fraction of lr"
     # Counted in all parameters: a layer that does not train still lies between two that do.
     layers = number_of_layers(name for name, _ in model.named_parameters())
     depths = [distance(name, layers) for name, _ in named]
@@ -76,7 +76,7 @@ def decay_groups(
         {**group, "lr": lr * layer_decay**depth}
         for depth in sorted(set(depths))
         for group in _by_shape(
-            [entry for entry, found in zip(named, depths, strict=True) if found == depth],
+            [entry for entry, its_depth in zip(named, depths, strict=True) if its_depth == depth],
             weight_decay,
         )
     ]
@@ -96,16 +96,17 @@ EMBEDDINGS = re.compile(r"\bembeddings\.")
 
 
 def number_of_layers(names: Iterable[str]) -> int:
-    """How many layers the encoder has whose parameters bear these names.
+    """Number of layers of the encoder with these parameters.
 
     >>> number_of_layers(["encoder.encoder.layer.5.output.dense.bias", "heads.sst.weight"])
     6
     """
-    return max((int(found[1]) + 1 for name in names if (found := LAYER.search(name))), default=0)
+    matches = filter(None, map(LAYER.search, names))
+    return max((int(match[1]) + 1 for match in matches), default=0)
 
 
 def distance(name: str, layers: int) -> int:
-    """How far below the heads a parameter lies: 0 outside the layers, 1 in the top layer.
+    """Distance of a parameter from the heads: 0 outside the layers, 1 in the top layer.
 
     A layer's adapters lie in their layer. What adapters share among layers, the pooler and all that
     is learned after the encoder lie outside.
@@ -116,18 +117,18 @@ def distance(name: str, layers: int) -> int:
     >>> distance("encoder.embeddings.LayerNorm.bias", 12), distance("heads.sst.weight", 12)
     (13, 0)
     """
-    if found := LAYER.search(name):
-        return layers - int(found[1])
+    if match := LAYER.search(name):
+        return layers - int(match[1])
     return layers + 1 if EMBEDDINGS.search(name) else 0
 
 
 def build_scheduler(config: Config, optimizer: GradientSurgery, steps: int) -> LambdaLR:
-    """Each group's learning rate as a share of its peak, as a function of the steps taken."""
+    """Each group's learning rate as a fraction of its peak, as a function of the steps taken."""
     return LambdaLR(optimizer, lr_curve(config.schedule, int(config.warmup * steps), steps))
 
 
 def lr_curve(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
-    """From 0 up to 1 in `warmup` steps, then down to 0 at `steps` ("linear") or level ("constant").
+    """Factor that rises to 1 in `warmup` steps, then falls to 0 at `steps` or stays ("constant").
 
     >>> curve = lr_curve("linear", warmup=2, steps=6)
     >>> [round(curve(step), 2) for step in range(7)]

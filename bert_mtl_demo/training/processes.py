@@ -1,10 +1,10 @@
-"""Several processes on one run: who is in it, and what they tell each other.
+"""Several processes on one run: their ranks, and the collectives between them.
 
 torchrun and `accelerate launch` start N copies of a command and tell each its place through the
-environment. Every copy does the same, each with its share of every batch; the first one, *main*,
+environment. Every copy does the same, each with its shard of every batch; the first one, *main*,
 also does what is done once: it prints, writes, and trains the stages before the tasks.
 
-What they say to each other here is small (losses, answers, "stop now") and goes over gloo; the
+Their messages here are small (losses, answers, a request to stop) and go over gloo; the
 gradients go over the device's own backend, which gradsurgery is given as `gradients(device)`. Every
 method must be called by all processes in the same order. The exception is work under `agree`, which
 may fail in one of them.
@@ -48,11 +48,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this one does what is done once."""
+        """Whether this process does what is done once."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until all are here."""
+        """Wait for all processes."""
         self.gather(None)
 
     def gather(self, value: T) -> list[T]:
@@ -61,9 +61,9 @@ class Processes:
             return [value]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def from_main(self, value: T) -> T:
         """Main's value."""
@@ -88,9 +88,9 @@ class Processes:
         return total.item()
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Do some work that does not communicate; a user's error in one process is one in all.
+        """Do work that does not communicate; a user's error in one process is raised in all.
 
-        Otherwise those that were luckier would wait for ever for the one that gave up.
+        Otherwise the others would wait forever for the one that gave up.
         """
         if self.size == 1:
             return work()
@@ -100,9 +100,9 @@ class Processes:
             done.append(work())
         except DemoError as error:
             problems.append(error)
-        for found in self.gather(problems):
-            if found:
-                raise found[0]
+        for errors in self.gather(problems):
+            if errors:
+                raise errors[0]
         return done[0]
 
     def device(self, name: str) -> torch.device:
@@ -126,16 +126,16 @@ class Processes:
                 f"device = {name} in {self.size} processes: all of them would share it. Use "
                 "--device cuda, and each takes its own."
             )
-        found = torch.cuda.device_count()
-        if self.local_rank >= found:
+        count = torch.cuda.device_count()
+        if self.local_rank >= count:
             raise ConfigError(
-                f"device = {name}: this machine has {found} CUDA devices, and process "
-                f"{self.local_rank + 1} of those started here has none left. Start {found} "
+                f"device = {name}: this machine has {count} CUDA devices, and process "
+                f"{self.local_rank + 1} of those started here has none left. Start {count} "
                 "processes on it (--nproc-per-node), or use --device cpu."
             )
-        own = torch.device("cuda", self.local_rank)
-        torch.cuda.set_device(own)
-        return own
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        return device
 
     def gradients(self, device: torch.device) -> Any:
         """The process group that averages gradients on that device; None alone. Ask once."""
@@ -149,43 +149,43 @@ class Processes:
 ALONE = Processes()
 
 
-def place(environment: Mapping[str, str]) -> Processes:
-    """What the launcher said.
+def from_environment(environment: Mapping[str, str]) -> Processes:
+    """This process, from the launcher's environment variables.
 
     Raises:
-        ConfigError: when it said half of it.
+        ConfigError: when some of them are missing.
 
-    >>> place({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here"})
+    >>> from_environment({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here"})
     Processes(rank=3, size=4, local_rank=1)
-    >>> place({}) == place({"WORLD_SIZE": "1", "RANK": "0"}) == ALONE
+    >>> from_environment({}) == from_environment({"WORLD_SIZE": "1", "RANK": "0"}) == ALONE
     True
     """
-    found = {name: environment.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    if found["WORLD_SIZE"] in ("", "1"):
+    variables = {name: environment.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    if variables["WORLD_SIZE"] in ("", "1"):
         return ALONE
-    for name, value in found.items():
+    for name, value in variables.items():
         if not value.isdecimal():
             raise ConfigError(
-                f"WORLD_SIZE = {found['WORLD_SIZE']} in the environment, but {name} is "
+                f"WORLD_SIZE = {variables['WORLD_SIZE']} in the environment, but {name} is "
                 f"{value or 'not set'}: start several processes with torchrun or accelerate "
                 "launch, or unset WORLD_SIZE for one."
             )
-    return Processes(*(int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    return Processes(*(int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 @contextmanager
 def joined(environment: Mapping[str, str] | None = None) -> Iterator[Processes]:
-    """Be one of the launcher's processes; alone, nothing happens.
+    """Join the launcher's processes; nothing happens if there is only one.
 
-    They leave together: one that ended sooner would have the launcher stop the others in the middle
-    of their last words. One that crashes or is interrupted leaves at once, and the others find its
-    connections closed. A group that was there before is used, and not left.
+    They leave together: one that ended sooner would have the launcher stop the others before they
+    have printed everything. One that crashes or is interrupted leaves at once, and the others find
+    its connections closed. A group that was there before is used, and not left.
 
     >>> with joined({}) as processes:
     ...     processes.size
     1
     """
-    processes = place(os.environ if environment is None else environment)
+    processes = from_environment(os.environ if environment is None else environment)
     if processes.size == 1:
         yield processes
         return
@@ -217,7 +217,7 @@ def _leave(processes: Processes, ours: bool) -> None:
 
 @contextmanager
 def only_main_speaks() -> Iterator[None]:
-    """What the others print goes nowhere; a traceback is printed by Python itself, later."""
+    """Silence the processes but main; a traceback is printed by Python itself, later."""
     with ExitStack() as stack:
         if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How far a run is, and what its log will say next: the small state beside the weights."""
+"""Progress of a run and the current window of its log: the small state beside the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """How far a run is; plain values, part of the checkpoint.
+    """Progress of a run; plain values, part of the checkpoint.
 
     >>> Progress(step=7).nonfinite
     0
@@ -26,7 +26,7 @@ class Progress:
 
 @dataclass
 class Window:
-    """What the log will say next; part of the checkpoint, as a window may span an interruption."""
+    """Totals for the next line of the log; in the checkpoint, as a window may be interrupted."""
 
     steps: int = 0
     loss: dict[str, list[float]] = field(default_factory=dict)  # task -> [sum, count]
@@ -61,7 +61,7 @@ def score_line(scores: Mapping[str, float], mean: float, leaderboard: float) -> 
 
 
 def short(value: float) -> str:
-    """A score with three decimals and no idle zero, as the reports print it.
+    """A score with three decimals and no leading zero, as the papers print it.
 
     >>> short(0.4986), short(-0.05), short(1.0)
     ('.499', '-.050', '1.000')

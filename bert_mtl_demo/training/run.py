@@ -1,4 +1,4 @@
-"""One run as a whole: check what can be wrong, load data and model, train, say how it ended.
+"""One run from its settings to its end: check, load data and model, train.
 
 The order matters. Everything that is cheap to check is checked before anything is loaded, and the
 output directory is made only when all that could be refused has been accepted.
@@ -10,9 +10,8 @@ output directory, the stages before the tasks, the logs. What one of them refuse
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +28,25 @@ from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
-from bert_mtl_demo.tasks import resolve
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
-from bert_mtl_demo.training.logs import Log, NoLog, RunLog
+from bert_mtl_demo.training.logs import Log, RunLog
 from bert_mtl_demo.training.processes import ALONE, Processes
-from bert_mtl_demo.training.trainer import Trainer
-
-# What a resumed run may change: how far to go, how to keep books, where the same data now lie. The
-# data are compared.
-EXTENDABLE = (
-    *("epochs", "max_steps", "checkpoint_every", "max_nonfinite"),
-    *("data", "device", "cache"),
+from bert_mtl_demo.training.run_settings import (
+    extended,
+    labelled,
+    output_of,
+    portable,
+    refuse_module_names,
 )
-# Which task a step has depends on how many epochs there are, so they cannot become more.
-PLANNED = ("sequential", "annealed")
+from bert_mtl_demo.training.trainer import Trainer
 
 Encoded = tuple[dict[str, EncodedSet], dict[str, EncodedSet]]  # train, dev: task -> its set
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """The end of a run.
 
     >>> Outcome(Path("runs/first"), done=True, exit_code=0).done
     True
@@ -63,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a trainer is made of."""
+    """The parts of a trainer."""
 
     config: Config
     run: RunDirectory
@@ -87,14 +83,16 @@ def start_run(config: Config, processes: Processes = ALONE) -> Outcome:
 
 
 def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
-    """Everything for a new run."""
+    """The parts of a new run."""
     device = processes.device(config.device)
     refuse_comparing(config, processes)
+    refuse_module_names(config)
     source = locate(config.encoder)
     source.refuse_longer(config.max_length)
     if processes.is_main:
         run.refuse_if_used()
     _announce(config, run, processes)
+    config = labelled(config)
     splits, skipped = load_splits(config)
     if processes.is_main:  # the others get the weights that come of it
         source = pretrained(config, source, device, skipped=skipped)
@@ -124,7 +122,7 @@ def continue_run(
 
 
 def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Processes) -> _Parts:
-    """Everything for a run that is there."""
+    """The parts of an existing run."""
     config = portable(extended(run.load_config(), settings, run.path))
     device = processes.device(config.device)
     refuse_comparing(config, processes)
@@ -138,52 +136,12 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     return _Parts(config, run, model, sets, Precision(config.amp, device), state)
 
 
-def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
-    """The saved settings with those changes that a resumed run may make; any other is refused.
-
-    >>> extended(Config(), {"max_steps": 40, "lr": Config().lr}, Path("runs/first")).max_steps
-    40
-    """
-    wanted = Config.from_mapping({**saved.to_dict(), **settings})
-    for name in settings:
-        before, after = getattr(saved, name), getattr(wanted, name)
-        if before == after or name in EXTENDABLE:
-            continue
-        if name == "output" and Path(after).resolve() == path.resolve():
-            continue
-        raise CheckpointError(
-            f"--resume {path}: {name} = {after} was given, but this run was started with {name} = "
-            f"{before}. Leave it out to go on with this run, or start a new one without --resume."
-        )
-    if wanted.epochs != saved.epochs and saved.batching in PLANNED:
-        raise CheckpointError(
-            f"--resume {path}: epochs = {wanted.epochs} was given, but batching = {saved.batching} "
-            f"was laid out over {saved.epochs} epochs. Leave it out to go on with this run, or "
-            "start a new one without --resume."
-        )
-    return replace(wanted, output=saved.output)
-
-
 def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
-    """What a run trains on and is scored on, within its limits, and the rows that were skipped."""
-    splits, skipped = load(config.data, resolve(config.tasks), bad_rows=config.bad_rows)
+    """The examples of a run, within its limits, and the rows that were skipped."""
+    tasks = tuple(config.definitions.values())
+    splits, skipped = load(config.data, tasks, bad_rows=config.bad_rows)
     limits = config.train_limit, config.dev_limit
-    return {name: found.limited(*limits) for name, found in splits.items()}, skipped
-
-
-def portable(config: Config) -> Config:
-    """The settings with a data directory spelled out, so that a run resumes from anywhere."""
-    if config.data in ("sample", "hub"):
-        return config
-    return replace(config, data=str(Path(config.data).expanduser().resolve()))
-
-
-def output_of(config: Config) -> Path:
-    """Where a run goes: the directory that was named, or one named after time, method and seed."""
-    if config.output is not None:
-        return Path(config.output).expanduser()
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-seed{config.seed}"
-    return Path("runs") / stem
+    return {name: parts.limited(*limits) for name, parts in splits.items()}, skipped
 
 
 def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
@@ -191,7 +149,7 @@ def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
         return
     together = f", in {processes.size} processes" if processes.size > 1 else ""
     print(
-        f"{config.method} on {', '.join(config.tasks)} of {config.data}, encoder {config.encoder}"
+        f"{config.method} on {', '.join(config.tasks)} ({config.sources}), encoder {config.encoder}"
         f"{together}"
     )
     print(f"writing to {run.path}")
@@ -200,7 +158,7 @@ def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
 
 
 def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequence[Skipped]) -> None:
-    """Say, and keep for the report, how much data is used and which rows could not be."""
+    """Print and save the sizes of the data and the skipped rows."""
     skipped = list(dict.fromkeys(skipped))  # a stage may have read the tasks' own files again
     for row in skipped[:3]:
         print(f"skipped {row}")
@@ -214,10 +172,14 @@ def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequenc
 def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
     def encoded(part: str, names: Sequence[str]) -> dict[str, EncodedSet]:
         return {
-            task.name: encode(
-                getattr(splits[task.name], part), task, tokenizer, config.max_length, config.pairs
+            name: encode(
+                getattr(splits[name], part),
+                config.definitions[name],
+                tokenizer,
+                config.max_length,
+                config.pairs,
             )
-            for task in resolve(names)
+            for name in names
         }
 
     return encoded("train", config.trained), encoded("dev", config.tasks)
@@ -230,9 +192,9 @@ def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel
 
 
 def _train(parts: _Parts, processes: Processes) -> Outcome:
-    """Build the trainer, put it where the state says, and let it go."""
+    """Build the trainer, restore its state, and run it."""
     run, state = parts.run, parts.state
-    log: Log = NoLog()
+    log = Log()
     if processes.is_main:
         done_before = state["progress"]["step"] if state else 0
         log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
@@ -249,7 +211,7 @@ def _train(parts: _Parts, processes: Processes) -> Outcome:
 
 
 def _nothing(line: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> None:
@@ -258,8 +220,7 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
         if state["data"].get(name) != fingerprint:
             raise CheckpointError(
                 f"--resume {run.path}: the {name} data are not the ones this run was started with. "
-                "Put "
-                "them back, or start a new run."
+                "Put them back, or start a new run."
             )
     if trainer.goal < step:
         raise CheckpointError(
@@ -272,14 +233,14 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
 
 
 def _fit(trainer: Trainer, run: RunDirectory) -> Outcome:
-    # None: no bar where nobody watches (a file, a pipe), only the lines.
+    # None: no bar unless stdout is a terminal, only the lines.
     hidden = None if trainer.processes.is_main else True
     bar = tqdm(
         total=trainer.goal, initial=trainer.progress.step, unit="step", disable=hidden, leave=False
     )
     with Interrupts() as stop, bar:
         done = trainer.fit(stop, tick=bar.update)
-        # All stay under this roof until the state is written: a signal reaches one after the other.
+        # All stay in this block until the state is written: a signal reaches one after the other.
         trainer.processes.barrier()
     # A signal during the very last evaluation came too late to stop anything.
     return Outcome(run.path, done, 0 if done else stop.exit_code)

@@ -4,8 +4,8 @@ The trainer is the loop only. It is given a model, data and settings, knows noth
 files of settings, and can be stopped after any step: `state_dict` holds everything that decides
 what comes next, so that the run which continues from it is bitwise the run that never stopped.
 
-In several processes each has a trainer. They take the same steps, each on its share of the batches,
-and all that decides anything (losses, scores, the wish to stop) is what they found together.
+In several processes each has a trainer. They take the same steps, each on its shard of the batches,
+and whatever decides anything (losses, scores, a request to stop) is reduced over all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bert_mtl_demo.model.multitask import MultitaskModel
 from bert_mtl_demo.runtime import Interrupts, Precision, peak_memory
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 from bert_mtl_demo.training.checkpoint import RunDirectory, save_state, save_weights
-from bert_mtl_demo.training.data_parallel import Share, begin_alike, random_states, restore_random
+from bert_mtl_demo.training.data_parallel import Shard, begin_alike, random_states, restore_random
 from bert_mtl_demo.training.inference import score_all
 from bert_mtl_demo.training.logs import Log
 from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
@@ -45,7 +45,7 @@ class Trainer:
         run: where checkpoints go.
         log: where lines go.
         precision: autocast, scaler and device.
-        say: receives one line of text for the person who watches.
+        say: prints one line of text.
         processes: those that train together; the model gets the weights of the first.
     """
 
@@ -129,27 +129,27 @@ class Trainer:
         """Capture every task's gradient; the problem, if a loss is not finite."""
         step = self.progress.step
         batches = self._next_batches(step)
-        sizes = {task: share.whole for task, (share, _) in batches.items()}
-        for task, (share, batch) in batches.items():
+        sizes = {task: shard.batch_size for task, (shard, _) in batches.items()}
+        for task, (shard, batch) in batches.items():
             with self.precision.autocast():
                 loss = self.model.loss(task, batch, self.batches.epoch(step))
-            value = self.processes.add(share.part * loss.item())
+            value = self.processes.add(shard.fraction * loss.item())
             if not math.isfinite(value):
                 return f"loss of task {task} is {value}"
             with self.optimizer.task(task):
-                weighted = self.model.weighting(task, share.weight * loss, sizes)
+                weighted = self.model.weighting(task, shard.weight * loss, sizes)
                 self.precision.scaler.scale(weighted).backward()
             self.window.add_loss(task, value)
         return None
 
-    def _next_batches(self, step: int) -> dict[str, tuple[Share, Batch]]:
-        """This process's share of each task's batch, on the device; the clock runs meanwhile."""
+    def _next_batches(self, step: int) -> dict[str, tuple[Shard, Batch]]:
+        """This process's shard of each task's batch, on the device; the clock runs meanwhile."""
         begun = time.perf_counter()
         batches = {}
         for task, indices in self.batches.at(step).items():
-            share = Share.of(indices, self.processes)
-            batch = self.train_sets[task].collate(share.indices, self.precision.device)
-            batches[task] = share, batch
+            shard = Shard.of(indices, self.processes)
+            batch = self.train_sets[task].collate(shard.indices, self.precision.device)
+            batches[task] = shard, batch
         self._data_seconds += time.perf_counter() - begun
         return batches
 
@@ -191,12 +191,10 @@ class Trainer:
         if self.progress.in_a_row > self.config.max_nonfinite:
             raise DivergedError(
                 f"gave up at step {self.progress.step}: the {problem}, and "
-                f"{self.progress.in_a_row} steps in a row were "
-                f"not finite (max_nonfinite = {self.config.max_nonfinite}). Lower --lr (now "
-                f"{self.config.lr:g}), "
-                f"clip harder with --clip (now {self.config.clip:g}), or use --amp off; "
-                f"{self.run.last.name} holds the "
-                "state at the last checkpoint."
+                f"{self.progress.in_a_row} steps in a row were not finite (max_nonfinite = "
+                f"{self.config.max_nonfinite}). Lower --lr (now {self.config.lr:g}), clip harder "
+                f"with --clip (now {self.config.clip:g}), or use --amp off; {self.run.last.name} "
+                "holds the state at the last checkpoint."
             )
 
     def _window_is_full(self) -> bool:
@@ -225,10 +223,10 @@ class Trainer:
 
     def _learned_weights(self) -> dict[str, dict[str, float]]:
         """The log-variances of uncertainty weighting; nothing with any other."""
-        found = getattr(self.model.weighting, "log_variance", None)
-        if found is None:
+        variances = getattr(self.model.weighting, "log_variance", None)
+        if variances is None:
             return {}
-        return {"log_variance": {task: found[task].item() for task in self.config.trained}}
+        return {"log_variance": {task: variances[task].item() for task in self.config.trained}}
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -240,14 +238,14 @@ class Trainer:
         """Score dev, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
         answers = score_all(self.model, self.dev_sets, self.precision, self.processes)
-        scores = {name: found.score(self.dev_sets[name].labels) for name, found in answers.items()}
-        for name, found in answers.items():
-            if found.is_constant():
+        scores = {name: dev.score(self.dev_sets[name].labels) for name, dev in answers.items()}
+        for name, dev in answers.items():
+            if dev.is_constant():
                 self.say(
-                    f"task {name}: every prediction is {found.values[0]:g}, so its r is counted as "
-                    "0"
+                    f"task {name}: every prediction is {dev.values[0]:g}, so its r is counted as 0"
                 )
-        mean, leaderboard = mean_score(scores), leaderboard_score(scores)
+        tasks = self.config.definitions
+        mean, leaderboard = mean_score(scores, tasks), leaderboard_score(scores, tasks)
         best = mean > self.progress.best_mean
         self.progress.evaluated = self.progress.step
         row = {
@@ -275,7 +273,7 @@ class Trainer:
         )
 
     def _restart_clock(self) -> None:
-        """Begin to time a window; what was spent before an interruption is not in it."""
+        """Begin to time a window."""
         self._clock, self._data_seconds = time.perf_counter(), 0.0
 
     def _log_size(self) -> None:
@@ -305,7 +303,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the run that the state was taken from."""
+        """Restore the run that the state was taken from."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -7,10 +7,10 @@ by itself, PCGrad alters a task's gradient there whenever the cosine is negative
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
-from bert_mtl_demo.reporting.run_report import markdown
+from bert_mtl_demo.reporting.tables import table
 from research.conflicts import estimate
 from research.conflicts.estimate import Probed
 from research.conflicts.findings import SAYS, listed, number, percent
@@ -18,74 +18,70 @@ from research.conflicts.findings import SAYS, listed, number, percent
 
 def layer_table(probes: Mapping[str, Probed]) -> str:
     """Cosines at the smallest and the largest batch, noise floors, and expected cosines."""
-    rows, first = [], next(iter(probes.values()))
-    small, large = min(first.levels), max(first.levels)
-    for stage, probed in probes.items():
-        for name in probed.segments:
-            for i, j in combinations(range(len(probed.tasks)), 2):
-                found = estimate.expected(probed.kept(name), i, j)
-                shares = [
-                    percent(100 * estimate.negative(probed.level(batch, name), i, j))
-                    for batch in (small, large)
-                ]
-                at = [number(estimate.cosine_at(probed, n, i, j, name)) for n in (small, large)]
-                floors = [number(estimate.cosine_at(probed, large, k, k, name)) for k in (i, j)]
-                rows.append(
-                    [
-                        stage,
-                        name,
-                        f"{probed.tasks[i]}, {probed.tasks[j]}",
-                        *(f"{cosine}, {share}" for cosine, share in zip(at, shares, strict=True)),
-                        "; ".join(floors),
-                        number(found.cosine),
-                        found.verdict,
-                    ]
-                )
+    levels = next(iter(probes.values())).levels
+    sizes = min(levels), max(levels)
+    rows = []
+    for stage, part, i, j in _cosines(probes):
+        probed = probes[stage]
+        expected = estimate.expected(probed.kept(part), i, j)
+        floors = [number(estimate.cosine_at(probed, sizes[1], k, k, part)) for k in (i, j)]
+        rows.append(
+            [
+                *(stage, part, f"{probed.tasks[i]}, {probed.tasks[j]}"),
+                *(
+                    f"{number(estimate.cosine_at(probed, size, i, j, part))}, "
+                    f"{percent(_negative(probed, size, part, i, j))}"
+                    for size in sizes
+                ),
+                *("; ".join(floors), number(expected.cosine), expected.verdict),
+            ]
+        )
     heading = [
-        *("stage", "part", "tasks"),
-        *(f"{size:,} examples" for size in (small, large)),
-        f"noise floors at {large:,}",
-        *("expected gradients", "they"),
+        *("stage", "part", "tasks", *(f"{size:,} examples" for size in sizes)),
+        *(f"noise floors at {sizes[1]:,}", "expected gradients", "they"),
     ]
-    return markdown(heading, rows)
+    return table(heading, rows)
 
 
 def layer_answer(probes: Mapping[str, Probed]) -> str:
     """How many of all layers, pairs and stages conflict, beside what chance alone gives."""
     answers = Counter(
-        estimate.expected(probed.kept(name), i, j).verdict
-        for probed in probes.values()
-        for name in probed.segments
-        for i, j in combinations(range(len(probed.tasks)), 2)
+        estimate.expected(probes[stage].kept(part), i, j).verdict
+        for stage, part, i, j in _cosines(probes)
     )
     total = answers.total()
     counts = [f"{answers[verdict]} {words}" for verdict, words in SAYS.items() if answers[verdict]]
     known = total - answers["n/a"]
-    said = (
-        f"Part by part, of {total} cosines of expected gradients (stages x parts x pairs): "
-        f"{listed(counts)}."
+    chance = (
+        f" If all {known} that have an interval were truly 0, about {known / 40:.1f} of them would "
+        "lie below 0 and as many above it by chance."
     )
-    if not known:
-        return said
     return (
-        f"{said} If all {known} that have an interval were truly 0, about {known / 40:.1f} of them "
-        "would lie below 0 and as many above it by chance."
+        f"Part by part, of {total} cosines of expected gradients (stages x parts x pairs): "
+        f"{listed(counts)}.{chance if known else ''}"
     )
 
 
 def layer_conflicts(probes: Mapping[str, Probed]) -> str:
     """What surgery by layer would alter, from the smallest batches of all stages."""
-    batch = min(next(iter(probes.values())).levels)
-    shares = [
-        100 * estimate.negative(probed.level(batch, name), i, j)
-        for probed in probes.values()
-        for name in probed.segments
-        for i, j in combinations(range(len(probed.tasks)), 2)
-    ]
+    size = min(next(iter(probes.values())).levels)
+    rates = [_negative(probes[stage], size, part, i, j) for stage, part, i, j in _cosines(probes)]
     return (
         "In the compared runs surgery takes the whole model as one vector, so an alteration is one "
         "of all layers. Taken layer by layer, PCGrad alters where that layer's cosine is negative: "
-        f"at {batch} examples of a task, in {percent(min(shares))} to {percent(max(shares))} of "
+        f"at {size} examples of a task, in {percent(min(rates))} to {percent(max(rates))} of "
         "the batches, over all parts, pairs and stages. The shares of each stand under `The "
         "expected gradients`."
     )
+
+
+def _cosines(probes: Mapping[str, Probed]) -> Iterator[tuple[str, str, int, int]]:
+    """Stage, part of the encoder, and two tasks."""
+    for stage, probed in probes.items():
+        for part in probed.segments:
+            for i, j in combinations(range(len(probed.tasks)), 2):
+                yield stage, part, i, j
+
+
+def _negative(probed: Probed, size: int, part: str, i: int, j: int) -> float:
+    return 100 * estimate.negative(probed.level(size, part), i, j)

@@ -47,8 +47,8 @@ class Counter:
         while level < self.top and level in self.waiting:
             left = self.waiting.pop(level)
             self.meet(level, left, block)
-            for mine, other in zip(left, block, strict=True):
-                torch._foreach_add_(mine, other)
+            for total, grads in zip(left, block, strict=True):
+                torch._foreach_add_(total, grads)
             block, level = left, level + 1
         if level == self.top:
             return block
@@ -73,7 +73,7 @@ def upper_levels(gram: Array) -> list[Array]:
         segments, tasks = gram.shape[0], gram.shape[2]
         halves = blocks // 2
         paired = gram.reshape(segments, halves, 2, tasks, halves, 2, tasks)
-        own = np.arange(halves)
-        levels.append(paired[:, own, :, :, own])  # [R, S, 2, K, 2, K]
+        pairs = np.arange(halves)
+        levels.append(paired[:, pairs, :, :, pairs])  # [R, S, 2, K, 2, K]
         gram = paired.sum(axis=(2, 5))
     return levels

@@ -1,4 +1,4 @@
-"""From the probe's dot products to what can be said: pure functions of Gram matrices.
+"""Estimates from the probe's dot products: pure functions of Gram matrices.
 
 With g_i(b) task i's gradient on b examples, mu_i its expectation and s_i^2 the variance of one
 example's, two halves of one task have E <l_i, r_i> = |mu_i|^2, and a batch has E |g_i(b)|^2 =
@@ -50,25 +50,24 @@ class Probed:
         """From the plain values that `probe` returns."""
         tasks, segments = len(record["tasks"]), len(record["segments"])
         count, size = record["blocks"]["count"], record["batch_size"]
-        kept = unpacked(record["blocks"]["gram"], count * tasks)
-        kept = kept.reshape(segments, count, tasks, count, tasks)
+        blocks = unpacked(record["blocks"]["gram"], count * tasks)
+        blocks = blocks.reshape(segments, count, tasks, count, tasks)
         shape = (-1, segments, 2, tasks, 2, tasks)
         below = [unpacked(rows, 2 * tasks).reshape(shape) for rows in record["levels"]]
-        levels = [*below, *upper_levels(kept)]
-        named = {size * 2**level: grams for level, grams in enumerate(levels)}
-        return cls(list(record["tasks"]), list(record["segments"]), named, kept)
+        levels = {size * 2**n: grams for n, grams in enumerate([*below, *upper_levels(blocks)])}
+        return cls(list(record["tasks"]), list(record["segments"]), levels, blocks)
 
     def level(self, batch: int, segment: str | None = None) -> Array:
         """[R, 2, K, 2, K] at an effective batch size; of the whole encoder if no segment."""
         grams = self.levels[batch]
-        found: Array = grams.sum(1) if segment is None else grams[:, self.segments.index(segment)]
-        return found
+        part: Array = grams.sum(1) if segment is None else grams[:, self.segments.index(segment)]
+        return part
 
     def kept(self, segment: str | None = None) -> Array:
         """[B, K, B, K]."""
         blocks = self.blocks
-        found: Array = blocks.sum(0) if segment is None else blocks[self.segments.index(segment)]
-        return found
+        part: Array = blocks.sum(0) if segment is None else blocks[self.segments.index(segment)]
+        return part
 
 
 def cosines(grams: Array) -> Array:
@@ -78,8 +77,8 @@ def cosines(grams: Array) -> Array:
     flat = grams.reshape(*shape[:-4], size, size)
     norm = np.sqrt(np.diagonal(flat, axis1=-2, axis2=-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Array = (flat / (norm[..., :, None] * norm[..., None, :])).reshape(shape)
-    return found
+        normed: Array = (flat / (norm[..., :, None] * norm[..., None, :])).reshape(shape)
+    return normed
 
 
 def between(grams: Array, i: int, j: int) -> list[float]:
@@ -106,9 +105,9 @@ def expected_products(blocks: Array) -> Array:
         blocks: [B, K, B, K].
     """
     count = blocks.shape[0]
-    own = np.einsum("aiaj->ij", blocks)
-    found: Array = (blocks.sum((0, 2)) - own) / (count * (count - 1))
-    return (found + found.T) / 2
+    same_block = np.einsum("aiaj->ij", blocks)
+    products: Array = (blocks.sum((0, 2)) - same_block) / (count * (count - 1))
+    return (products + products.T) / 2
 
 
 @dataclass(frozen=True)
@@ -166,34 +165,34 @@ def _cosine(blocks: Array, i: int, j: int, merged: float) -> float:
     With i = j the two are different batches of the same task.
     """
     products = expected_products(blocks)
-    own = np.diagonal(np.einsum("aiaj->ij", blocks)) / len(blocks)
-    squares = np.diagonal(products) + (own - np.diagonal(products)) / merged
-    found = squares[[i, j]]
-    return float(products[i, j] / math.sqrt(found.prod())) if found.min() > 0 else math.nan
+    same_block = np.diagonal(np.einsum("aiaj->ij", blocks)) / len(blocks)
+    squares = np.diagonal(products) + (same_block - np.diagonal(products)) / merged
+    pair = squares[[i, j]]
+    return float(products[i, j] / math.sqrt(pair.prod())) if pair.min() > 0 else math.nan
 
 
 def jackknife(blocks: Array, statistic: Callable[[Array], float]) -> Interval:
-    """The interval of a function of [B, K, B, K] products, leaving out one block at a time.
+    """The interval of a function of [B, K, B, K] products by leaving out one block at a time.
 
     Pseudo-values B t - (B - 1) t_(a), and Student's t over them (Tukey 1958). A bootstrap would
     draw a block twice and multiply it with itself, which is the noise this estimate avoids. No
     bounds where the function does not exist without one of the blocks.
     """
     count = blocks.shape[0]
-    everything = statistic(blocks)
+    estimate = statistic(blocks)
     values = []
     for a in range(count):
         rest = np.delete(np.delete(blocks, a, axis=0), a, axis=2)
-        values.append(count * everything - (count - 1) * statistic(rest))
+        values.append(count * estimate - (count - 1) * statistic(rest))
     half = interval(values).half
     if half is None or not all(math.isfinite(value) for value in values):
-        return Interval(everything, None, None, count)
+        return Interval(estimate, None, None, count)
     # Around the estimate itself: t corrects no bias here.
-    return Interval(everything, everything - half, everything + half, count)
+    return Interval(estimate, estimate - half, estimate + half, count)
 
 
 def change(grams: Array, target: Array | None = None) -> Array:
-    """|u - s| / |s| in each of [R] Gram matrices: u what surgery makes of the plain sum s.
+    """|u - s| / |s| in each of [R] Gram matrices: u is the update after surgery, s the plain sum.
 
     PCGrad, or with targets [K, K] GradVac that aims at them. The mean of two visiting orders,
     forwards and backwards.
@@ -215,12 +214,12 @@ def change(grams: Array, target: Array | None = None) -> Array:
         off = weights - 1
         changed = torch.einsum("ri,rij,rj->r", off, gram, off).clamp(min=0)
         changes.append((changed / gram.sum((1, 2))).sqrt())
-    found: Array = torch.stack(changes).mean(0).numpy()
-    return found
+    mean: Array = torch.stack(changes).mean(0).numpy()
+    return mean
 
 
 def expected_change(blocks: Array) -> Interval | None:
-    """What PCGrad would do to the expected gradients: the change of their sum.
+    """The change of the expected gradients' sum under PCGrad.
 
     None where an expected gradient, or their sum, cannot be told from zero.
 
@@ -230,21 +229,21 @@ def expected_change(blocks: Array) -> Interval | None:
     if any((length(blocks, k).low or 0.0) <= 0 for k in range(blocks.shape[1])):
         return None
 
-    def changed(kept: Array) -> float:
-        products = expected_products(kept)
+    def changed(blocks: Array) -> float:
+        products = expected_products(blocks)
         return float(change(products[None])[0]) if products.sum() > 0 else math.nan
 
-    found = jackknife(blocks, changed)
-    return found if math.isfinite(found.mean) else None
+    limit = jackknife(blocks, changed)
+    return limit if math.isfinite(limit.mean) else None
 
 
 def batches_of(grams: Array) -> Array:
     """Left and right of [R, 2, K, 2, K] as Gram matrices of their own, [2R, K, K]."""
-    found: Array = np.concatenate([grams[:, half, :, half, :] for half in (0, 1)])
-    return found
+    halves: Array = np.concatenate([grams[:, half, :, half, :] for half in (0, 1)])
+    return halves
 
 
 def usual_cosines(grams: Array) -> Array:
-    """[K, K]: the mean cosines at one batch size, where GradVac's targets settle."""
-    found: Array = np.nan_to_num(cosines(grams).mean((0, 1, 3)))
-    return found
+    """The mean cosines at one batch size, [K, K], where GradVac's targets settle."""
+    means: Array = np.nan_to_num(cosines(grams).mean((0, 1, 3)))
+    return means

@@ -1,162 +1,168 @@
-"""The study's pictures: each function takes what pieces hold, and writes one PNG."""
+"""The study's pictures: each function chooses what a figure shows from the pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.study.intervals import Interval, interval
+from gradsurgery.report import PairCounts
 from research.conflicts import estimate
 from research.conflicts.estimate import Probed
 
-COLORS = {"always": "tab:blue", "on_alter": "tab:red"}
-MODEL_FREE = (("mean 0.05", "--"), ("mean 0", ":"))
+DOTTED: dict[str, Any] = {"color": plots.COLORS[1], "linewidth": 0.8, "linestyle": ":"}
+COLORS = {"always": plots.COLORS[0], "on_alter": plots.COLORS[1]}
 
 
-def alterations(
-    simulated: Mapping[str, Any], runs: Mapping[str, Any], epochs: int, path: Path
-) -> Path:
+def alterations(study: Mapping[str, Any]) -> Figure:
     """Alterations per epoch under both rules: without a model at two sizes, and of real gradients.
 
     Args:
-        simulated: the simulation pieces by name.
-        runs: arm -> seed -> record.
-        epochs: of the runs.
-        path: the PNG.
+        study: as `study.load` returns it.
     """
-    figure, (left, right) = _panels(2, 1, width=5)
-    shown = [(left, f"published size, {mean}", style) for mean, style in MODEL_FREE]
-    shown.append((right, "own size, as measured", "--"))
-    for axes, title, style in shown:
-        found = simulated[title]
-        ticks = np.arange(1, found["epochs"] + 1)
+    figure, (left, right) = plots.new_panels(
+        ["no model, 18,000 steps an epoch", "this study's runs"],
+        size=(5.2, 3.8),
+        xlabel="epoch",
+        ylabel="% of ordered pairs altered",
+    )
+    simulated, runs = study["pieces"]["simulation"], study["pieces"]["runs"]
+    for axes, title, dashes in (
+        (left, "published size, mean 0.05", "--"),
+        (left, "published size, mean 0", ":"),
+        (right, "own size, as measured", "-."),
+    ):
+        counts = simulated[title]
+        epochs, possible = range(1, counts["epochs"] + 1), counts["steps"] * counts["pairs"]
         for rule, color in COLORS.items():
-            share = 100 * np.array(found[rule]) / (found["steps"] * found["pairs"])
+            rates = [100 * altered / possible for altered in counts[rule]]
             label = f"{rule}, no model, {title.split(', ')[1]}"
-            axes.plot(ticks, share, style, color=color, marker=".", label=label)
-        axes.set(xlabel="epoch", ylabel="% of ordered pairs altered")
-        axes.set_xticks(ticks)
+            plots.line(axes, epochs, rates, linestyle=dashes, color=color, marker=".", label=label)
+        axes.set_xticks(epochs)
     for rule, color in COLORS.items():
-        for n, record in enumerate(runs[f"gradvac, {rule}"].values()):
-            share = [altered_share(epoch["pairs"]) for epoch in record["epochs"]]
-            own = None if n else f"{rule}, trained runs"
-            right.plot(range(1, epochs + 1), share, "-o", color=color, alpha=0.6, label=own)
-    left.set(title="no model, 18,000 steps an epoch", yscale="log")
-    right.set(title="this study's runs", ylim=(0, None))
-    for axes in (left, right):
-        axes.legend(fontsize=7)
-    return _save(figure, path)
+        for record in runs[f"gradvac, {rule}"].values():
+            rates = [altered_rate(epoch["pairs"]) for epoch in record["epochs"]]
+            epochs = range(1, len(rates) + 1)
+            plots.line(right, epochs, rates, color=color, alpha=0.6, label=f"{rule}, trained runs")
+    left.set_yscale("log")
+    right.set_ylim(bottom=0)
+    plots.legend(figure, columns=4)
+    return figure
 
 
-def altered_over_time(runs: Mapping[str, Any], path: Path) -> Path:
-    """Share of altered pairs, window by window, under both rules."""
-    figure, (axes,) = _panels(1, 1, width=6)
+def altered_over_time(runs: Mapping[str, Any]) -> Figure:
+    """Rate of altered pairs, window by window, under both rules."""
+    figure, (axes,) = plots.new_panels(
+        [""], size=(6, 4), xlabel="step", ylabel="% of ordered pairs altered", ylim=(0, 100)
+    )
     for rule, color in COLORS.items():
-        for n, record in enumerate(runs[f"gradvac, {rule}"].values()):
+        for record in runs[f"gradvac, {rule}"].values():
             steps = [window["step"] for window in record["windows"]]
-            share = [altered_share(window["pairs"]) for window in record["windows"]]
-            axes.plot(steps, share, "-", color=color, alpha=0.7, label=None if n else rule)
-    axes.axhline(50, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="step", ylabel="% of ordered pairs altered", ylim=(0, 100))
-    axes.legend()
-    return _save(figure, path)
+            rates = [altered_rate(window["pairs"]) for window in record["windows"]]
+            plots.line(axes, steps, rates, color=color, alpha=0.7, label=rule)
+    plots.level(axes, 50, ":")
+    plots.legend(figure)
+    return figure
 
 
-def altered_share(pairs: Sequence[Mapping[str, Any]]) -> float:
+def altered_rate(pairs: Sequence[Mapping[str, Any]]) -> float:
     """Percent of the possible ordered pairs that were altered; NaN if none was possible.
 
-    >>> altered_share([{"possible": 4, "altered": 1}, {"possible": 4, "altered": 1}])
+    >>> counted = {"possible": 4, "conflicts": 2, "altered": 1, "mean": 0.0}
+    >>> altered_rate([counted, counted])
     25.0
     """
-    possible = sum(pair["possible"] for pair in pairs)
-    return 100 * sum(pair["altered"] for pair in pairs) / possible if possible else float("nan")
+    rate = sum(map(PairCounts.from_json, pairs), PairCounts()).rate("altered")
+    return float("nan") if rate is None else rate
 
 
-def layer_maps(layers: Mapping[str, Any], path: Path) -> Path:
+def layer_maps(layers: Mapping[str, Any]) -> Figure:
     """Mean cosine by layer and time, one map per pair of tasks."""
-    pairs, names = layers["pairs"], [_short(name) for name in layers["segments"]]
-    values = {
-        pair: np.array([[np.nan if x is None else x for x in row] for row in rows])
-        for pair, rows in pairs.items()
-    }
-    limit = max(float(np.nanmax(np.abs(found))) for found in values.values()) or 1.0
-    figure = Figure(figsize=(2.2 + 3.6 * len(pairs), 1.6 + 0.24 * len(names)), layout="constrained")
-    columns = figure.subplots(1, len(pairs), squeeze=False, sharey=True)[0]
-    for axes, (pair, found) in zip(columns, values.items(), strict=True):
-        image = axes.imshow(found, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
-        axes.set(title=pair, xlabel="step")
-        shown = range(0, len(layers["steps"]), max(1, len(layers["steps"]) // 6))
-        axes.set_xticks(shown, [str(layers["steps"][n]) for n in shown])
-        axes.set_yticks(range(len(names)), names, fontsize=7)
-    figure.colorbar(image, ax=columns, label="mean cosine")
-    return _save(figure, path)
+    names, steps = [_short(name) for name in layers["segments"]], layers["steps"]
+    maps = {pair: np.array(rows, dtype=float) for pair, rows in layers["pairs"].items()}
+    limit = max(float(np.nanmax(np.abs(cosines))) for cosines in maps.values()) or 1.0
+    size = 4.2, 1.6 + 0.24 * len(names)
+    figure, panels = plots.new_panels([*maps], size=size, xlabel="step")
+    for axes, cosines in zip(panels, maps.values(), strict=True):
+        rows = names if axes is panels[0] else [""] * len(names)
+        image = plots.shaded(axes, cosines, rows, [""] * len(steps), "RdBu", (-limit, limit))
+        ticks = range(0, len(steps), max(1, len(steps) // 6))
+        axes.set_xticks(ticks, [str(steps[n]) for n in ticks])
+    figure.colorbar(image, ax=panels, label="mean cosine")
+    return figure
 
 
-def cosine_by_batch(probes: Mapping[str, Probed], path: Path) -> Path:
+def cosine_by_batch(probes: Mapping[str, Probed]) -> Figure:
     """Cosine against effective batch size, with the noise floors: a row per stage, a column per
     pair."""
     first = next(iter(probes.values()))
     pairs = list(combinations(range(len(first.tasks)), 2))
-    figure, panels = _panels(len(pairs), len(probes), width=4)
-    for (stage, probed), row in zip(probes.items(), _rows(panels, len(pairs)), strict=True):
-        sizes = list(probed.levels)
-        for axes, (i, j) in zip(row, pairs, strict=True):
-            series = [estimate.cosine_at(probed, size, i, j) for size in sizes]
-            _band(axes, sizes, series, "tab:red", f"{probed.tasks[i]} and {probed.tasks[j]}")
-            for k, color in ((i, "tab:blue"), (j, "tab:green")):
-                own = [estimate.cosine_at(probed, size, k, k) for size in sizes]
-                _band(axes, sizes, own, color, f"two halves of {probed.tasks[k]}", style="--")
-            found = estimate.expected(probed.kept(), i, j).cosine
-            if found is not None and found.low is not None and found.high is not None:
-                axes.axhspan(found.low, found.high, color="tab:red", alpha=0.12, lw=0)
-                axes.axhline(
-                    found.mean, color="tab:red", lw=0.8, ls=":", label="expected gradients"
-                )
-            axes.axhline(0, color="black", linewidth=0.8)
-            axes.set(title=stage, ylim=(-1.02, 1.02))
-            _batch_axis(axes, sizes)
-            axes.legend(fontsize=6, loc="lower right")
-    return _save(figure, path)
+    tasks = first.tasks
+    figure, panels = plots.new_panels(
+        [f"{stage}: {tasks[i]} and {tasks[j]}" for stage in probes for i, j in pairs],
+        columns=len(pairs),
+        size=(4.2, 3.2),
+        ylabel="cosine",
+        ylim=(-1.02, 1.02),
+    )
+    colors = dict(zip(tasks, plots.COLORS[:1] + plots.COLORS[2:], strict=False))
+    for axes, (probed, (i, j)) in zip(panels, product(probes.values(), pairs), strict=True):
+        _batches(axes, probed, "two tasks", (i, j), color=plots.COLORS[1])
+        for k in (i, j):
+            color, label = colors[tasks[k]], f"two halves of {tasks[k]}"
+            _batches(axes, probed, label, (k, k), color=color, linestyle="--")
+        cosine = estimate.expected(probed.kept(), i, j).cosine
+        if cosine is not None and cosine.low is not None and cosine.high is not None:
+            axes.axhspan(cosine.low, cosine.high, color=plots.COLORS[1], alpha=0.12, lw=0)
+            axes.axhline(cosine.mean, label="expected gradients of two tasks", **DOTTED)
+        plots.level(axes, 0)
+    plots.legend(figure, columns=5)
+    return figure
 
 
-def expected_by_layer(probes: Mapping[str, Probed], path: Path) -> Path:
+def expected_by_layer(probes: Mapping[str, Probed]) -> Figure:
     """The expected gradients' cosine in every layer, a panel per pair."""
     first = next(iter(probes.values()))
     pairs = list(combinations(range(len(first.tasks)), 2))
-    figure, panels = _panels(len(pairs), 1, width=4.4)
+    figure, panels = plots.new_panels(
+        [f"{first.tasks[i]}, {first.tasks[j]}" for i, j in pairs],
+        size=(4.4, 3.6),
+        ylabel="cosine",
+        ylim=(-1.1, 1.1),
+        xlim=(-0.5, len(first.segments) - 0.5),
+    )
     for axes, (i, j) in zip(panels, pairs, strict=True):
         for n, (stage, probed) in enumerate(probes.items()):
-            places = np.arange(len(probed.segments)) + 0.2 * (n - 1)
-            found = [estimate.expected(probed.kept(name), i, j).cosine for name in probed.segments]
-            known = [(p, c) for p, c in zip(places, found, strict=True) if c is not None]
-            middle, half = [c.mean for _, c in known], [c.half or 0.0 for _, c in known]
-            axes.errorbar([p for p, _ in known], middle, half, fmt="o", capsize=3, label=stage)
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_xticks(range(len(first.segments)), first.segments, rotation=40, ha="right")
-        axes.set(title=f"{first.tasks[i]}, {first.tasks[j]}", ylabel="cosine", ylim=(-1.1, 1.1))
-        axes.set_xlim(-0.5, len(first.segments) - 0.5)
-    panels[0].legend(fontsize=7)
-    return _save(figure, path)
+            blocks = map(probed.kept, probed.segments)
+            cosines = [estimate.expected(block, i, j).cosine for block in blocks]
+            known = [(x + 0.2 * (n - 1), c) for x, c in enumerate(cosines) if c is not None]
+            means, halves = [c.mean for _, c in known], [c.half or 0.0 for _, c in known]
+            points = plots.style(n) | {"linestyle": "", "capsize": 3}
+            axes.errorbar([x for x, _ in known], means, halves, label=stage, **points)
+        plots.level(axes, 0)
+        plots.name_columns(axes, first.segments)
+    plots.legend(figure)
+    return figure
 
 
-def change_by_batch(probes: Mapping[str, Probed], path: Path) -> Path:
+def change_by_batch(probes: Mapping[str, Probed]) -> Figure:
     """How far surgery moves the update, against effective batch size."""
-    figure, (axes,) = _panels(1, 1, width=6)
+    figure, (axes,) = plots.new_panels([""], size=(6.4, 4.6), ylabel="|update - sum| / |sum|")
     for n, (stage, probed) in enumerate(probes.items()):
-        sizes = list(probed.levels)
-        for method, style in (("pcgrad", "-"), ("gradvac", "--")):
-            series = [interval(changes(probed.level(batch), method)) for batch in sizes]
-            _band(axes, sizes, series, f"C{n}", f"{method}, {stage}", style=style)
-        _batch_axis(axes, sizes)
-    axes.set(ylabel="|update - sum| / |sum|")
+        for method, dashes in (("pcgrad", "-"), ("gradvac", "--")):
+            grams = map(probed.level, probed.levels)
+            series = [interval(changes(gram, method)) for gram in grams]
+            label, color = f"{method}, {stage}", plots.COLORS[n]
+            _band(axes, list(probed.levels), series, label=label, color=color, linestyle=dashes)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7)
-    return _save(figure, path)
+    plots.legend(figure)
+    return figure
 
 
 def changes(grams: Any, method: str) -> list[float]:
@@ -170,23 +176,20 @@ def changes(grams: Any, method: str) -> list[float]:
     return [float(x) for x in estimate.change(estimate.batches_of(grams), target)]
 
 
-def _band(
-    axes: Any,
-    x: Sequence[int],
-    series: Sequence[Interval],
-    color: str,
-    label: str,
-    style: str = "-",
-) -> None:
-    axes.plot(x, [found.mean for found in series], style, marker=".", color=color, label=label)
+def _batches(axes: Axes, probed: Probed, label: str, pair: tuple[int, int], **look: Any) -> None:
+    """A pair's cosine against the size of the batch."""
+    sizes = list(probed.levels)
+    series = [estimate.cosine_at(probed, size, *pair) for size in sizes]
+    _band(axes, sizes, series, label=label, **look)
+
+
+def _band(axes: Axes, sizes: Sequence[int], series: Sequence[Interval], **look: Any) -> None:
+    """Means and their intervals against the size of the batch."""
     # Two or three replicates have an interval, but one that hides everything else.
-    many = [found if found.n > 3 else None for found in series]
-    low = [np.nan if found is None or found.low is None else found.low for found in many]
-    high = [np.nan if found is None or found.high is None else found.high for found in many]
-    axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-
-
-def _batch_axis(axes: Any, sizes: Sequence[int]) -> None:
+    halves = np.array([np.nan if s.half is None or s.n <= 3 else s.half for s in series])
+    means = np.array([s.mean for s in series])
+    band = list(means - halves), list(means + halves)
+    plots.line(axes, sizes, list(means), band, marker=".", **look)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("examples of a task")
@@ -202,20 +205,3 @@ def _short(name: str) -> str:
     if before == "layer" and last.isdigit():
         return f"layer {int(last) + 1}"
     return f"{before} {last}" if last == "LayerNorm" else last
-
-
-def _rows(panels: list[Any], width: int) -> list[list[Any]]:
-    return [panels[start : start + width] for start in range(0, len(panels), width)]
-
-
-def _panels(columns: int, rows: int, width: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(width * columns, 3.4 * rows), layout="constrained")
-    found = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in found:
-        axes.grid(alpha=0.3)
-    return figure, found
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=100)
-    return path

@@ -1,4 +1,4 @@
-"""The page's sentences, each made from the numbers it states, and saying another thing with others.
+"""The page's sentences, each written from the numbers it states.
 
 Vocabulary: a pair of tasks *conflicts* when the interval of its expected gradients' cosine lies
 below 0, *agrees* when it lies above, is *open* when it holds 0, and has no answer (n/a) where an
@@ -15,7 +15,7 @@ from typing import Any
 from bert_mtl_demo.study.intervals import Comparison, Interval, compare, interval
 from research.conflicts import estimate
 from research.conflicts.estimate import Expected, Probed
-from research.conflicts.figures import altered_share, changes
+from research.conflicts.figures import altered_rate, changes
 
 SAYS = {
     "conflict": "conflict (below 0)",
@@ -31,16 +31,16 @@ CONCLUSIONS = {
 }
 
 
-def number(found: Interval | None, digits: int = 3) -> str:
+def number(value: Interval | None, digits: int = 3) -> str:
     """An interval in a table, with its sign.
 
     >>> number(Interval(0.0123, 0.01, 0.0146, 5)), number(Interval(-0.5, None, None, 1))
     ('+0.012 ± 0.002', '-0.500')
     """
-    if found is None or not math.isfinite(found.mean):
+    if value is None or not math.isfinite(value.mean):
         return "n/a"
-    margin = "" if found.half is None else f" ± {found.half:.{digits}f}"
-    return f"{found.mean:+.{digits}f}{margin}"
+    margin = "" if value.half is None else f" ± {value.half:.{digits}f}"
+    return f"{value.mean:+.{digits}f}{margin}"
 
 
 def percent(value: float) -> str:
@@ -62,17 +62,17 @@ def verdicts(probed: Probed) -> dict[tuple[str, str], Expected]:
 
 
 def expectation(stage: str, probed: Probed) -> str:
-    """What the expected gradients of a stage do, pairs with the same answer in one sentence."""
+    """The verdicts on a stage's expected gradients, pairs with the same one in one sentence."""
     groups: dict[str, list[str]] = {}
-    for (i, j), found in verdicts(probed).items():
-        shown = "" if found.cosine is None else f" ({number(found.cosine)})"
-        groups.setdefault(found.verdict, []).append(f"{i}/{j}{shown}")
+    for (i, j), expected in verdicts(probed).items():
+        cosine = "" if expected.cosine is None else f" ({number(expected.cosine)})"
+        groups.setdefault(expected.verdict, []).append(f"{i}/{j}{cosine}")
     parts = [f"{listed(pairs)} {CONCLUSIONS[verdict]}" for verdict, pairs in groups.items()]
     return f"{stage.capitalize()}, the expected gradients of {'; those of '.join(parts)}."
 
 
 def noise(stage: str, probed: Probed) -> str:
-    """How little one batch says."""
+    """How small the signal of one batch is."""
     batch, largest = min(probed.levels), max(probed.levels)
     grams, pairs = probed.level(batch), list(combinations(range(len(probed.tasks)), 2))
     shares = [100 * estimate.negative(grams, i, j) for i, j in pairs]
@@ -94,7 +94,7 @@ def noise(stage: str, probed: Probed) -> str:
 
 
 def resized(stage: str, probed: Probed) -> str:
-    """What PCGrad does to a batch, to many, and to the expectation."""
+    """The change that PCGrad makes to a batch, to many, and to the expectation."""
     sizes = (min(probed.levels), max(probed.levels))
     small, large = (_percents(interval(changes(probed.level(n), "pcgrad"))) for n in sizes)
     limit = estimate.expected_change(probed.kept())
@@ -109,9 +109,9 @@ def resized(stage: str, probed: Probed) -> str:
     )
 
 
-def _percents(found: Interval) -> str:
-    margin = "" if found.half is None else f" ± {percent(100 * found.half)}"
-    return percent(100 * found.mean) + margin
+def _percents(change: Interval) -> str:
+    margin = "" if change.half is None else f" ± {percent(100 * change.half)}"
+    return percent(100 * change.mean) + margin
 
 
 def comparisons(runs: Mapping[str, Any]) -> dict[str, dict[str, Comparison]]:
@@ -135,18 +135,16 @@ def by_seed(seeds: Mapping[str, Any]) -> dict[str, dict[int, float]]:
 
 def scores(runs: Mapping[str, Any]) -> str:
     """Which of the differences to the plain sum are more than noise."""
-    every = [
-        (arm, name, found) for arm, row in comparisons(runs).items() for name, found in row.items()
-    ]
-    if every[0][2].difference.n < 2:
+    compared = {
+        f"{arm} in {name}": comparison
+        for arm, by_score in comparisons(runs).items()
+        for name, comparison in by_score.items()
+    }
+    count = len(compared)
+    if next(iter(compared.values())).difference.n < 2:
         return "One seed has no interval: no difference can be told from noise."
-    apart = [
-        f"{arm} in {name} ({found.difference.signed()})"
-        for arm, name, found in every
-        if found.differs
-    ]
-    count = len(every)
-    same = sum(found.identical for _, _, found in every)
+    apart = [f"{name} ({c.difference.signed()})" for name, c in compared.items() if c.differs]
+    same = sum(comparison.identical for comparison in compared.values())
     equal = f", {same} of them exactly 0" if same else ""
     if not apart:
         return f"All {count} differences to the plain sum are inside the noise{equal}."
@@ -159,7 +157,7 @@ def scores(runs: Mapping[str, Any]) -> str:
 
 
 def rules(runs: Mapping[str, Any]) -> str:
-    """What the two rules counted on this study's gradients."""
+    """The counts of the two rules on this study's gradients."""
     copied, always = (_turn(runs[f"gradvac, {rule}"]) for rule in ("on_alter", "always"))
     return (
         "In this study's runs, on batches of the same tasks, the copied rule's share of altered "
@@ -168,34 +166,34 @@ def rules(runs: Mapping[str, Any]) -> str:
 
 
 def _turn(seeds: Mapping[str, Any]) -> str:
-    """Where the share of altered pairs went between first and last epoch, paired by seed."""
+    """The turn of the share of altered pairs from first to last epoch, paired by seed."""
     first, last = (
-        {int(seed): altered_share(r["epochs"][n]["pairs"]) for seed, r in seeds.items()}
+        {int(seed): altered_rate(r["epochs"][n]["pairs"]) for seed, r in seeds.items()}
         for n in (0, -1)
     )
-    found = compare(last, first)
-    turn = "went" if not found.differs else "fell" if found.difference.mean < 0 else "rose"
+    comparison = compare(last, first)
+    mean, half = comparison.difference.mean, comparison.difference.half
+    turn = "went" if not comparison.differs else "fell" if mean < 0 else "rose"
     ends = [percent(interval(list(shares.values())).mean) for shares in (first, last)]
-    half = found.difference.half
-    said = found.describe()
-    if found.differs and half is not None:
-        said = f"by {abs(found.difference.mean):.1f} ± {half:.1f} points over seeds"
-    return f"{turn} from {ends[0]} in the first epoch to {ends[1]} in the last ({said})"
+    size = comparison.describe()
+    if comparison.differs and half is not None:
+        size = f"by {abs(mean):.1f} ± {half:.1f} points over seeds"
+    return f"{turn} from {ends[0]} in the first epoch to {ends[1]} in the last ({size})"
 
 
 def published(simulated: Mapping[str, Any]) -> str:
-    """What no model at all gives under both rules."""
-    found = simulated["published size, mean 0.05"]
-    counts = ", ".join(f"{value:,.0f}" for value in found["on_alter"][:5])
-    possible = found["steps"] * found["pairs"]
-    share = [100 * value / possible for value in found["on_alter"][:2]]
-    ends = [percent(100 * each(found["always"]) / possible) for each in (min, max)]
+    """The counts under both rules without any model."""
+    curve = simulated["published size, mean 0.05"]
+    counts = ", ".join(f"{value:,.0f}" for value in curve["on_alter"][:5])
+    possible = curve["steps"] * curve["pairs"]
+    share = [100 * value / possible for value in curve["on_alter"][:2]]
+    ends = [percent(100 * end(curve["always"]) / possible) for end in (min, max)]
     steady = f"a steady {ends[0]}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
     # The report counts gradients; each of three tasks' gradients stands in two ordered pairs.
     gradients = possible / 2
-    alone = [percent(100 * value / gradients) for value in found["on_alter"][:3]]
+    alone = [percent(100 * value / gradients) for value in curve["on_alter"][:3]]
     return (
-        f"With {found['steps']:,} steps an epoch, the copied rule alters {counts} of {possible:,} "
+        f"With {curve['steps']:,} steps an epoch, the copied rule alters {counts} of {possible:,} "
         f"ordered pairs in the first five epochs ({percent(share[0])}, then {percent(share[1])} "
         f"and less), and the paper's rule {steady} in every epoch. Had no gradient been altered "
         f"twice in a step, that would be {listed(alone)} of {gradients:,.0f} gradients, beside "

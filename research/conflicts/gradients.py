@@ -9,8 +9,7 @@ would not do, as distinct examples of a finite set are negatively correlated.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +38,7 @@ class Material:
 
 
 def load_material(config: Config) -> Material:
-    """Model and training sets as `session.start_run` would begin with."""
+    """Model and training sets as `run.start_run` begins with."""
     device = choose_device(config.device)
     splits, skipped = load_splits(config)
     source = pretrained(config, locate(config.encoder), device, skipped=skipped)
@@ -63,10 +62,10 @@ class Sampler:
     def __init__(self, material: Material, seed: int) -> None:
         self.material = material
         self.tasks = list(material.sets)
-        named = shared(material.model)
-        self.parameters = [parameter for _, parameter in named]
-        self.segments = list(dict.fromkeys(layer_of(name) for name, _ in named))
-        self.segment_of = [self.segments.index(layer_of(name)) for name, _ in named]
+        parameters = shared(material.model)
+        self.parameters = [parameter for _, parameter in parameters]
+        self.segments = list(dict.fromkeys(layer_of(name) for name, _ in parameters))
+        self.segment_of = [self.segments.index(layer_of(name)) for name, _ in parameters]
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self) -> list[list[Tensor]]:
@@ -97,11 +96,3 @@ def layer_of(name: str) -> str:
     if numbered:
         return f"layer {int(numbered.group(1)) + 1}"
     return "embeddings" if "embeddings." in name else name.split(".")[0]
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Torch's generators seeded inside, and afterwards as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -7,8 +7,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.reporting.run_report import markdown
-from bert_mtl_demo.study.intervals import interval
+from bert_mtl_demo.reporting import plots
+from bert_mtl_demo.reporting.tables import table
+from bert_mtl_demo.study.intervals import Interval, interval
 from research.conflicts import estimate, figures, findings
 from research.conflicts.by_layer import layer_answer, layer_conflicts, layer_table
 from research.conflicts.counts import alteration_table, pair_table
@@ -41,22 +42,22 @@ def write(directory: Path) -> Path:
         "## What the published conclusion rested on\n\n" + _published(pieces, probes),
         "## Budget, and how to repeat it\n\n" + _budget(study),
     ]
-    place = directory / PAGE
-    place.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    return place
+    path = directory / PAGE
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return path
 
 
 def _draw(study: Mapping[str, Any], probes: Mapping[str, Probed], to: Path) -> dict[str, str]:
-    pieces, epochs = study["pieces"], study["options"]["epochs"]
-    found = (
-        figures.alterations(pieces["simulation"], pieces["runs"], epochs, to / "alterations.png"),
-        figures.altered_over_time(pieces["runs"], to / "altered_over_time.png"),
-        figures.layer_maps(pieces["layers"], to / "layers.png"),
-        figures.cosine_by_batch(probes, to / "cosine_by_batch.png"),
-        figures.expected_by_layer(probes, to / "expected_by_layer.png"),
-        figures.change_by_batch(probes, to / "change_by_batch.png"),
-    )
-    return {path.stem: f"![{path.stem.replace('_', ' ')}]({path.name})" for path in found}
+    drawn = {
+        "alterations": figures.alterations(study),
+        "altered_over_time": figures.altered_over_time(study["pieces"]["runs"]),
+        "layers": figures.layer_maps(study["pieces"]["layers"]),
+        "cosine_by_batch": figures.cosine_by_batch(probes),
+        "expected_by_layer": figures.expected_by_layer(probes),
+        "change_by_batch": figures.change_by_batch(probes),
+    }
+    paths = [plots.save(figure, to / f"{name}.png") for name, figure in drawn.items()]
+    return {path.stem: f"![{path.stem.replace('_', ' ')}]({path.name})" for path in paths}
 
 
 def _question() -> str:
@@ -97,30 +98,26 @@ def _layers(
 
 
 def _signal(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
-    rows = []
-    for stage, probed in probes.items():
-        for batch in probed.levels:
-            tasks = range(len(probed.tasks))
-            rows.append(
-                [
-                    stage,
-                    f"{batch:,}",
-                    *(
-                        f"{number(estimate.cosine_at(probed, batch, i, j))}, "
-                        f"{percent(100 * estimate.negative(probed.level(batch), i, j))}"
-                        for i, j in combinations(tasks, 2)
-                    ),
-                    *(number(estimate.cosine_at(probed, batch, k, k)) for k in tasks),
-                ]
-            )
     names = next(iter(probes.values())).tasks
+    tasks = range(len(names))
+    rows = [
+        [
+            *(stage, f"{batch:,}"),
+            *(
+                f"{number(estimate.cosine_at(probed, batch, i, j))}, "
+                f"{percent(100 * estimate.negative(probed.level(batch), i, j))}"
+                for i, j in combinations(tasks, 2)
+            ),
+            *(number(estimate.cosine_at(probed, batch, k, k)) for k in tasks),
+        ]
+        for stage, probed in probes.items()
+        for batch in probed.levels
+    ]
     heading = [
-        "stage",
-        "examples",
-        *(f"{i}, {j}" for i, j in combinations(names, 2)),
+        *("stage", "examples", *(f"{i}, {j}" for i, j in combinations(names, 2))),
         *(f"two halves of {name}" for name in names),
     ]
-    said = "\n\n".join(findings.noise(stage, probed) for stage, probed in probes.items())
+    answers = "\n\n".join(findings.noise(stage, probed) for stage, probed in probes.items())
     return (
         "The model stands still at three stages of a run of the plain sum, in training mode. Each "
         "task's gradient over the encoder is taken on growing batches of independently drawn "
@@ -129,24 +126,24 @@ def _signal(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
         "is mostly noise, and cosines between tasks are near 0 whatever the tasks want. Margins "
         f"are 95% intervals over replicates; where fewer than {estimate.FEW} pairs of halves are "
         "left, cosine and interval come from the products of all kept blocks, jackknifed.\n\n"
-        f"{said}\n\n{pictures['cosine_by_batch']}\n\n{markdown(heading, rows)}"
+        f"{answers}\n\n{pictures['cosine_by_batch']}\n\n{table(heading, rows)}"
     )
 
 
 def _expected(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
     rows = [
-        [stage, f"{i}, {j}", number(found.cosine), findings.SAYS[found.verdict]]
+        [stage, f"{i}, {j}", number(expected.cosine), findings.SAYS[expected.verdict]]
         for stage, probed in probes.items()
-        for (i, j), found in findings.verdicts(probed).items()
+        for (i, j), expected in findings.verdicts(probed).items()
     ]
-    said = "\n\n".join(findings.expectation(stage, probed) for stage, probed in probes.items())
+    answers = "\n\n".join(findings.expectation(stage, probed) for stage, probed in probes.items())
     return (
         "The cosine of the *expected* gradients, free of the noise that pulls a batch's cosine "
         "towards 0: the mean product of independent batches of two tasks, over the root of the "
         "mean products of independent batches of each. Intervals (95%) are jackknifed over blocks "
         "of batches; a bootstrap would multiply a block with itself. They hold for one seed's "
-        f"run, and each is its own: of twenty, one may miss.\n\n{said}\n\n"
-        f"{markdown(['stage', 'pair', 'cosine', 'the tasks'], rows)}\n\n"
+        f"run, and each is its own: of twenty, one may miss.\n\n{answers}\n\n"
+        f"{table(['stage', 'pair', 'cosine', 'the tasks'], rows)}\n\n"
         f"{pictures['expected_by_layer']}\n\n{layer_answer(probes)}\n\n"
         '<details markdown="1">\n<summary>Every part of the encoder</summary>\n\n'
         "Cosines with the share of negative ones, the cosine of two batches of the same task, and "
@@ -159,21 +156,18 @@ def _change(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
     rows = []
     for stage, probed in probes.items():
         for batch in probed.levels:
-            found = [
-                interval(figures.changes(probed.level(batch), method))
-                for method in ("pcgrad", "gradvac")
-            ]
-            rows.append([stage, f"{batch:,}", *(number(each).lstrip("+") for each in found)])
+            samples = [figures.changes(probed.level(batch), arm) for arm in ("pcgrad", "gradvac")]
+            rows.append([stage, f"{batch:,}", *(_length(interval(sample)) for sample in samples)])
         limit = estimate.expected_change(probed.kept())
-        rows.append([stage, "expectation", number(limit).lstrip("+"), ""])
-    said = "\n\n".join(findings.resized(stage, probed) for stage, probed in probes.items())
+        rows.append([stage, "expectation", _length(limit), ""])
+    answers = "\n\n".join(findings.resized(stage, probed) for stage, probed in probes.items())
     return (
         "The length of (update - plain sum), relative to the plain sum, over the encoder and "
         "before the optimizer. GradVac's targets stand at the mean cosine of each batch size, "
         f"where the paper's rule takes them (n/a with fewer than {estimate.FEW} pairs of halves, "
         "whose own mean is no target); from a target of 0 it is PCGrad.\n\n"
-        f"{said}\n\n{pictures['change_by_batch']}\n\n"
-        f"{markdown(['stage', 'examples', 'PCGrad', 'GradVac'], rows)}"
+        f"{answers}\n\n{pictures['change_by_batch']}\n\n"
+        f"{table(['stage', 'examples', 'PCGrad', 'GradVac'], rows)}"
     )
 
 
@@ -188,24 +182,28 @@ def _scores(runs: Mapping[str, Any]) -> str:
         for arm, seeds in runs.items()
     ]
     differences = [
-        [arm, *(f"{found[name].difference.signed()}, {found[name].describe()}" for name in names)]
-        for arm, found in findings.comparisons(runs).items()
+        [arm, *(f"{scores[name].difference.signed()}, {scores[name].describe()}" for name in names)]
+        for arm, scores in findings.comparisons(runs).items()
     ]
     return (
         f"Dev scores after the last epoch, over {len(runs['sum'])} seeds. `mean` averages the "
         "scores as they are; `leaderboard` takes (r + 1) / 2 for similarity first.\n\n"
-        f"{markdown(['method', *names, 'change of the update'], rows)}\n\n"
+        f"{table(['method', *names, 'change of the update'], rows)}\n\n"
         "Differences to the plain sum with the same seed, which has the same batches and initial "
-        f"heads, with 95% t-intervals:\n\n{markdown(['method', *names], differences)}\n\n"
+        f"heads, with 95% t-intervals:\n\n{table(['method', *names], differences)}\n\n"
         f"{findings.scores(runs)}"
     )
 
 
 def _run_change(seeds: Mapping[str, Any]) -> str:
     """Mean over epochs, with its interval over seeds."""
-    every = [[e["change"] for e in r["epochs"]] for r in seeds.values()]
-    known = [[change for change in changes if change is not None] for changes in every]
-    return number(interval([sum(each) / len(each) for each in known if each]), 4).lstrip("+")
+    seed_changes = [[epoch["change"] for epoch in record["epochs"]] for record in seeds.values()]
+    known = [[change for change in changes if change is not None] for changes in seed_changes]
+    return _length(interval([sum(changes) / len(changes) for changes in known if changes]), 4)
+
+
+def _length(change: Interval | None, digits: int = 3) -> str:
+    return number(change, digits).lstrip("+")
 
 
 def _published(pieces: Mapping[str, Any], probes: Mapping[str, Probed]) -> str:
@@ -238,7 +236,7 @@ def _budget(study: Mapping[str, Any]) -> str:
     drawn = options["probe_batches"] * options["batch_size"]
     hidden = ("command", "output", "jobs", "threads", "settings")
     settings = {k: v for k, v in options.items() if k not in hidden} | options["settings"]
-    shown = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    listed = ", ".join(f"{name} = {value}" for name, value in settings.items())
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     seen = (
         "\n\nall-MiniLM-L6-v2 has seen Quora's duplicate questions and other sentence pairs in its "
@@ -249,7 +247,7 @@ def _budget(study: Mapping[str, Any]) -> str:
     )
     return (
         f"```console\n{options['command']}\n```\n\n"
-        f"Settings: {shown}. Training and dev examples: {sizes}. Every run takes "
+        f"Settings: {listed}. Training and dev examples: {sizes}. Every run takes "
         f"{options['epochs']} x {options['steps']:,} steps; the published one took 10 x 18,000. "
         f"Each probe draws {drawn:,} examples of every task, in {options['blocks']} blocks.\n\n"
         f"{about['date']}, {about['device']}, threads: {about['threads']}, {versions}.{seen}\n\n"

@@ -9,7 +9,6 @@ expected gradients, and for what surgery would do: see `estimate`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,16 @@ from torch import Tensor
 
 from gradsurgery import functional
 from research.conflicts.counter import Counter, Vectors
-from research.conflicts.gradients import Sampler, own_randomness
+from research.conflicts.gradients import Sampler
 
 
-def probe(
-    sampler: Sampler, *, batches: int, blocks: int, tick: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
+def probe(sampler: Sampler, *, batches: int, blocks: int) -> dict[str, Any]:
     """Draw `batches` micro-batches of every task and keep their dot products.
 
     Args:
         sampler: where gradients come from.
         batches: a power of two.
         blocks: a power of two up to that; so many sums are kept as vectors at the end.
-        tick: called after each micro-batch.
 
     Returns:
         tasks, segments, batch_size, and
@@ -47,13 +43,12 @@ def probe(
         levels[level].append([packed(segment) for segment in gram])
 
     counter = Counter(top, meet)
-    whole: Vectors = []
+    kept: Vectors = []  # [BK][P]
     for _ in range(batches):
-        done = counter.add(sampler.draw())
-        if done is not None:
-            whole += done
-        tick()
-    gram = functional.gram(whole, sampler.segment_of)
+        block = counter.add(sampler.draw())
+        if block is not None:
+            kept += block
+    gram = functional.gram(kept, sampler.segment_of)
     return {
         "tasks": sampler.tasks,
         "segments": sampler.segments,
@@ -64,13 +59,12 @@ def probe(
     }
 
 
-def probe_model(
-    sampler: Sampler, *, batches: int, blocks: int, seed: int, tick: Callable[[], object]
-) -> dict[str, Any]:
+def probe_model(sampler: Sampler, *, batches: int, blocks: int, seed: int) -> dict[str, Any]:
     """The same with the model in training mode and dropout of its own seed."""
     sampler.material.model.train()
-    with own_randomness(seed):
-        return probe(sampler, batches=batches, blocks=blocks, tick=tick)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return probe(sampler, batches=batches, blocks=blocks)
 
 
 def seed_of(seed: int, stage: str) -> int:
@@ -99,8 +93,8 @@ def unpacked(rows: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     [[1.0, 2.0], [2.0, 4.0]]
     """
     values = np.asarray(rows, dtype=np.float64)
-    found = np.zeros((*values.shape[:-1], size, size))
+    gram = np.zeros((*values.shape[:-1], size, size))
     upper = np.triu_indices(size)
-    found[..., upper[0], upper[1]] = values
-    found[..., upper[1], upper[0]] = values
-    return found
+    gram[..., upper[0], upper[1]] = values
+    gram[..., upper[1], upper[0]] = values
+    return gram

@@ -49,8 +49,8 @@ def alterations(
         The arguments, and under each rule's name the alterations of each epoch, over all pairs and
         averaged over the repetitions.
 
-    >>> found = alterations(steps=1000, epochs=2)
-    >>> found["on_alter"][1] < found["on_alter"][0] < found["always"][0]
+    >>> counts = alterations(steps=1000, epochs=2)
+    >>> counts["on_alter"][1] < counts["on_alter"][0] < counts["always"][0]
     True
     """
     generator = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What several ranks measure: formulas, the parent's patience, and the wire's counter."""
+"""Several ranks: formulas, the parent's limit, and the wire's counter."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessRaisedException
 
-from benchmarks import averaged_steps as averaged
 from benchmarks import launch
-from benchmarks.options import Setting
+from benchmarks.options import Options
+from benchmarks.steps import averaged
 from benchmarks.themes import distributed
 
 ELEMENTS = 1 << 20
 
 
-def setting(folder: Path) -> Setting:
-    return Setting(torch.device("cpu"), folder, quick=True)
+def options(directory: Path) -> Options:
+    return Options(torch.device("cpu"), directory, quick=True)
 
 
 def wire(device: torch.device) -> dict[str, float]:
-    """What collectives send, over the elements that they are given."""
+    """Bytes that collectives send, over those of their elements."""
     count = launch.Wire()
     if not count.counts:
         return {}
@@ -55,12 +55,12 @@ def test_the_wire_is_what_collectives_send(tmp_path: Path) -> None:
 
     At least: other tests' processes may be using the loopback device.
     """
-    found, _ = launch.start(wire, 2, (), setting(tmp_path), limit=120)
-    if not found:
+    sent, _ = launch.start(wire, 2, (), options(tmp_path), limit=120)
+    if not sent:
         pytest.skip("no counter of the loopback device")
-    assert found["all-reduce"] > 0.95
-    assert found["all-gather"] > 0.45
-    assert found["reduce-scatter"] > 0.95
+    assert sent["all-reduce"] > 0.95
+    assert sent["all-gather"] > 0.45
+    assert sent["reduce-scatter"] > 0.95
 
 
 def test_the_wire_counts_without_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,51 +80,49 @@ def test_the_wire_counts_without_barriers(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(ProcessRaisedException, match="out of luck"):
-        launch.start(fails_on_the_second, 2, (), setting(tmp_path), limit=60)
+        launch.start(fails_on_the_second, 2, (), options(tmp_path), limit=60)
 
 
 def test_ranks_that_hang_are_ended(tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match="2 ranks were not done after 1 s"):
-        launch.start(sleeps, 2, (), setting(tmp_path), limit=1)
+        launch.start(sleeps, 2, (), options(tmp_path), limit=1)
     assert time.monotonic() - begun < 20
     assert threading.active_count() < 20
 
 
 def test_formulas() -> None:
     """Of 10 elements, 6 of them in layers, 3 tasks and 2 ranks."""
-    found = {kind: averaged.amounts(kind, 3, 10, 6, 2) for kind in averaged.KINDS}
-    sent = {kind: amounts.sent() for kind, amounts in found.items()}
-    assert sent == {
+    amounts = averaged.amounts(3, 10, 6, 2)
+    assert {name: amount.sent() for name, amount in amounts.items()} == {
         averaged.ALONE: 0,
         averaged.DDP_SUM: 10,
         averaged.DDP_EACH: 30,
         averaged.DDP_TASK: 30,
         averaged.ALL_REDUCE: 30,
-        averaged.REDUCE_SCATTER: 20,
         averaged.FSDP_SUM: 18 + 2 + 5,
         averaged.FSDP_EACH: 18 + 6 + 15,
         averaged.FSDP_TASK: 18 + 6 + 15,
     }
-    assert found[averaged.REDUCE_SCATTER].sent(scatters_as_all_reduce=True) == 5 + 2 * 15
-    assert found[averaged.REDUCE_SCATTER].held == 15 + 10
-    assert found[averaged.FSDP_TASK].held == 15
+    assert amounts[averaged.FSDP_TASK].sent(scatters_as_all_reduce=True) == 18 + 6 + 2 * 15
+    assert amounts[averaged.FSDP_TASK].held == 15
 
 
-def test_a_round_is_as_slow_as_its_slowest_rank() -> None:
-    def found(*taken: float) -> dict[str, object]:
+def test_a_round_is_as_slow_as_its_slowest_rank(tmp_path: Path) -> None:
+    def rank(*taken: float) -> dict[str, object]:
         return {
             "elements": 10,
             "layered": 6,
-            "seconds": {kind: list(taken) for kind in averaged.KINDS}
+            "seconds": {name: list(taken) for name in averaged.KINDS}
             | {averaged.ALL_REDUCE: [2 * t for t in taken]},
             "sent": dict.fromkeys(averaged.KINDS, 60),
             "held": dict.fromkeys(averaged.KINDS, 40),
         }
 
-    rows = distributed.figures([found(1.0, 5.0), found(3.0, 4.0)], tasks=3)
+    rows = distributed.figures([rank(1.0, 5.0), rank(3.0, 4.0)], tasks=3)
     plain, ours = rows[1], rows[4]
     assert plain["seconds"]["median"] == 4.0
     assert ours["seconds"]["median"] == 8.0
     assert ours["to_ddp_sum"] == 2.0
-    assert distributed.tables(rows)[1].rows[4][3] == f"{60 / 120:.2f}"
+    theme = distributed.Distributed(options(tmp_path))
+    assert theme.tables(rows)[1].rows[4][3] == f"{60 / 120:.2f}"

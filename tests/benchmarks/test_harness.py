@@ -1,97 +1,72 @@
+"""The runner: what it leaves out and says so, and what it makes of rows."""
+
 from __future__ import annotations
 
-import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from benchmarks.harness import (
-    Candidate,
-    Effort,
-    Sample,
-    alternate,
-    fitted_exponent,
-    nothing,
-    quantile,
-    ratio,
-    rotated,
-    spread,
-)
+from benchmarks import harness
+from benchmarks.harness import Case, Theme, run
+from benchmarks.options import Options
+from benchmarks.roofline import FORMULA
+from benchmarks.tables import Row, field
+from benchmarks.themes.scaling import Scaling
+from benchmarks.themes.surgery import Surgery
 
-CPU = torch.device("cpu")
-
-times = st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=30)
+OPTIONS = Options(torch.device("cpu"), Path("nowhere"))
 
 
-def recorded(effort: Effort, names: str = "abc") -> tuple[list[str], dict[str, list[Sample]]]:
-    """Alternate candidates that write down each call: lower case to prepare, upper case to run."""
-    calls: list[str] = []
-    candidates = {
-        name: Candidate(lambda n=name: calls.append(n.upper()), lambda n=name: calls.append(n))
-        for name in names
-    }
-    return calls, alternate(candidates, effort, CPU)
+class Numbers(Theme):
+    """Two cases, of which one runs out of memory after its first row."""
+
+    name, floor, title, columns = "numbers", "zero", "table {k}", [("k", field("k"))]
+
+    def cases(self) -> Iterator[Case]:
+        yield Case("first", partial(self._rows, 1))
+        yield Case("second", partial(self._rows, 2))
+        yield Case("third", partial(self._rows, 3), package="no_such_package")
+
+    def _rows(self, k: int) -> Iterator[Row]:
+        yield {"k": k, "bandwidths_gb_s": {"read": 10 * k}}
+        if k == 2:
+            raise torch.OutOfMemoryError("too much\nof it")
+        yield {"k": k}
 
 
-def test_candidates_take_turns_in_rotating_order_each_prepared_before_it_runs() -> None:
-    calls, _ = recorded(Effort(rounds=3, least=3, seconds=60, warmup=1))
-    assert "".join(calls) == "aAbBcC" + "bBcCaA" + "cCaAbB" + "aAbBcC"
+def test_rows_become_tables_and_what_is_left_out_is_a_note() -> None:
+    result = run(Numbers(OPTIONS))
+    assert [row["k"] for row in result.figures] == [1, 1, 2]
+    assert [table.title for table in result.tables] == ["Table 1", "Table 2"]
+    assert result.notes == [
+        "skipped: second: too much",
+        "skipped: third: no_such_package is not installed",
+    ]
+    assert result.bandwidths == {"read": 10}
+    assert result.floor == f"zero; {FORMULA['cpu']}"
 
 
-def test_warm_up_rounds_are_not_counted() -> None:
-    _, found = recorded(Effort(rounds=3, least=3, seconds=60, warmup=2))
-    assert {name: len(samples) for name, samples in found.items()} == {"a": 3, "b": 3, "c": 3}
+def test_past_the_deadline_no_case_is_started() -> None:
+    result = run(Numbers(replace(OPTIONS, deadline=time.monotonic() - 1)))
+    assert (result.figures, result.tables, result.floor) == ([], [], "zero")
+    assert result.notes[0] == "skipped: first: out of time"
 
 
-def test_no_round_is_begun_once_time_is_up_and_the_least_is_done() -> None:
-    _, found = recorded(Effort(rounds=50, least=4, seconds=0, warmup=1), "ab")
-    assert {len(samples) for samples in found.values()} == {4}
+def test_past_the_deadline_a_theme_with_a_picture_has_none() -> None:
+    assert run(Scaling(replace(OPTIONS, deadline=time.monotonic() - 1))).draw is None
 
 
-def test_only_the_run_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def wait(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    candidate = Candidate(lambda: wait(2.0), lambda: wait(100.0))
-    found = alternate({"a": candidate}, Effort(2, 2, 60, warmup=0), CPU)
-    assert found == {"a": [Sample(2.0, 2.0)] * 2}
-
-
-def test_rotation_of_nothing_is_nothing() -> None:
-    assert rotated([], 3) == []
-    nothing()
-
-
-@given(times)
-def test_quantiles_are_those_of_the_standard_library(values: list[float]) -> None:
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    assert quantile(values, 0.2) == pytest.approx(fifths[0])
-    assert quantile(values, 0.8) == pytest.approx(fifths[-1])
-    assert quantile(values, 0.5) == pytest.approx(statistics.median(values))
-
-
-def test_one_round_has_a_spread() -> None:
-    assert spread([3.0]) == (3.0, 3.0, 3.0)
-
-
-@given(times, st.floats(0.1, 10))
-def test_ratios_are_taken_within_rounds(values: list[float], factor: float) -> None:
-    """A machine that slows down from round to round leaves the ratio alone."""
-    assert ratio([factor * value for value in values], values) == pytest.approx(factor)
-
-
-def test_the_ratio_is_not_that_of_the_medians() -> None:
-    assert ratio([1.0, 10.0, 100.0], [1.0, 20.0, 50.0]) == 1.0
-
-
-@given(st.floats(-2, 3), st.floats(1e-6, 1e3))
-def test_a_power_law_has_its_exponent(exponent: float, factor: float) -> None:
-    sizes = [2, 3, 8, 32, 64]
-    values = [factor * size**exponent for size in sizes]
-    assert fitted_exponent(sizes, values) == pytest.approx(exponent, abs=1e-9)
+def test_a_case_too_large_for_the_memory_is_refused_with_the_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(harness, "free_bytes", lambda device: 1 << 30)
+    cases = {case.label: case for case in Surgery(OPTIONS).cases()}
+    reason = cases["bert-base, K = 2, fp32"].obstacle(OPTIONS)
+    assert reason == "gradients of 0.8 GiB exceed half of the free 1.0 GiB"
+    assert cases["minilm, K = 2, fp32"].obstacle(OPTIONS) is None
+    assert Scaling(OPTIONS).fitting([2, 64], [1 << 22]) == ([2], [1 << 22])

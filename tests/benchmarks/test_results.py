@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.options import Setting
-from benchmarks.results import Result, Table, digits, slug, versions, write
+from benchmarks.machine import slug, versions
+from benchmarks.options import Options
+from benchmarks.results import Result, write
+from benchmarks.tables import Table, digits, field, tables
 
 TABLE = Table("Figures", ("case", "ms"), [["a", "1.5"], ["b", "2.5"]])
 
@@ -26,19 +28,19 @@ def result() -> Result:
 
 
 def test_what_is_written_can_be_read_again(tmp_path: Path) -> None:
-    setting = Setting(torch.device("cpu"), tmp_path / "new", threads=2)
-    paths = write(result(), setting, "python -m benchmarks theme")
-    found = json.loads(paths[0].read_text())
-    assert found["figures"] == result().figures
-    assert found["command"] == "python -m benchmarks theme"
-    assert found["parameters"] == {"tasks": 3}
-    assert found["bandwidths_gb_s"] == {"read": 10.5}
-    assert found["versions"]["torch"] == torch.__version__
-    assert {"hardware", "date", "threads", "floor", "notes"} <= set(found)
+    options = Options(torch.device("cpu"), tmp_path / "new", threads=2)
+    paths = write(result(), options, "python -m benchmarks theme")
+    facts = json.loads(paths[0].read_text())
+    assert facts["figures"] == result().figures
+    assert facts["command"] == "python -m benchmarks theme"
+    assert facts["parameters"] == {"tasks": 3}
+    assert facts["bandwidths_gb_s"] == {"read": 10.5}
+    assert facts["versions"]["torch"] == torch.__version__
+    assert {"hardware", "date", "threads", "floor", "notes"} <= set(facts)
 
 
 def test_the_page_says_the_same_and_shows_table_picture_and_notes(tmp_path: Path) -> None:
-    paths = write(result(), Setting(torch.device("cpu"), tmp_path), "python -m benchmarks theme")
+    paths = write(result(), Options(torch.device("cpu"), tmp_path), "python -m benchmarks theme")
     page = paths[1].read_text()
     assert TABLE.markdown() in page
     assert f"![theme]({paths[2].name})" in page
@@ -48,7 +50,7 @@ def test_the_page_says_the_same_and_shows_table_picture_and_notes(tmp_path: Path
 
 
 def test_files_are_named_theme_hardware_month(tmp_path: Path) -> None:
-    path = write(result(), Setting(torch.device("cpu"), tmp_path), "")[0]
+    path = write(result(), Options(torch.device("cpu"), tmp_path), "")[0]
     theme, machine, month = path.stem.split("_")
     assert (theme, len(month)) == ("theme", 6)
     assert machine
@@ -58,6 +60,17 @@ def test_a_table_is_markdown() -> None:
     assert TABLE.markdown() == (
         "## Figures\n\n| case | ms |\n| --- | --- |\n| a | 1.5 |\n| b | 2.5 |"
     )
+
+
+def test_rows_of_one_title_are_one_table() -> None:
+    rows = [{"k": 2, "t": {"p20": 5}}, {"k": 3, "t": {"p20": 7}}, {"k": 2, "t": None}, {"k": 3}]
+    columns = [("K", field("k")), ("p20", field("t.p20", "{:.1f}".format))]
+    by_title = tables("all {k} tasks", columns, rows)
+    assert [table.title for table in by_title] == ["All 2 tasks", "All 3 tasks"]
+    assert [table.rows for table in by_title] == [
+        [["2", "5.0"], ["2", ""]],
+        [["3", "7.0"], ["3", ""]],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from benchmarks import roofline
-from benchmarks.harness import Effort, Sample, alternate
+from benchmarks.timing import Effort, Sample, Times, alternate
 
 CPU = torch.device("cpu")
 
 
-def measured(read: float, copy: float) -> dict[str, list[Sample]]:
+def measured(read: float, copy: float) -> Times:
     fill = copy / 2
     probes = {roofline.READ: read, roofline.COPY: copy, roofline.FILL: fill}
-    return {name: [Sample(value, value)] for name, value in probes.items()}
+    return Times({name: [Sample(value, value)] for name, value in probes.items()})
 
 
 def probes() -> roofline.Probes:
-    return roofline.Probes(1000, CPU, least=0)  # 4000 bytes
+    return roofline.Probes(1000, CPU, min_bytes=0)  # 4000 bytes
 
 
 def test_traffic_is_two_reads_of_each_gradient_and_one_write() -> None:
@@ -29,6 +29,12 @@ def test_traffic_is_two_reads_of_each_gradient_and_one_write() -> None:
 def test_on_the_cpu_reads_and_writes_are_taken_apart() -> None:
     [least] = probes().floor(measured(read=4.0, copy=10.0), roofline.Traffic(8000, 4000))
     assert least == pytest.approx(2 * 4.0 + 1 * (10.0 - 4.0))
+
+
+def test_the_floor_may_come_after_other_work() -> None:
+    times = measured(read=4.0, copy=10.0)
+    times["step"] = [Sample(100.0, 100.0)]
+    assert probes().floor(times, roofline.Traffic(4000, 0), after="step") == [104.0]
 
 
 def test_a_copy_faster_than_a_read_makes_writing_free() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import steps
-from benchmarks.__main__ import THEMES, command, main
-from benchmarks.harness import Sample
-from benchmarks.options import Setting
-from benchmarks.themes import memory, scaling, step, trunk
+from benchmarks.__main__ import command, main
+from benchmarks.options import Options
+from benchmarks.problems.multitask import problem
+from benchmarks.steps.step import EACH, FEATURES, JOIN, OWN, SHARED, SUM, TASK
+from benchmarks.steps.step import step as build_step
+from benchmarks.tables import tables
+from benchmarks.themes import THEMES, memory, scaling, step, surgery
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -20,9 +22,9 @@ def test_a_quick_run_of_everything_writes_every_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--quick", "--device", "cpu", "--results", str(tmp_path)]) == 0
-    found = {path.stem.partition("_")[0]: path for path in tmp_path.glob("*.json")}
-    assert set(found) == {f"{theme}-quick" for theme in THEMES}
-    for path in found.values():
+    paths = {path.stem.partition("_")[0]: path for path in tmp_path.glob("*.json")}
+    assert set(paths) == {f"{theme}-quick" for theme in THEMES}
+    for path in paths.values():
         facts = json.loads(path.read_text())
         assert facts["figures"]
         assert str(tmp_path) not in path.read_text()
@@ -49,10 +51,10 @@ def test_cuda_where_there_is_none_is_refused() -> None:
 def test_a_theme_that_fails_is_told_and_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(setting: Setting) -> None:
+    def fails(theme: surgery.Surgery) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setitem(THEMES, "surgery", fails)  # type: ignore[arg-type]
+    monkeypatch.setattr(surgery.Surgery, "cases", fails)
     arguments = ["surgery", "scaling", "--quick", "--device", "cpu", "--results", str(tmp_path)]
     assert main(arguments) == 1
     streams = capsys.readouterr()
@@ -62,21 +64,22 @@ def test_a_theme_that_fails_is_told_and_does_not_stop_the_others(
 
 
 def test_the_command_says_how_it_was_measured_and_not_where_it_was_written() -> None:
-    setting = Setting(torch.device("cpu"), Path("/somewhere"), everything=True, threads=2)
-    said = command(["surgery"], setting, minutes=2.5)
-    assert said == "python -m benchmarks surgery --device cpu --threads 2 --all --minutes 2.5"
+    options = Options(torch.device("cpu"), Path("/somewhere"), everything=True, threads=2)
+    words = command(["surgery"], options, minutes=2.5)
+    assert words == "python -m benchmarks surgery --device cpu --threads 2 --all --minutes 2.5"
 
 
 def test_memory_is_compared_process_by_process() -> None:
-    peaks = {steps.PLAIN: [100, 200, 300], steps.EACH: [90, 190, 290], "pcgrad": [110, 205, 330]}
-    rows = memory.figures(peaks, allowed=20, feed=steps.OWN)
+    peaks = {SUM: [100, 200, 300], EACH: [90, 190, 290], "pcgrad": [110, 205, 330]}
+    rows = memory.figures(peaks, bound=20, batches="batches")
     assert [row["over_plain_bytes"] for row in rows] == [0, -10, 10]
-    assert memory.table(rows).rows[2][-1] == "50%"
+    [table] = tables(memory.Memory.title, memory.Memory.columns, rows)
+    assert table.rows[2][-1] == "50%"
 
 
 def test_the_bound_is_that_of_the_encoder(tmp_path: Path) -> None:
-    setting = Setting(torch.device("cpu"), tmp_path)
-    assert memory.bound(setting) == 2 * 4 * 22_565_376
+    theme = memory.Memory(Options(torch.device("cpu"), tmp_path))
+    assert theme.bound == 2 * 4 * 22_565_376
 
 
 def test_exponents_of_a_sweep() -> None:
@@ -84,48 +87,52 @@ def test_exponents_of_a_sweep() -> None:
         {"tasks": k, "elements": 10, "seconds": {"median": k**2}, "floor_seconds": 2 * k}
         for k in (2, 4, 8)
     ]
-    found = scaling.exponents("K", rows)
-    assert found == pytest.approx({"measured": 2.0, "floor": 1.0})
+    assert scaling.exponents("K", rows) == pytest.approx({"measured": 2.0, "floor": 1.0})
 
 
-def test_a_trunks_ratios_are_taken_within_rounds() -> None:
-    taken = {
-        trunk.JOINT: [1.0, 2.0, 4.0],
-        trunk.EACH: [2.0, 4.0, 8.0],
-        trunk.EXACT: [3.0, 6.0, 12.0],
-        trunk.FEATURES: [1.5, 2.0, 4.0],
-    }
-    times = {kind: [Sample(s, s) for s in seconds] for kind, seconds in taken.items()}
-    rows = [{"tasks": 3, "part": "backward", **row} for row in trunk.figures(times)]
-    assert [row["to_joint"] for row in rows] == [1, 2, 3, 1]
-    assert [row["to_loss_by_loss"] for row in rows] == [0.5, 1, 1.5, 0.5]
-    assert trunk.table(rows).rows[2][4:] == ["3.00", "1.50", "3"]
+OWN_KINDS = [(kind, OWN) for kind in (SUM, EACH, JOIN, TASK)]
+SHARED_KINDS = [(kind, SHARED) for kind in (SUM, EACH, JOIN, FEATURES)]
 
 
-def test_a_trunks_kinds_do_the_same_work() -> None:
-    """Without conflicts and dropout all leave the same gradients."""
-    torch.manual_seed(0)
-    model = trunk.Trunk("mini", 2).eval()
-    model.heads[1].load_state_dict(model.heads[0].state_dict())
-    tokens = torch.randint(0, 100, (2, 8))
-    found = []
-    for kind in trunk.KINDS:
-        step = trunk.Step(kind, model, tokens)
-        step.forward()
-        step.backward()
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        found.append(torch.cat([grad.flatten() for grad in grads]))
-    for other in found[1:]:
-        assert torch.allclose(other, found[0], atol=1e-6)
+def updates(directory: Path, conflict: bool) -> dict[tuple[str, str], torch.Tensor]:
+    """The gradients that each kind of step leaves, of two tasks on one batch."""
+    bare = problem(Options(torch.device("cpu"), directory, quick=True), tasks=2, dropout=0.0)
+    model = bare._replace(batches=dict.fromkeys(bare.tasks, bare.tokens))
+    first, second = model.model.heads.values()
+    if not conflict:
+        second.load_state_dict(first.state_dict())
+    grads = {}
+    for kind, feed in OWN_KINDS + SHARED_KINDS:
+        model.model.zero_grad()
+        taken = build_step(kind, model, feed)
+        taken.passes()
+        taken.combine()
+        grads[kind, feed] = torch.cat([p.grad.flatten() for p in model.trunk if p.grad is not None])
+    return grads
 
 
-def test_a_stopwatch_counts_and_passes_through() -> None:
-    watch = step.Stopwatch()
-    assert watch.around(lambda a, b=0: a + b)(1, b=2) == 3
-    assert len(watch.seconds) == 1
+def test_without_conflicts_all_kinds_of_step_do_the_same_work(tmp_path: Path) -> None:
+    grads = updates(tmp_path, conflict=False)
+    assert all(torch.allclose(g, grads[SUM, OWN], atol=1e-6) for g in grads.values())
 
 
-def test_a_stopwatch_lets_errors_through() -> None:
-    watch = step.Stopwatch()
+def test_with_conflicts_surgery_is_the_same_on_both_feeds_and_another_at_the_features(
+    tmp_path: Path,
+) -> None:
+    grads = updates(tmp_path, conflict=True)
+    for same in (
+        [(SUM, OWN), (EACH, OWN), (SUM, SHARED), (EACH, SHARED)],
+        [(JOIN, OWN), (TASK, OWN), (JOIN, SHARED)],
+    ):
+        assert all(torch.allclose(grads[key], grads[same[0]], atol=1e-6) for key in same)
+    different = [grads[SUM, OWN], grads[JOIN, OWN], grads[FEATURES, SHARED]]
+    for number, grad in enumerate(different):
+        assert all(not torch.allclose(grad, g, atol=1e-3) for g in different[:number])
+
+
+def test_a_clocked_function_is_the_function_and_lets_errors_through() -> None:
+    seconds: list[float] = []
+    assert step.clocked(lambda a, b=0: a + b, seconds)(1, b=2) == 3
     with pytest.raises(ZeroDivisionError):
-        watch.around(lambda: 1 / 0)()
+        step.clocked(lambda: 1 / 0, seconds)()
+    assert len(seconds) == 2

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from bert_mtl_demo import train
 from bert_mtl_demo.batching import SCHEMES
-from bert_mtl_demo.cli import given_settings, train_parser
-from bert_mtl_demo.config import METHODS, Config
+from bert_mtl_demo.cli import settings_of, train_parser, with_settings
+from bert_mtl_demo.config import GROUPS, METHODS, Config
 from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.model.heads import HEADS
 from bert_mtl_demo.model.pooling import POOLINGS
 from bert_mtl_demo.runtime import PRECISIONS
+from bert_mtl_demo.setting_types import Choice
 from bert_mtl_demo.training.optimizer import METHODS as BUILDERS
 
 REFUSED = [
@@ -107,7 +109,7 @@ def test_defaults_then_file_then_flags(tmp_path, kind):
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     file.write_text(json.dumps(values) if kind == "json" else "\n".join(lines))
     arguments = train_parser().parse_args(["--config", str(file), "--epochs", "9"])
-    config = Config.from_mapping(given_settings(arguments))
+    config = Config.from_mapping(settings_of(arguments))
     assert (config.lr, config.epochs, config.tasks) == (0.25, 9, ("sts", "sst"))
     assert config.batch_size == Config().batch_size
 
@@ -136,7 +138,7 @@ def test_a_wrong_file_is_refused(tmp_path, capsys, content, parts):
 
 def test_every_choice_has_its_builder_and_every_builder_its_choice():
     """`config` stays free of torch by naming the entries of the tables; here they are compared."""
-    kinds = {entry.name: entry.metadata["kind"] for entry in fields(Config)}
+    types = {entry.name: entry.metadata["parse"] for entry in fields(Config)}
     tables = {
         "method": BUILDERS,
         "batching": SCHEMES,
@@ -146,20 +148,20 @@ def test_every_choice_has_its_builder_and_every_builder_its_choice():
     }
     for name, table in tables.items():
         for key in table:
-            assert kinds[name](key) == key
+            assert types[name](key) == key
         with pytest.raises(ValueError, match="Known: ") as caught:
-            kinds[name]("?")
+            types[name]("?")
         assert str(caught.value).split("Known: ")[1].split(", ") == list(table)
     assert tuple(BUILDERS) == METHODS
 
 
 def test_the_default_config_has_a_flag_with_help_for_every_field(capsys):
     with pytest.raises(SystemExit) as caught:
-        train.main(["--help"])
+        train.main(["--help-all"])
     assert caught.value.code == 0
-    shown = capsys.readouterr().out
+    text = capsys.readouterr().out
     for entry in fields(Config):
-        assert "--" + entry.name.replace("_", "-") in shown
+        assert "--" + entry.name.replace("_", "-") in text
 
 
 def test_a_config_survives_json():
@@ -191,3 +193,35 @@ def test_a_ranking_that_a_linear_head_cannot_learn_is_warned_about(loss):
 def test_a_config_cannot_be_invalid():
     with pytest.raises(ConfigError, match="epochs = 0"):
         Config(epochs=0)
+
+
+def test_the_usual_flags_fit_on_two_screens_and_show_choices_and_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    assert text.count("\n") <= 2 * 50
+    assert max(map(len, text.splitlines())) <= 100
+    words = " ".join(text.split())
+    for entry in fields(Config):
+        flag = "--" + entry.name.replace("_", "-")
+        visible = f" {flag} " in words or f" {flag}, " in words
+        assert visible == (not entry.metadata["rare"])
+        if not entry.metadata["rare"] and isinstance(entry.metadata["parse"], Choice):
+            default = str(entry.default).lower()
+            assert f"{', '.join(entry.metadata['parse'].names)} (default: {default})" in words
+    for title in GROUPS.values():
+        assert (f"\n{title}:\n" in text) == (title != "stages before the tasks")
+
+
+def test_a_rare_flag_works_like_any_other():
+    arguments = train_parser().parse_args(["--layer-decay", "0.9", "--pretrain", "nli", "simcse"])
+    assert settings_of(arguments) == {"layer_decay": "0.9", "pretrain": "nli simcse"}
+
+
+def test_the_table_of_settings_in_the_docs_is_up_to_date():
+    """`python -m bert_mtl_demo.cli docs/demo.md` writes it."""
+    page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text("utf-8")
+    assert page == with_settings(page)
+    for entry in fields(Config):
+        assert f"| `--{entry.name.replace('_', '-')}` |" in page

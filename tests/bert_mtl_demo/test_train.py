@@ -69,7 +69,9 @@ def test_the_best_epoch_is_kept_not_the_last(settings, rows_of, monkeypatch):
     from safetensors import safe_open
 
     means = iter([0.5, 0.9, 0.7])
-    monkeypatch.setattr("bert_mtl_demo.training.trainer.mean_score", lambda scores: next(means))
+    monkeypatch.setattr(
+        "bert_mtl_demo.training.trainer.mean_score", lambda scores, tasks: next(means)
+    )
     path = start_run(settings(epochs=3)).path
     dev = [row for row in rows_of(path, "metrics.jsonl") if row["kind"] == "dev"]
     assert [row["best"] for row in dev] == [True, True, False]

@@ -78,16 +78,34 @@ def losses_of(model: TwoHeads, seed: int = 0) -> dict[str, Tensor]:
     return {t: (model(x, t) - signs[t]).square().mean() for t, x in batches.items()}
 
 
+def two_heads(method: Method, grouping: str = "layer") -> tuple[TwoHeads, GradientSurgery]:
+    """A model without its spare layer, and AdamW around which surgery is."""
+    torch.manual_seed(0)
+    model = TwoHeads()
+    # torch's distributed checkpoint cannot carry Adam's state of a parameter that is never used.
+    del model.spare
+    base = torch.optim.AdamW(model.named_parameters(), lr=0.05)
+    return model, GradientSurgery(base, method, tasks=("a", "b"), grouping=grouping)
+
+
+def train_heads(model: TwoHeads, optimizer: GradientSurgery, steps: range) -> None:
+    """Train, with the batches of these steps."""
+    for seed in steps:
+        optimizer.join(losses_of(model, seed)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def task_gradients(model: nn.Module, losses: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Each task's gradients by parameter name, through ``torch.autograd.grad``."""
     named = dict(model.named_parameters())
-    found = {}
+    by_task = {}
     for task, loss in losses.items():
         grads = torch.autograd.grad(
             loss, list(named.values()), retain_graph=True, allow_unused=True
         )
-        found[task] = {n: g for n, g in zip(named, grads, strict=True) if g is not None}
-    return found
+        by_task[task] = {n: g for n, g in zip(named, grads, strict=True) if g is not None}
+    return by_task
 
 
 def same(a: object, b: object) -> bool:

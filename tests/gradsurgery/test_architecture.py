@@ -33,20 +33,20 @@ def part(path: Path) -> str:
 
 def imported(path: Path) -> set[str]:
     """The parts of gradsurgery that a file imports."""
-    found = set()
+    parts = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradsurgery"):
             _, *rest = (node.module or "").split(".")
-            found |= {rest[0]} if rest else {alias.name for alias in node.names}
-    return found
+            parts |= {rest[0]} if rest else {alias.name for alias in node.names}
+    return parts
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
     levels = {name: level for level, names in enumerate(LAYERS) for name in names}
-    own = part(path)
-    for name in imported(path) - {own}:
-        assert levels[name] < levels[own], f"{own} imports {name}"
+    importer = part(path)
+    for name in imported(path) - {importer}:
+        assert levels[name] < levels[importer], f"{importer} imports {name}"
 
 
 def test_the_core_imports_nothing_but_torch() -> None:

@@ -21,13 +21,13 @@ def test_the_captured_tensors_are_those_autograd_made() -> None:
     """Zero-copy: the result lies where autograd put the first task's gradient."""
     w = nn.Parameter(torch.zeros(1000))
     optimizer = wrap([w], Sum(), tasks=("a", "b"))
-    made = []
-    w.register_post_accumulate_grad_hook(lambda p: made.append(p.grad.data_ptr()))
+    addresses = []
+    w.register_post_accumulate_grad_hook(lambda p: addresses.append(p.grad.data_ptr()))
     for task in ("a", "b"):
         with optimizer.task(task):
             (w * 2).sum().backward()
     optimizer.combine()
-    assert w.grad.data_ptr() == made[0]
+    assert w.grad.data_ptr() == addresses[0]
     assert w.grad.tolist() == [4.0] * 1000
 
 
@@ -192,11 +192,11 @@ def test_strides_of_the_parameter_are_kept() -> None:
     x = torch.randn(1, 2, 5, 5).to(memory_format=torch.channels_last)
     optimizer = wrap(list(conv.parameters()), Sum(), tasks=("a", "b"))
     optimizer.join([conv(x).sum(), conv(x).square().sum()]).backward()
-    ours = conv.weight.grad.clone(), conv.weight.grad.stride()
+    grad = conv.weight.grad
     optimizer.zero_grad()
     (conv(x).sum() + conv(x).square().sum()).backward()
-    assert torch.allclose(ours[0], conv.weight.grad, rtol=1e-5, atol=1e-5)
-    assert ours[1] == conv.weight.stride()
+    assert torch.allclose(grad, conv.weight.grad, rtol=1e-5, atol=1e-5)
+    assert grad.stride() == conv.weight.stride()
 
 
 @pytest.mark.parametrize("name", ["z", "A", ""])

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery import GradVac, Method, PCGrad, Sum, kernels
+from gradsurgery import GradVac, PCGrad, kernels, pipeline
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+from tests.methods import ALONE, METHODS, every_method, obeying
 
-METHODS = [PCGrad(), GradVac(target=0.3), Sum()]
 
-
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_one_task_is_plain_training(method: Method) -> None:
+@obeying(ALONE)
+def test_one_task_is_plain_training(name: str) -> None:
     w = nn.Parameter(torch.zeros(2))
-    wrap([w], method, tasks=("only",)).join(linear_losses([w], vectors((1, -2)))).backward()
+    wrap([w], METHODS[name].make(0), tasks=("only",)).join(
+        linear_losses([w], vectors((1, -2)))
+    ).backward()
     assert w.grad.tolist() == [1, -2]
 
 
@@ -70,6 +71,20 @@ def test_combining_nothing_is_refused() -> None:
         wrap([nn.Parameter(torch.zeros(1))]).combine()
 
 
+def test_a_cuda_graph_that_is_being_captured_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], tasks=("a", "b"))
+    optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1))), combine=False).backward()
+    refuse = pipeline._refuse_graph_capture
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        patch.setattr(pipeline, "_refuse_graph_capture", lambda _: refuse(torch.device("cuda")))
+        with pytest.raises(RuntimeError, match=r"part of a CUDA graph.*outside of the graph"):
+            optimizer.combine()
+    optimizer.combine()  # nothing was lost
+    assert w.grad.tolist() == [0.5, 1.5]
+
+
 def test_several_parameter_groups_are_one_problem() -> None:
     """Surgery within each group would find no conflict in the first."""
     first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
@@ -83,10 +98,10 @@ def test_several_parameter_groups_are_one_problem() -> None:
 
 @pytest.mark.parametrize("where", ["shared", "head"])
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_a_nonfinite_step_changes_no_state(where: str, value: float, method: Method) -> None:
+@every_method
+def test_a_nonfinite_step_changes_no_state(where: str, value: float, name: str) -> None:
     w, head = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
-    optimizer = wrap([w, head], method, tasks=("a", "b"))
+    optimizer = wrap([w, head], METHODS[name].make(0), tasks=("a", "b"))
     good = linear_losses([w], vectors((1, 0), (-1, 1)))
     optimizer.join(good).backward()
     optimizer.step()

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gradsurgery.features
-from gradsurgery import GradVac, Method, PCGrad, Sum, split
+from gradsurgery import GradVac, PCGrad, Sum, split
 from gradsurgery import functional as F
 from gradsurgery.methods.order import visiting_order
 from tests import oracles
 from tests.gradsurgery.problems import Fails, linear_losses, same, vectors, wrap
+from tests.methods import ALONE, METHODS, every_method, obeying
 
 TASKS = ("a", "b", "c")
-METHODS = [PCGrad(seed=3), GradVac(beta=0.3, seed=3), Sum()]
 
 
 class Shared(nn.Module):
@@ -52,10 +52,10 @@ def grads(module: nn.Module) -> dict[str, Tensor | None]:
     return {n: None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
 
 
-def close(ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None], tol: float) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, grad in ours.items():
-        other = theirs[name]
+def close(actual: dict[str, Tensor | None], expected: dict[str, Tensor | None], tol: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, grad in actual.items():
+        other = expected[name]
         assert (grad is None) == (other is None), name
         if grad is not None:
             scale = other.abs().max() + 1e-300
@@ -68,8 +68,8 @@ def close(ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None], tol:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_with_sum_it_is_the_plain_backward_everywhere(dtype: torch.dtype) -> None:
     """Also in leaves that are not the optimizer's, and on top of what is in ``.grad``."""
-    found = []
-    for ours in (True, False):
+    runs = []
+    for with_features in (True, False):
         model, x = Shared(dtype), batch(dtype).requires_grad_()
         temperature = torch.ones((), dtype=dtype, requires_grad=True)  # above, not the optimizer's
         model.trunk[0].weight.grad = torch.ones_like(model.trunk[0].weight)
@@ -77,30 +77,30 @@ def test_with_sum_it_is_the_plain_backward_everywhere(dtype: torch.dtype) -> Non
         optimizer = wrap(list(model.parameters()), Sum(), tasks=TASKS)
         z = model.trunk(x)
         losses = {task: loss * temperature for task, loss in model.losses(z).items()}
-        joined = optimizer.join(losses, features=z) if ours else sum(losses.values())
+        joined = optimizer.join(losses, features=z) if with_features else sum(losses.values())
         (joined + model.trunk[0].bias.sum()).backward()
-        found.append({**grads(model), "x": x.grad, "temperature": temperature.grad})
-    close(*found, tol=1e-12 if dtype == torch.float64 else 1e-5)
+        runs.append({**grads(model), "x": x.grad, "temperature": temperature.grad})
+    close(*runs, tol=1e-12 if dtype == torch.float64 else 1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_one_loss_is_a_plain_backward(method: Method) -> None:
+@obeying(ALONE)
+def test_one_loss_is_a_plain_backward(name: str) -> None:
     model, other = Shared(), Shared()
-    optimizer = wrap(list(model.parameters()), method, tasks=TASKS)
+    optimizer = wrap(list(model.parameters()), METHODS[name].make(3), tasks=TASKS)
     z = model.trunk(batch())
     optimizer.join({"b": model.losses(z)["b"]}, features=z).backward()
     other.losses(other.trunk(batch()))["b"].backward()
     close(grads(model), grads(other), 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_a_trunk_that_is_a_parameter_is_the_exact_way(method: Method) -> None:
+@every_method
+def test_a_trunk_that_is_a_parameter_is_the_exact_way(name: str) -> None:
     """Bit for bit, and over several steps: the method's state and the statistics are the same."""
     rows = vectors((1, 0, 2), (-1, 1, 0), (0, -1, -1))
-    found = []
+    runs = []
     for with_features in (True, False):
         w = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
-        optimizer = wrap([w], method, tasks=TASKS)
+        optimizer = wrap([w], METHODS[name].make(3), tasks=TASKS)
         updates = []
         for _ in range(3):
             losses = [loss.square() for loss in linear_losses([w], rows)]
@@ -109,14 +109,14 @@ def test_a_trunk_that_is_a_parameter_is_the_exact_way(method: Method) -> None:
             optimizer.step()
             optimizer.zero_grad()
         surgery = dict(optimizer.param_groups[0]["surgery"])
-        found.append([updates, surgery, optimizer.conflicts.summary()])
-    assert same(found[0][:2], found[1][:2])
-    assert found[0][2] == found[1][2]
+        runs.append([updates, surgery, optimizer.conflicts.summary()])
+    assert same(runs[0][:2], runs[1][:2])
+    assert runs[0][2] == runs[1][2]
 
 
 def test_a_linear_trunk_on_one_example_is_the_exact_way() -> None:
     """dL/dW = g x' and dL/db = g: the Gram matrices differ by the factor |x|^2 + 1 alone."""
-    found = []
+    runs = []
     for with_features in (True, False):
         model = Shared()
         model.trunk = nn.Linear(3, 4).double()
@@ -131,9 +131,9 @@ def test_a_linear_trunk_on_one_example_is_the_exact_way() -> None:
             update = grads(model)
             optimizer.step()
             optimizer.zero_grad()
-        found.append(update)
+        runs.append(update)
         assert optimizer.conflicts.summary()["gradients"]["altered"] > 0
-    close(*found, tol=1e-10)
+    close(*runs, tol=1e-10)
 
 
 def oracle(method: str, model: Shared, order: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -152,18 +152,18 @@ def oracle(method: str, model: Shared, order: Tensor, **options: Any) -> dict[st
         rows.append(torch.cat([part.reshape(-1) for part in filled]).numpy())
     answer = getattr(oracles, method)(np.stack(rows), order.numpy(), **options)
     update = torch.from_numpy(answer.update)
-    found = {}
+    gradients = {}
     (z * update[: z.numel()].view_as(z)).sum().backward()
-    found |= {f"trunk.{n}": p.grad for n, p in model.trunk.named_parameters()}
+    gradients |= {f"trunk.{n}": p.grad for n, p in model.trunk.named_parameters()}
     at = z.numel()
     for name, parameter in model.upper.named_parameters():
-        found[f"upper.{name}"] = update[at : at + parameter.numel()].view_as(parameter)
+        gradients[f"upper.{name}"] = update[at : at + parameter.numel()].view_as(parameter)
         at += parameter.numel()
     for task, loss in model.losses(leaf).items():
         head = dict(model.heads[task].named_parameters())
-        own = torch.autograd.grad(loss, list(head.values()))
-        found |= {f"heads.{task}.{n}": g for n, g in zip(head, own, strict=True)}
-    return found
+        head_grads = torch.autograd.grad(loss, list(head.values()))
+        gradients |= {f"heads.{task}.{n}": g for n, g in zip(head, head_grads, strict=True)}
+    return gradients
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -201,20 +201,20 @@ def test_weights_and_statistics_are_those_of_the_gram_matrix_at_the_features() -
 
 @pytest.mark.parametrize("factor", [0.5, 1024.0])
 def test_a_factor_reaches_everything(factor: float) -> None:
-    found = []
+    runs = []
     for scale in (1.0, factor):
         model = Shared()
         optimizer = wrap(list(model.parameters()), tasks=TASKS)
         z = model.trunk(batch())
         (optimizer.join(model.losses(z), features=z) * scale).backward()
-        found.append({n: g / scale for n, g in grads(model).items()})
-    assert same(*found)  # powers of two: to the bit
+        runs.append({n: g / scale for n, g in grads(model).items()})
+    assert same(*runs)  # powers of two: to the bit
 
 
 def test_examples_of_different_tasks_are_orthogonal_at_the_features() -> None:
     """The documentation warns of it: a mixed batch has no conflicts there, and no surgery."""
     ids = [0, 1, 0, 2, 1, 2]
-    found = []
+    runs = []
     for with_features in (True, False):
         model = Shared()
         optimizer = wrap(list(model.parameters()), tasks=TASKS)
@@ -226,8 +226,8 @@ def test_examples_of_different_tasks_are_orthogonal_at_the_features() -> None:
             assert all(p["cosine"]["max"] == 0 for p in optimizer.conflicts.summary()["pairs"])
         else:
             sum(losses.values()).backward()
-        found.append(grads(model))
-    close(*found, tol=1e-12)
+        runs.append(grads(model))
+    close(*runs, tol=1e-12)
 
 
 # ------------------------------------------------------------------ what runs, and when
@@ -270,7 +270,7 @@ def test_the_trunk_has_one_backward_and_nothing_is_kept(shared_above: bool) -> N
 
 def test_the_step_after_knows_nothing_of_it() -> None:
     """Neither the features' memory nor their gradients stay with the optimizer."""
-    found = []
+    runs = []
     for features_first in (True, False):
         model = Shared()
         optimizer = wrap(list(model.parameters()), tasks=("a", "b"))
@@ -284,14 +284,14 @@ def test_the_step_after_knows_nothing_of_it() -> None:
             del z, losses
             gc.collect()
             assert alive() is None
-        found.append(update)
-    assert same(*found)
+        runs.append(update)
+    assert same(*runs)
 
 
 def test_several_features() -> None:
     """Two outputs of the trunk, and one tensor that no loss depends on in this step."""
-    found = []
-    for ours in (True, False):
+    runs = []
+    for with_features in (True, False):
         model = Shared()
         optimizer = wrap(list(model.parameters()), Sum(), tasks=TASKS)
         hidden = model.trunk[:2](batch())
@@ -299,29 +299,31 @@ def test_several_features() -> None:
         losses = model.losses(left)
         losses["c"] = losses["c"] + right.square().sum()
         features = [left, right, model.upper(left)]
-        joined = optimizer.join(losses, features=features) if ours else sum(losses.values())
+        joined = (
+            optimizer.join(losses, features=features) if with_features else sum(losses.values())
+        )
         joined.backward()
-        found.append(grads(model))
-    close(*found, tol=1e-12)
+        runs.append(grads(model))
+    close(*runs, tol=1e-12)
 
 
 def test_the_middle_of_a_network() -> None:
     """With heads on two heights, the lower tensor is the place: what follows is above it."""
-    found = []
-    for ours in (True, False):
+    runs = []
+    for with_features in (True, False):
         model = Shared()
         optimizer = wrap(list(model.parameters()), Sum(), tasks=TASKS)
         low = model.trunk[:2](batch())
         high = model.trunk[2:](low)
         losses = model.losses(high)
         losses["c"] = losses["c"] + low.square().sum()
-        if ours:
+        if with_features:
             with pytest.raises(ValueError, match="computed from another: pass the lower one"):
                 optimizer.join(losses, features=[low, high])
-        joined = optimizer.join(losses, features=low) if ours else sum(losses.values())
+        joined = optimizer.join(losses, features=low) if with_features else sum(losses.values())
         joined.backward()
-        found.append(grads(model))
-    close(*found, tol=1e-12)
+        runs.append(grads(model))
+    close(*runs, tol=1e-12)
 
 
 def test_a_loss_may_do_without_the_features() -> None:
@@ -360,30 +362,30 @@ def test_gradients_above_may_share_memory() -> None:
 
 
 def test_sparse_gradients_above() -> None:
-    found = []
-    for ours in (True, False):
+    runs = []
+    for with_features in (True, False):
         torch.manual_seed(0)
         w = nn.Parameter(torch.randn(4))
         table = nn.Embedding(6, 4, sparse=True)
         z = w.tanh()
         losses = [(table(torch.tensor(rows)) * z).sum() for rows in ([0, 1, 1], [1, 4])]
         optimizer = wrap([w, table.weight], Sum(), tasks=("a", "b"))
-        (optimizer.join(losses, features=z) if ours else sum(losses)).backward()
+        (optimizer.join(losses, features=z) if with_features else sum(losses)).backward()
         assert table.weight.grad.is_sparse
-        found.append({"w": w.grad, "table": table.weight.grad.to_dense()})
-    close(*found, tol=1e-6)
+        runs.append({"w": w.grad, "table": table.weight.grad.to_dense()})
+    close(*runs, tol=1e-6)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpointed_trunk(reentrant: bool) -> None:
-    found = []
+    runs = []
     for checkpointed in (True, False):
         model, x = Shared(), batch().requires_grad_()
         optimizer = wrap(list(model.parameters()), tasks=TASKS)
         z = checkpoint(model.trunk, x, use_reentrant=reentrant) if checkpointed else model.trunk(x)
         optimizer.join(model.losses(z), features=z).backward()
-        found.append(grads(model))
-    assert same(*found)
+        runs.append(grads(model))
+    assert same(*runs)
 
 
 def test_a_retained_gradient_at_the_features_is_the_combined_one() -> None:
@@ -416,8 +418,7 @@ def test_grad_scaler() -> None:
         other.join(plain.losses(z), features=z).backward()
         other.step()
         other.zero_grad()
-    pairs = zip(model.parameters(), plain.parameters(), strict=True)
-    assert all(torch.equal(p, q) for p, q in pairs)
+    assert same(list(model.parameters()), list(plain.parameters()))
 
     before = optimizer.param_groups[0]["surgery"]["target"].clone()
     z = model.trunk(batch(torch.float32))
@@ -429,27 +430,25 @@ def test_grad_scaler() -> None:
     scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 512
-    assert all(
-        torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True)
-    )
+    assert same(list(model.parameters()), list(plain.parameters()))
     assert optimizer.conflicts.summary()["nonfinite"] == 1
     assert torch.equal(optimizer.param_groups[0]["surgery"]["target"], before)
 
 
 def test_autocast_leaves_features_in_bf16() -> None:
     """Above them the bits of the exact way, with Sum; below, what bf16 can do."""
-    found = []
-    for ours in (True, False):
+    runs = []
+    for with_features in (True, False):
         model = Shared(torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
             z = model.trunk[:3](batch(torch.float32))
             losses = model.losses(z)
         assert z.dtype == torch.bfloat16
         optimizer = wrap(list(model.parameters()), Sum(), tasks=TASKS)
-        optimizer.join(losses, features=z if ours else None).backward()
-        found.append(grads(model))
-    assert same(*({n: g for n, g in one.items() if "trunk" not in n} for one in found))
-    close(*found, tol=5e-2)
+        optimizer.join(losses, features=z if with_features else None).backward()
+        runs.append(grads(model))
+    assert same(*({n: g for n, g in run.items() if "trunk" not in n} for run in runs))
+    close(*runs, tol=5e-2)
 
 
 def test_the_segment_of_features_is_the_groupings() -> None:
@@ -473,8 +472,8 @@ def test_the_segment_of_features_is_the_groupings() -> None:
     at_z, *above = F.combine(rows, weights, [0, 1, 1])
     expected = torch.autograd.grad(z, list(model.trunk.parameters()), at_z, retain_graph=True)
     optimizer.join(losses, features=z).backward()
-    ours = [p.grad for p in [*model.trunk.parameters(), *model.upper.parameters()]]
-    for grad, other in zip(ours, [*expected, *above], strict=True):
+    combined = [p.grad for p in [*model.trunk.parameters(), *model.upper.parameters()]]
+    for grad, other in zip(combined, [*expected, *above], strict=True):
         assert torch.allclose(grad, other, rtol=1e-12, atol=1e-14)
     segments = optimizer.conflicts.summary()["by_segment"]
     assert [entry["segment"] for entry in segments] == ["trunk", "above"]
@@ -593,7 +592,8 @@ def test_captured_gradients_that_wait_are_refused() -> None:
     z = model.trunk(batch())
     first = optimizer.join(model.losses(z), features=z)
     optimizer.join(model.losses(model.trunk(batch())), combine=False).backward()
-    with pytest.raises(RuntimeError, match=r"a, b, c wait.*combine\(\) before features"):
+    message = r"a, b, c have captured gradients.*combine\(\) before features"
+    with pytest.raises(RuntimeError, match=message):
         optimizer.join(model.losses(z), features=z)
     with pytest.raises(RuntimeError, match="before features"):
         first.backward()

@@ -57,13 +57,14 @@ def test_sum_is_bitwise_the_plain_sum_of_losses() -> None:
     model = TwoHeads()
     optimizer = wrap(list(model.parameters()), Sum(), tasks=("a", "b"))
     optimizer.join(losses_of(model)).backward()
-    ours = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    joined = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     optimizer.zero_grad()
     for loss in losses_of(model).values():
         loss.backward()
     plain = [p.grad for p in model.parameters()]
     assert all(
-        torch.equal(a, b) if a is not None else b is None for a, b in zip(ours, plain, strict=True)
+        torch.equal(a, b) if a is not None else b is None
+        for a, b in zip(joined, plain, strict=True)
     )
 
 

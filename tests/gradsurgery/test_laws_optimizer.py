@@ -17,6 +17,7 @@ import gradsurgery.pipeline
 from gradsurgery import GradientSurgery, GradVac, PCGrad, Sum
 from tests import oracles
 from tests.families import FAMILIES, draw
+from tests.gradsurgery.problems import same
 
 TASKS = ("a", "b", "c", "d")
 LAYOUT = [(3, 2), (2,), (4,), (1, 3), ()]
@@ -180,7 +181,7 @@ def test_scaled_losses_give_the_scaled_update(way: Way, method: str) -> None:
 
         way(optimizer, losses)
         results.append([p.grad / scale for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert same(*results)
 
 
 def test_a_network_gets_what_autograd_and_the_oracle_say() -> None:
@@ -207,11 +208,12 @@ def test_a_network_gets_what_autograd_and_the_oracle_say() -> None:
         patch.setattr(gradsurgery.pipeline, "visiting_order", partial(_fixed, order))
         optimizer.join(losses()).backward()
     answer = oracles.pcgrad(matrix, order.numpy())
-    got = np.concatenate([p.grad.double().reshape(-1).numpy() for p in shared])
+    update = np.concatenate([p.grad.double().reshape(-1).numpy() for p in shared])
     assert answer.altered.any()
-    assert np.linalg.norm(got - answer.update) <= 1e-6 * np.linalg.norm(matrix, axis=1).sum()
+    assert np.linalg.norm(update - answer.update) <= 1e-6 * np.linalg.norm(matrix, axis=1).sum()
     for task, loss in losses().items():
-        own = torch.autograd.grad(loss, list(heads[task].parameters()), retain_graph=True)
+        head_grads = torch.autograd.grad(loss, list(heads[task].parameters()), retain_graph=True)
         assert all(
-            torch.equal(p.grad, g) for p, g in zip(heads[task].parameters(), own, strict=True)
+            torch.equal(p.grad, g)
+            for p, g in zip(heads[task].parameters(), head_grads, strict=True)
         )

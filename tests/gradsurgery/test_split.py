@@ -37,12 +37,12 @@ def examples(seed: int = 0) -> tuple[nn.Linear, Tensor]:
 )
 def test_each_tasks_own_examples(ids: Any) -> None:
     losses = torch.tensor([1.0, 2.0, 3.0, 4.0, 9.0, 2.0])
-    found = split(losses, ids, TASKS)
-    assert {task: loss.item() for task, loss in found.items()} == {"a": 2.0, "c": 5.0}
+    means = split(losses, ids, TASKS)
+    assert {task: loss.item() for task, loss in means.items()} == {"a": 2.0, "c": 5.0}
     summed = split(losses, ids, TASKS, reduction="sum")
     assert {task: loss.item() for task, loss in summed.items()} == {"a": 6.0, "c": 15.0}
-    assert list(found) == ["a", "c"]  # the order of tasks, whatever the batch's is
-    assert all(loss.shape == () for loss in found.values())
+    assert list(means) == ["a", "c"]  # the order of tasks, whatever the batch's is
+    assert all(loss.shape == () for loss in means.values())
 
 
 def test_the_sum_divided_by_the_batch_is_its_mean() -> None:
@@ -50,25 +50,25 @@ def test_the_sum_divided_by_the_batch_is_its_mean() -> None:
     wrapped = wrap(list(model.parameters()), Sum(), tasks=TASKS)
     joined = wrapped.join(split(losses, IDS, TASKS, reduction="sum")) / len(losses)
     joined.backward()
-    ours = model.weight.grad
+    update = model.weight.grad
     other, losses = examples()
     losses.mean().backward()
     assert joined.item() == pytest.approx(losses.mean().item(), rel=1e-14)
-    assert torch.allclose(ours, other.weight.grad, rtol=1e-13, atol=0)
+    assert torch.allclose(update, other.weight.grad, rtol=1e-13, atol=0)
 
 
 def test_with_sum_it_is_the_plain_loss_of_the_tasks_means() -> None:
     model, losses = examples()
     wrap(list(model.parameters()), Sum(), tasks=TASKS).join(split(losses, IDS, TASKS)).backward()
-    ours = model.weight.grad
+    update = model.weight.grad
     other, losses = examples()
     (losses[[0, 2, 5]].mean() + losses[[1, 3, 4]].mean()).backward()
-    assert torch.allclose(ours, other.weight.grad, rtol=1e-13, atol=0)
+    assert torch.allclose(update, other.weight.grad, rtol=1e-13, atol=0)
 
 
 def test_it_is_a_batch_for_each_task() -> None:
     """With surgery: the update of one mixed batch is that of separate batches."""
-    found = []
+    updates = []
     for mixed in (True, False):
         torch.manual_seed(1)
         model, x = nn.Linear(3, 2).double(), torch.randn(6, 3, dtype=torch.float64)
@@ -82,8 +82,8 @@ def test_it_is_a_batch_for_each_task() -> None:
         else:
             optimizer.join({"a": losses[0].mean(), "c": losses[1].mean()}).backward()
         assert optimizer.conflicts.summary()["gradients"]["altered"] == 2
-        found.append(model.weight.grad)
-    assert torch.allclose(*found, rtol=1e-13, atol=0)
+        updates.append(model.weight.grad)
+    assert torch.allclose(*updates, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -106,9 +106,9 @@ def test_it_keeps_the_dtype(dtype: torch.dtype) -> None:
 def test_a_task_sees_nothing_of_the_others() -> None:
     """Neither their values nor, in its gradient, their overflows."""
     losses = torch.tensor([1.0, float("inf"), 3.0, float("nan")], requires_grad=True)
-    found = split(losses, ["a", "b", "a", "c"], TASKS)
-    assert found["a"].item() == 2
-    found["a"].backward()
+    by_task = split(losses, ["a", "b", "a", "c"], TASKS)
+    assert by_task["a"].item() == 2
+    by_task["a"].backward()
     assert losses.grad.tolist() == [0.5, 0, 0.5, 0]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery, PCGrad
 from tests import oracles
+from tests.gradsurgery.problems import same
 
 TASKS = ("a", "b", "c")
 GOALS = {"a": 1.0, "b": -1.0, "c": 0.5}  # the tasks want different things: they conflict
@@ -126,12 +127,11 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def furthest(one: nn.Module, other: nn.Module) -> float:
+def furthest(model: nn.Module, other: nn.Module) -> float:
     """The largest difference between two models' weights."""
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
     return max((a - b).abs().max().item() for a, b in pairs)
 
 
-def same_bits(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+def same_bits(model: nn.Module, other: nn.Module) -> bool:
+    return same(list(model.parameters()), list(other.parameters()))

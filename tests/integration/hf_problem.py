@@ -131,17 +131,28 @@ def plain_loop(
     for index, micros in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * warmup(index, warm, len(steps))
-        found = [[losses(model, batch) for batch in ranks] for ranks in micros]
+        by_micro = [[losses(model, batch) for batch in ranks] for ranks in micros]
         for task in TASKS:
-            ran = {r for ranks in found for r, own in enumerate(ranks) if task in own}
-            for own in (own for ranks in found for own in ranks if task in own):
+            ran = {rank for ranks in by_micro for rank, named in enumerate(ranks) if task in named}
+            for named in (named for ranks in by_micro for named in ranks if task in named):
                 with optimizer.task(task):
-                    (own[task] / len(ran) / len(micros)).backward(retain_graph=True)
+                    (named[task] / len(ran) / len(micros)).backward(retain_graph=True)
         optimizer.combine()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
     return optimizer
+
+
+def micro_batches(seen: Sequence[Sequence[Any]], steps: int) -> list[list[list[Any]]]:
+    """The batches that each rank saw (``[rank][batch]``), as ``[step][micro-batch][rank]``."""
+    rounds = [list(ranks) for ranks in zip(*seen, strict=True)]
+    return [rounds[i : i + steps] for i in range(0, len(rounds), steps)]
+
+
+def assert_near(weights_of_rank: dict[str, Tensor], model: nn.Module) -> None:
+    """Assert that a rank's weights are those of ``model``, but for rounding."""
+    torch.testing.assert_close(weights_of_rank, weights(model), rtol=1e-5, atol=1e-6)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +133,3 @@ def trainer(
         train_dataset=rows,
         data_collator=default_collate,
     )
-
-
-def micro_batches(seen: Sequence[Sequence[Any]], steps: int) -> list[list[list[Any]]]:
-    """What each rank saw (``[rank][batch]``) as ``[step][micro-batch][rank]``."""
-    rounds = [list(ranks) for ranks in zip(*seen, strict=True)]
-    return [rounds[i : i + steps] for i in range(0, len(rounds), steps)]

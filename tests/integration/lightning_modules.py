@@ -10,11 +10,10 @@ import lightning as L
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.integration.by_hand import distance, fresh_model
 from tests.integration.lightning_problem import (
     Batch,
     decay,
-    fresh_model,
-    loss_of,
     losses_of,
     surgery,
 )
@@ -48,8 +47,8 @@ class Automatic(Averaged):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         optimizer = self.optimizers(use_pl_optimizer=False)
-        whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        last = whole or self.trainer.is_last_batch
+        complete = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        last = complete or self.trainer.is_last_batch
         self.rates.append(optimizer.param_groups[0]["lr"])
         self.log_dict(optimizer.conflicts.scalars())
         return optimizer.join(losses_of(self.model, batch), combine=last)
@@ -94,8 +93,8 @@ class Manual(Averaged):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers()
-        whole = (batch_idx + 1) % self.accumulate == 0
-        last = whole or self.trainer.is_last_batch
+        complete = (batch_idx + 1) % self.accumulate == 0
+        last = complete or self.trainer.is_last_batch
         with self.unsynced():
             if self.joins:
                 joined = optimizer.join(losses_of(self.model, batch), combine=last)
@@ -103,7 +102,7 @@ class Manual(Averaged):
             else:
                 for task, x in batch.items():
                     with optimizer.task(task, sync=last):
-                        self.manual_backward(loss_of(self.model(x, task), task) / self.accumulate)
+                        self.manual_backward(distance(self.model(x, task), task) / self.accumulate)
         if not last:
             return
         if not self.joins:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gradsurgery import GradientSurgery, GradVac
+from tests.integration.by_hand import TASKS, Net, distance, fresh_model
 
-TASKS = ("a", "b", "c")
 BATCHES = 7
 ROWS = 4
 
@@ -30,30 +30,11 @@ class Rows(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         generator = torch.Generator().manual_seed(index)
-        return {task: torch.randn(3, generator=generator) for task in TASKS}
+        return {task: torch.randn(8, generator=generator) for task in TASKS}
 
 
 def loader(rows: int = ROWS) -> DataLoader[Batch]:
     return DataLoader(Rows(), batch_size=rows, shuffle=False)
-
-
-class ThreeHeads(nn.Module):
-    """A trunk, and a head per task."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = nn.Linear(3, 4)
-        self.heads = nn.ModuleDict({task: nn.Linear(4, 1) for task in TASKS})
-
-    def forward(self, x: Tensor, task: str) -> Tensor:
-        out: Tensor = self.heads[task](self.trunk(x).tanh())
-        return out
-
-
-def fresh_model() -> ThreeHeads:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return ThreeHeads()
 
 
 def surgery(model: nn.Module, **options: object) -> GradientSurgery:
@@ -66,12 +47,8 @@ def decay(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSchedu
     return torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
 
 
-def loss_of(out: Tensor, task: str) -> Tensor:
-    return (out - {"a": 1.0, "b": -1.0, "c": 0.5}[task]).square().mean()
-
-
 def losses_of(model: Callable[[Tensor, str], Tensor], batch: Batch) -> dict[str, Tensor]:
-    return {task: loss_of(model(batch[task], task), task) for task in TASKS}
+    return {task: distance(model(batch[task], task), task) for task in TASKS}
 
 
 def plain_loop(
@@ -82,7 +59,7 @@ def plain_loop(
     precision: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
     batches: Iterable[Batch] | None = None,
-) -> tuple[ThreeHeads, GradientSurgery]:
+) -> tuple[Net, GradientSurgery]:
     """Train with ``task()``, without any framework: the schedule moves after each step."""
     model, scaler = fresh_model(), scaler or torch.amp.GradScaler("cpu", enabled=False)
     optimizer = surgery(model)
@@ -92,7 +69,7 @@ def plain_loop(
         for index, batch in enumerate(data):
             for task in TASKS:
                 with torch.autocast("cpu", precision) if precision else nullcontext():
-                    loss = loss_of(model(batch[task], task), task)
+                    loss = distance(model(batch[task], task), task)
                 with optimizer.task(task):
                     scaler.scale(loss / accumulate).backward()
             if (index + 1) % accumulate and index + 1 < len(data):

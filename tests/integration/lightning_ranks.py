@@ -17,15 +17,13 @@ from torch.utils.data import DataLoader, Subset
 
 from tests.gradsurgery.problems import same
 from tests.integration import ranks
+from tests.integration.by_hand import TASKS, distance, fresh_model
 from tests.integration.lightning_problem import (
     BATCHES,
     ROWS,
-    TASKS,
     Batch,
     Rows,
     decay,
-    fresh_model,
-    loss_of,
     losses_of,
     plain_loop,
     surgery,
@@ -39,7 +37,7 @@ Weights = dict[str, Tensor]
 
 def outcome(scenario: str) -> list[Any]:
     """What each rank has to say of a scenario: its weights, or ``{"error": text}``."""
-    return [said[scenario] for said in _outcomes()]
+    return [outcomes[scenario] for outcomes in _outcomes()]
 
 
 def assert_together(scenario: str) -> None:
@@ -122,7 +120,7 @@ def _fabric(joins: bool, accumulate: int = 1, **ddp: bool) -> Weights:
                 else:
                     for task in TASKS:
                         with optimizer.task(task, sync=last):
-                            loss = loss_of(model(batch[task], task), task)
+                            loss = distance(model(batch[task], task), task)
                             fabric.backward(loss / accumulate)
             if not last:
                 continue

@@ -21,7 +21,7 @@ from tests.integration import hf_problem as problem
 from tests.integration import hf_ranks
 
 STEPS = 5  # of two micro-batches
-PARTS = 2
+MICROS = 2
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ class Run:
         self.seen: list[problem.Batches] = []
         self.skipped: list[bool] = []
 
-    def train(self, first: int = 0, last: int = STEPS * PARTS) -> None:
+    def train(self, first: int = 0, last: int = STEPS * MICROS) -> None:
         """Train on the micro-batches from ``first`` to before ``last`` of an epoch."""
         accelerator, optimizer = self.accelerator, self.optimizer
         for number, batches in enumerate(self.loader):
@@ -79,19 +79,13 @@ class Run:
 
 
 def accelerator(**options: Any) -> Accelerator:
-    return Accelerator(cpu=True, gradient_accumulation_steps=PARTS, **options)
-
-
-def rounds(*seen: list[Any]) -> list[list[list[Any]]]:
-    """What each rank saw, as ``[step][micro-batch][rank]``."""
-    micros = [list(ranks) for ranks in zip(*seen, strict=True)]
-    return [micros[i : i + PARTS] for i in range(0, len(micros), PARTS)]
+    return Accelerator(cpu=True, gradient_accumulation_steps=MICROS, **options)
 
 
 def test_the_prepared_loop_is_the_plain_loop() -> None:
     run, again = Run(accelerator()), problem.net()
     run.train()
-    plain = problem.plain_loop(again, rounds(run.seen))
+    plain = problem.plain_loop(again, problem.micro_batches([run.seen], MICROS))
     assert run.optimizer.optimizer is run.surgery
     assert same(problem.weights(run.bare), problem.weights(again))
     assert same(problem.learned(run.surgery), problem.learned(plain))
@@ -118,12 +112,12 @@ def test_task_and_combine_are_join() -> None:
 
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     def run() -> Run:
-        made = Run(accelerator(), dropout=0.2)
-        made.accelerator.register_for_checkpointing(made.surgery.conflicts)
-        return made
+        loop = Run(accelerator(), dropout=0.2)
+        loop.accelerator.register_for_checkpointing(loop.surgery.conflicts)
+        return loop
 
-    whole = run()
-    whole.train()
+    uninterrupted = run()
+    uninterrupted.train()
     first = run()
     first.train(last=6)
     first.accelerator.save_state(str(tmp_path))
@@ -132,9 +126,9 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     second = run()
     second.accelerator.load_state(str(tmp_path))
     second.train(first=6)
-    assert same(problem.weights(second.bare), problem.weights(whole.bare))
-    assert same(problem.learned(second.surgery), problem.learned(whole.surgery))
-    assert second.surgery.conflicts.summary() == whole.surgery.conflicts.summary()
+    assert same(problem.weights(second.bare), problem.weights(uninterrupted.bare))
+    assert same(problem.learned(second.surgery), problem.learned(uninterrupted.surgery))
+    assert second.surgery.conflicts.summary() == uninterrupted.surgery.conflicts.summary()
 
 
 def loss_scaled(scale: float) -> Run:
@@ -159,7 +153,7 @@ def test_loss_scaling_changes_nothing() -> None:
 def test_an_overflow_skips_the_step_the_schedule_and_the_targets() -> None:
     run = loss_scaled(1e38)
     before = problem.weights(run.bare), problem.learned(run.surgery)
-    run.train(last=PARTS)
+    run.train(last=MICROS)
     assert run.skipped[-1]
     assert run.accelerator.scaler.get_scale() == pytest.approx(5e37)
     assert run.schedule.scheduler.last_epoch == 0
@@ -184,6 +178,5 @@ def test_two_processes_are_the_plain_loop_on_both_batches(tmp_path: Path) -> Non
     assert same(first["learned"], second["learned"])
     assert not same(first["seen"], second["seen"])
     again = problem.net()
-    problem.plain_loop(again, rounds(first["seen"], second["seen"]))
-    for name, weight in problem.weights(again).items():
-        assert torch.allclose(first["weights"][name], weight, atol=1e-6), name
+    problem.plain_loop(again, problem.micro_batches([first["seen"], second["seen"]], MICROS))
+    problem.assert_near(first["weights"], again)

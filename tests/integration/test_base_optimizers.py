@@ -96,10 +96,10 @@ def step(model: nn.Module, optimizer: Any, number: int) -> list[Tensor]:
         with optimizer.task(task):
             separate(model, number, task).backward()
     optimizer.combine()
-    given = [p.grad.clone() for p in model.parameters()]
+    grads = [p.grad.clone() for p in model.parameters()]
     optimizer.step()
     optimizer.zero_grad()
-    return given
+    return grads
 
 
 def feed(model: nn.Module, optimizer: torch.optim.Optimizer, grads: list[Tensor]) -> None:
@@ -126,8 +126,8 @@ def test_what_a_base_gets_is_the_papers_update() -> None:
     for number, order in zip(range(5), orders(), strict=False):
         by_hand.load_state_dict(model.state_dict())
         write_update(by_hand, [separate(by_hand, number, task) for task in TASKS], order)
-        given = step(model, optimizer, number)
-        for parameter, grad in zip(by_hand.parameters(), given, strict=True):
+        grads = step(model, optimizer, number)
+        for parameter, grad in zip(by_hand.parameters(), grads, strict=True):
             assert torch.allclose(parameter.grad, grad, atol=1e-7)
 
 
@@ -160,11 +160,11 @@ def test_an_implementation_changes_no_more_than_rounding(name: str) -> None:
         "SGD": lambda p: torch.optim.SGD(p, lr=RATE, momentum=0.9, foreach=False),
     }
     model, base = build(BASES[name])
-    other, bare = build(single[rule])
+    second, bare = build(single[rule])
     optimizer = wrapped(base)
     for number in range(5):
-        feed(other, bare, step(model, optimizer, number))
-    assert furthest(model, other) < 1e-6
+        feed(second, bare, step(model, optimizer, number))
+    assert furthest(model, second) < 1e-6
 
 
 def test_states_of_8_bits_are_8_bits() -> None:
@@ -217,26 +217,26 @@ def test_lbfgs_is_the_closure_by_hand() -> None:
     options: dict[str, Any] = {"lr": 0.1, "max_iter": 4, "history_size": 3}
     optimizer = wrapped(torch.optim.LBFGS(model.parameters(), **options))
     bare = torch.optim.LBFGS(alone.parameters(), **options)
-    given: list[list[Tensor]] = []
+    grads: list[list[Tensor]] = []
     losses: list[Tensor] = []
 
     def joined() -> Tensor:
         optimizer.zero_grad()
         loss = optimizer.join([separate(model, 0, task) for task in TASKS])
         loss.backward()
-        given.append([p.grad.clone() for p in model.parameters()])
+        grads.append([p.grad.clone() for p in model.parameters()])
         losses.append(loss.detach())
         return loss
 
     def replayed() -> Tensor:
-        for parameter, grad in zip(alone.parameters(), given.pop(0), strict=True):
+        for parameter, grad in zip(alone.parameters(), grads.pop(0), strict=True):
             parameter.grad = grad
         return losses.pop(0)
 
     for _ in range(2):
         assert optimizer.step(joined) == losses[0]
         bare.step(replayed)
-        assert not given  # as many evaluations
+        assert not grads  # as many evaluations
     assert same_bits(model, alone)
 
 
@@ -261,13 +261,13 @@ def test_several_optimizers_share_one_surgery() -> None:
     steppers, bare = pair(model), pair(alone)
     for number, order in zip(range(4), orders(), strict=False):
         surgery.join(losses(model, number)).backward()
-        given = [p.grad.clone() for p in model.parameters()]
+        grads = [p.grad.clone() for p in model.parameters()]
         for optimizer in steppers:
             optimizer.step()
         surgery.zero_grad()
         # By hand: the paper's update over all parameters at once, then the same bits to the bare.
         write_update(alone, losses(alone, number), order)
-        for parameter, grad in zip(alone.parameters(), given, strict=True):
+        for parameter, grad in zip(alone.parameters(), grads, strict=True):
             assert torch.allclose(parameter.grad, grad, atol=1e-6)
             parameter.grad = grad
         for optimizer in bare:
@@ -279,9 +279,9 @@ def test_several_optimizers_share_one_surgery() -> None:
 def test_paged_states_warn_on_the_cpu_and_train() -> None:
     optim = pytest.importorskip("bitsandbytes").optim
     model, base = build(lambda p: optim.PagedAdamW8bit(p, lr=RATE, min_8bit_size=1))
-    other, plain = build(eight_bit)
+    second, plain = build(eight_bit)
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         step(model, wrapped(base), 0)
-    step(other, wrapped(plain), 0)
-    assert same_bits(model, other)
+    step(second, wrapped(plain), 0)
+    assert same_bits(model, second)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from gradsurgery import PCGrad
 from gradsurgery.distributed.consistency import fingerprint, unanimous, votes
 from tests.integration import ranks
-from tests.integration.whole import fresh_model, loss_of, parts, share, train, wrapped
+from tests.integration.shards import fresh_model, local_shards, loss_of, shards, train, wrapped
 
 ROOT = Path(__file__).parents[2]
 
 
 def forgotten() -> dict[str, Any]:
     """Neither DDP nor a process group."""
-    return in_turn(partial(train, fresh_model(), take=share(2), steps=range(1)))
+    return in_turn(partial(train, fresh_model(), take=local_shards(2), steps=range(1)))
 
 
 def in_turn(scenario: ranks.Scenario) -> Any:
@@ -40,13 +39,13 @@ def in_turn(scenario: ranks.Scenario) -> Any:
 
 def ddp() -> dict[str, Any]:
     model = DistributedDataParallel(fresh_model(), find_unused_parameters=True)
-    return train(model, take=share(2))
+    return train(model, take=local_shards(2))
 
 
 def inside_no_sync() -> dict[str, Any]:
     """DDP does not average there."""
     model = DistributedDataParallel(fresh_model(), find_unused_parameters=True)
-    return in_turn(partial(train, model, take=share(2), no_sync=True, steps=range(1)))
+    return in_turn(partial(train, model, take=local_shards(2), no_sync=True, steps=range(1)))
 
 
 def debugged(scenario: ranks.Scenario) -> Any:
@@ -61,25 +60,25 @@ def drifting() -> Any:
     """Averaged in the first step, and then no more; only debugging looks again."""
     model = DistributedDataParallel(fresh_model(), find_unused_parameters=True)
     optimizer = wrapped(model)
-    train(model, take=share(2), optimizer=optimizer, steps=range(1))
-    return train(model, take=share(2), optimizer=optimizer, steps=range(1, 3), no_sync=True)
+    train(model, take=local_shards(2), optimizer=optimizer, steps=range(1))
+    return train(model, take=local_shards(2), optimizer=optimizer, steps=range(1, 3), no_sync=True)
 
 
 def another_order() -> Any:
     """The same gradients, other seeds."""
     model = DistributedDataParallel(fresh_model(), find_unused_parameters=True)
-    return train(model, take=share(2), method=PCGrad(seed=dist.get_rank()))
+    return train(model, take=local_shards(2), method=PCGrad(seed=dist.get_rank()))
 
 
 def on_purpose() -> dict[str, Any]:
     """A model per rank, said so by a group of one."""
     group, _ = dist.new_subgroups(group_size=1)
-    return train(fresh_model(), take=share(2), process_group=group)
+    return train(fresh_model(), take=local_shards(2), process_group=group)
 
 
 def overflowing() -> dict[str, Any]:
     """An overflow in the first step tells nothing about averaging."""
-    return train(fresh_model(), take=share(2), steps=range(1), spoil=bool_of_any_step)
+    return train(fresh_model(), take=local_shards(2), steps=range(1), spoil=bool_of_any_step)
 
 
 def bool_of_any_step(step: int) -> bool:
@@ -90,7 +89,7 @@ def one_forward_through_the_reducer() -> None:
     """With static_graph, DDP would average the first task and leave the others to the ranks."""
     model = DistributedDataParallel(Both(), static_graph=True)
     optimizer = wrapped(model)
-    optimizer.join(model(parts(0, "a")[dist.get_rank()])).backward()
+    optimizer.join(model(shards(0, "a")[dist.get_rank()])).backward()
 
 
 class Both(torch.nn.Module):
@@ -133,25 +132,25 @@ def test_forgotten_averaging_is_refused_at_the_first_step(
 
 @pytest.mark.parametrize("name", ["ddp", "ddp, debugged", "on purpose", "overflowing"])
 def test_what_is_right_passes(name: str, results: list[dict[str, Any]]) -> None:
-    assert all("error" not in found[name] for found in results)
+    assert all("error" not in outcomes[name] for outcomes in results)
 
 
 def test_drifting_apart_later_is_seen_when_debugging(results: list[dict[str, Any]]) -> None:
-    first, second = (found["drifting"]["weights"] for found in results)
+    first, second = (outcomes["drifting"]["weights"] for outcomes in results)
     assert not all(map(torch.equal, first, second))
-    for found in results:
-        assert "Gram matrices" in found["drifting, debugged"]["error"]
+    for outcomes in results:
+        assert "Gram matrices" in outcomes["drifting, debugged"]["error"]
 
 
 def test_another_order_is_seen_when_debugging(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert "visiting orders" in found["another order, debugged"]["error"]
+    for outcomes in results:
+        assert "visiting orders" in outcomes["another order, debugged"]["error"]
 
 
 def test_one_forward_through_ddp_is_refused(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert "no_sync()" in found["one forward"]["error"]
-        assert "process_group" in found["one forward"]["error"]
+    for outcomes in results:
+        assert "no_sync()" in outcomes["one forward"]["error"]
+        assert "process_group" in outcomes["one forward"]["error"]
 
 
 @pytest.mark.parametrize("ranks_", [2, 3, 64])
@@ -175,15 +174,13 @@ import os, signal, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from gradsurgery import GradientSurgery, PCGrad
-rank, folder, exchange = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
                         timeout=timedelta(seconds=30))
 model = torch.nn.Linear(3, 2)
 base = torch.optim.SGD(model.parameters(), lr=0.1)
-optimizer = GradientSurgery(
-    base, PCGrad(), tasks=("a", "b"), process_group=dist.group.WORLD, exchange=exchange
-)
+optimizer = GradientSurgery(base, PCGrad(), tasks=("a", "b"), process_group=dist.group.WORLD)
 for step in range(4):
     for task in ("a", "b"):
         if step == 3 and rank == 1 and task == "b":
@@ -198,18 +195,14 @@ for step in range(4):
 
 def test_a_killed_rank_is_an_error_for_the_others(tmp_path: Path) -> None:
     """In the middle of a step, with messages under way."""
-    started = []
-    for exchange in ("all_reduce", "reduce_scatter"):
-        folder = tmp_path / exchange
-        folder.mkdir()
-        for rank in range(2):
-            command = [sys.executable, "-c", textwrap.dedent(KILLED), str(rank), str(folder)]
-            process = subprocess.Popen(
-                [*command, exchange], cwd=ROOT, stderr=subprocess.PIPE, text=True
-            )
-            started.append(process)
-    errors = [process.communicate(timeout=120)[1] for process in started]
-    for survivor, killed in ((0, 1), (2, 3)):
-        assert started[killed].returncode < 0
-        assert started[survivor].returncode > 0
-        assert "RuntimeError" in errors[survivor]
+    command = [sys.executable, "-c", KILLED]
+    survivor, killed = (
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    )
+    errors = [process.communicate(timeout=120)[1] for process in (survivor, killed)]
+    assert killed.returncode < 0
+    assert survivor.returncode > 0
+    assert "RuntimeError" in errors[0]

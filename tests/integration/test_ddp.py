@@ -12,8 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.gradsurgery.problems import TwoHeads
 from tests.integration import ranks
-from tests.integration.test_process_group import assert_agree, assert_close
-from tests.integration.whole import fresh_model, share, train
+from tests.integration.shards import (
+    assert_ranks_agree,
+    assert_same_run,
+    fresh_model,
+    local_shards,
+    train,
+)
 
 
 class Everything(TwoHeads):
@@ -30,11 +35,11 @@ def everything() -> nn.Module:
     return Everything()
 
 
-def averaged(whole: bool = False, joined: bool = False, **options: Any) -> dict[str, Any]:
-    """``whole``: each task reaches every parameter."""
-    model = everything() if whole else fresh_model()
+def averaged(reach_all: bool = False, joined: bool = False, **options: Any) -> dict[str, Any]:
+    """``reach_all``: each task reaches every parameter."""
+    model = everything() if reach_all else fresh_model()
     ddp = DistributedDataParallel(model, **options)
-    return train(ddp, take=share(2), joined=joined)
+    return train(ddp, take=local_shards(2), joined=joined)
 
 
 #: Options of DDP. Without a search for unused parameters, every task has to reach all of them.
@@ -42,7 +47,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "unused": {"find_unused_parameters": True},
     "unused, bucket view": {"find_unused_parameters": True, "gradient_as_bucket_view": True},
 }
-WHOLE: dict[str, dict[str, Any]] = {
+REACH_ALL: dict[str, dict[str, Any]] = {
     "plain": {},
     "bucket view": {"gradient_as_bucket_view": True},
     "static graph": {"static_graph": True},
@@ -55,22 +60,25 @@ WHOLE: dict[str, dict[str, Any]] = {
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     scenarios: dict[str, ranks.Scenario] = {
         **{name: partial(averaged, **options) for name, options in HEADS.items()},
-        **{name: partial(averaged, whole=True, **options) for name, options in WHOLE.items()},
+        **{
+            name: partial(averaged, reach_all=True, **options)
+            for name, options in REACH_ALL.items()
+        },
         "heads without the search": averaged,
     }
     return ranks.run(scenarios, 2, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("name", [*HEADS, *WHOLE])
+@pytest.mark.parametrize("name", [*HEADS, *REACH_ALL])
 def test_two_ranks_are_one_process_on_the_whole_batch(
     name: str, results: list[dict[str, Any]]
 ) -> None:
-    assert_agree(results, name)
-    model = everything() if name in WHOLE else fresh_model()
-    assert_close(results[0][name], train(model, take=share(2)))
+    assert_ranks_agree(results, name)
+    model = everything() if name in REACH_ALL else fresh_model()
+    assert_same_run(results[0][name], train(model, take=local_shards(2)))
 
 
 def test_heads_need_the_search_for_unused_parameters(results: list[dict[str, Any]]) -> None:
     """DDP says so itself."""
-    for found in results:
-        assert "find_unused_parameters=True" in found["heads without the search"]["error"]
+    for outcomes in results:
+        assert "find_unused_parameters=True" in outcomes["heads without the search"]["error"]

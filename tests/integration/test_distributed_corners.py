@@ -10,8 +10,6 @@ import contextlib
 import copy
 import itertools
 import random
-import weakref
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,9 +27,8 @@ from gradsurgery.distributed import collectives, consistency
 from gradsurgery.methods import Verdict
 from tests.gradsurgery.problems import linear_losses
 from tests.integration import ranks
-from tests.integration.whole import fresh_model, train
+from tests.integration.shards import averaged, fresh_model, push, train
 
-EXCHANGES = ("all_reduce", "reduce_scatter")
 TASKS = ("a", "b", "c")
 WORLD, STEPS = 2, 24
 
@@ -73,7 +70,7 @@ def plan(step: int, count: int) -> list[list[Part]]:
     """What each rank does, in its own order. The same for four steps, so that some goes out early,
     though who says what is the last changes in every step."""
     steady, changing = random.Random(step // 4), random.Random(-step)
-    found = []
+    plans = []
     for _ in range(WORLD):
         parts = [
             Part(task, [p for p in range(count) if steady.random() < 0.7], True, 0)
@@ -81,14 +78,14 @@ def plan(step: int, count: int) -> list[list[Part]]:
             for _ in range(steady.choice((0, 1, 1, 2)))
         ]
         changing.shuffle(parts)
-        found.append(
+        plans.append(
             [
                 part._replace(sync=changing.random() < 0.7, seed=changing.randrange(1 << 30))
                 for part in parts
                 if part.reached
             ]
         )
-    return found
+    return plans
 
 
 def gradients_of(parameters: list[nn.Parameter], reached: list[int], seed: int) -> list[Any]:
@@ -108,22 +105,22 @@ def beside(step: int, rank: int, count: int) -> list[int]:
     return list(range(rank, count, 3)) if step % 7 == 3 else []
 
 
-def odd_steps(exchange: str | None) -> list[list[Tensor | None]]:
-    """What `.grad` was after each step; None for one process, which is given the averages."""
+def odd_steps() -> list[list[Tensor | None]]:
+    """What `.grad` was after each step; one process is given the averages."""
     parameters = odd_parameters()
     half = len(parameters) // 2
     base = torch.optim.SGD([{"params": parameters[:half]}, {"params": parameters[half:]}], lr=0.1)
-    group = {"process_group": dist.group.WORLD, "exchange": exchange} if exchange else {}
+    group = {"process_group": dist.group.WORLD} if dist.is_initialized() else {}
     optimizer = GradientSurgery(base, PCGrad(seed=2), tasks=TASKS, grouping="tensor", **group)
     before = collectives.BUCKET, collectives.LARGE
     collectives.BUCKET, collectives.LARGE = 100, 130
-    found = []
+    steps = []
     for step in range(STEPS):
         if step == 18:
             parameters.append(nn.Parameter(torch.ones(50)))
             optimizer.add_param_group({"params": parameters[-1:]})
         parts = plan(step, len(parameters))
-        if exchange is None:
+        if not dist.is_initialized():
             fed(optimizer, parameters, step, parts)
         else:
             if step % 10 == 7 and all(parts):  # begun, in different ways, and dropped
@@ -136,10 +133,10 @@ def odd_steps(exchange: str | None) -> list[list[Tensor | None]]:
                 run(optimizer, parameters, part)
         if any(parts):
             optimizer.combine()
-        found.append([None if p.grad is None else p.grad.clone() for p in parameters])
+        steps.append([None if p.grad is None else p.grad.clone() for p in parameters])
         optimizer.zero_grad(set_to_none=step % 5 > 0)
     collectives.BUCKET, collectives.LARGE = before
-    return found
+    return steps
 
 
 def run(optimizer: GradientSurgery, parameters: list[nn.Parameter], part: Part) -> None:
@@ -162,12 +159,12 @@ def fed(
             kept = parameters[p].grad
             parameters[p].grad = value if kept is None else kept + value
     for task in TASKS:
-        mine = [[part for part in own if part.task == task] for own in parts]
-        ran = sum(map(bool, mine))
+        by_rank = [[part for part in rank if part.task == task] for rank in parts]
+        ran = sum(map(bool, by_rank))
         if not ran:
             continue
         with optimizer.task(task):
-            for part in itertools.chain(*mine):
+            for part in itertools.chain(*by_rank):
                 grads = gradients_of(parameters, part.reached, part.seed)
                 for p, grad in zip(parameters, grads, strict=True):
                     if grad is not None:
@@ -175,21 +172,11 @@ def fed(
                         p.grad = value if p.grad is None else p.grad + value
 
 
-def wrapped(parameters: list[nn.Parameter], method: Method | None = None) -> GradientSurgery:
-    base = torch.optim.SGD(parameters, lr=0.1)
-    return GradientSurgery(base, method or Sum(), tasks=("a", "b"), process_group=dist.group.WORLD)
-
-
-def push(optimizer: GradientSurgery, task: str, parameter: Tensor, by: float = 1.0) -> None:
-    with optimizer.task(task):
-        (parameter * by).sum().backward()
-
-
 def raised_after_sending() -> list[float]:
     """b's second micro-batch raises everywhere, once without and once with messages under way."""
     weight = nn.Parameter(torch.ones(3))
-    optimizer = wrapped([weight])
-    found = []
+    optimizer = averaged([weight])
+    grads = []
     for step in range(5):
         for part in range(2):
             push(optimizer, "a", weight)
@@ -200,18 +187,18 @@ def raised_after_sending() -> list[float]:
         try:
             optimizer.combine()
             assert weight.grad is not None
-            found.append(weight.grad[0].item())
+            grads.append(weight.grad[0].item())
         except RuntimeError:
-            found.append(2.0)  # refused: right as well
+            grads.append(2.0)  # refused: right as well
         optimizer.zero_grad()
-    return found
+    return grads
 
 
 def another_collective() -> list[float]:
     """Rank 1 lacks a in one step; all average a number after each task, as loggers do."""
     weight = nn.Parameter(torch.ones(1))
-    optimizer = wrapped([weight])
-    found = []
+    optimizer = averaged([weight])
+    grads = []
     for step in range(6):
         for task in ("a", "b"):
             if not (step == 4 and dist.get_rank() and task == "a"):
@@ -220,16 +207,15 @@ def another_collective() -> list[float]:
             dist.all_reduce(loss)
         optimizer.combine()
         assert weight.grad is not None
-        found.append(weight.grad.item())
+        grads.append(weight.grad.item())
         optimizer.zero_grad()
-    return found
+    return grads
 
 
 def another_parameter_order() -> str:
     """Of one size altogether: nothing fails by itself."""
     parameters = [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2, 2))]
-    mine = parameters[::-1] if dist.get_rank() else parameters
-    optimizer = wrapped(mine)
+    optimizer = averaged(parameters[::-1] if dist.get_rank() else parameters)
     for task in ("a", "b"):
         with optimizer.task(task):
             (parameters[0] + 100 * parameters[1].flatten()).sum().backward()
@@ -240,17 +226,14 @@ def another_parameter_order() -> str:
 class Halved(Method):
     """A user's method, without a ``__repr__``."""
 
-    ordered = False
-
-    def __call__(self, gram: Tensor, order: Tensor, state: dict[str, Tensor]) -> Verdict:
-        weights = torch.full(gram.shape[:-1], 0.5, dtype=gram.dtype)
-        return Verdict(weights, torch.zeros(gram.shape, dtype=torch.bool), {})
+    def __call__(self, gram: Tensor, *, state: dict[str, Tensor]) -> Verdict:
+        return Verdict(torch.full(gram.shape[:-1], 0.5, dtype=gram.dtype), None, state)
 
 
 def own_method() -> str:
     kept = [Halved() for _ in range(1 + 7 * dist.get_rank())]  # at another address
     weight = nn.Parameter(torch.ones(1))
-    optimizer = wrapped([weight], kept[-1])
+    optimizer = averaged([weight], kept[-1])
     for task in ("a", "b"):
         push(optimizer, task, weight)
     optimizer.combine()
@@ -274,11 +257,11 @@ def one_optimizer_more() -> str:
             if turn == dist.get_rank():
                 try:
                     optimizer.combine()
-                    said = "went on"
+                    result = "went on"
                 except RuntimeError as error:
-                    said = str(error)
+                    result = str(error)
         dist.barrier()
-    return said
+    return result
 
 
 def debugged_shards() -> int:
@@ -303,10 +286,10 @@ def partly_sharded() -> bool:
         weights = train(model, WORLD)["weights"]
     except RuntimeError:
         return True  # refused
-    mine = torch.cat([weight.flatten() for weight in weights])
-    first = mine.clone()
+    local = torch.cat([weight.flatten() for weight in weights])
+    first = local.clone()
     dist.broadcast(first, 0)
-    same = torch.tensor(int(torch.equal(mine, first)))
+    same = torch.tensor(int(torch.equal(local, first)))
     dist.all_reduce(same, dist.ReduceOp.MIN)
     return bool(same)
 
@@ -336,7 +319,7 @@ def pending_sums(late: bool) -> list[Tensor]:
 
 
 SCENARIOS: dict[str, ranks.Scenario] = {
-    **{f"odd steps, {exchange}": partial(odd_steps, exchange) for exchange in EXCHANGES},
+    "odd steps": odd_steps,
     "raised after sending": raised_after_sending,
     "another collective": another_collective,
     "another parameter order": another_parameter_order,
@@ -353,250 +336,56 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return ranks.run(SCENARIOS, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_odd_steps_of_odd_parameters(exchange: str, results: list[dict[str, Any]]) -> None:
+def test_odd_steps_of_odd_parameters(results: list[dict[str, Any]]) -> None:
     """Each rank in its own order, with what it has; early, late, twice, dropped, and beside."""
-    first, second = (found[f"odd steps, {exchange}"] for found in results)
+    first, second = (outcomes["odd steps"] for outcomes in results)
     assert not isinstance(first, dict), first
-    for step, rows in enumerate(zip(first, second, odd_steps(None), strict=True)):
-        for ours, other, alone in zip(*rows, strict=True):
-            assert (ours is None) == (other is None) == (alone is None), step
-            if ours is None:
+    for step, rows in enumerate(zip(first, second, odd_steps(), strict=True)):
+        for grad, other, alone in zip(*rows, strict=True):
+            assert (grad is None) == (other is None) == (alone is None), step
+            if grad is None:
                 continue
-            assert torch.equal(ours, other), step
-            near = NEAR.get(ours.dtype, 1e-5)
-            torch.testing.assert_close(ours, alone, rtol=near, atol=near, check_stride=False)
+            assert torch.equal(grad, other), step
+            near = NEAR.get(grad.dtype, 1e-5)
+            torch.testing.assert_close(grad, alone, rtol=near, atol=near, check_stride=False)
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_pending_sums_are_settled(late: bool, results: list[dict[str, Any]]) -> None:
-    whole = torch.arange(12.0).view(4, 3).sum(0)
-    for found in results:
-        assert not isinstance(found[f"pending sums, {late}"], dict), found
-        grad, norms = found[f"pending sums, {late}"]
-        torch.testing.assert_close(grad, 2 * whole)
-        torch.testing.assert_close(norms, whole.norm().expand(2))
+    total = torch.arange(12.0).view(4, 3).sum(0)
+    for outcomes in results:
+        assert not isinstance(outcomes[f"pending sums, {late}"], dict), outcomes
+        grad, norms = outcomes[f"pending sums, {late}"]
+        torch.testing.assert_close(grad, 2 * total)
+        torch.testing.assert_close(norms, total.norm().expand(2))
 
 
 def test_a_task_that_raised_is_dropped_whether_sent_or_not(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert found["raised after sending"] == [2.0, 22.0, 22.0, 22.0, 2.0]
+    for outcomes in results:
+        assert outcomes["raised after sending"] == [2.0, 22.0, 22.0, 22.0, 2.0]
 
 
 def test_other_collectives_of_the_group_are_not_mixed_up(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert found["another collective"] == [2.0] * 6
+    for outcomes in results:
+        assert outcomes["another collective"] == [2.0] * 6
 
 
 def test_another_parameter_order_is_refused(results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert "ranks disagree" in found["another parameter order"]["error"]
+    for outcomes in results:
+        assert "ranks disagree" in outcomes["another parameter order"]["error"]
 
 
 def test_a_method_without_a_repr_is_the_same_everywhere(results: list[dict[str, Any]]) -> None:
-    assert [found["own method"] for found in results] == ["went on"] * WORLD
+    assert [outcomes["own method"] for outcomes in results] == ["went on"] * WORLD
 
 
 def test_one_optimizer_more_on_one_rank_is_no_alarm(results: list[dict[str, Any]]) -> None:
-    assert [found["one optimizer more"] for found in results] == ["went on"] * WORLD
+    assert [outcomes["one optimizer more"] for outcomes in results] == ["went on"] * WORLD
 
 
 def test_debugging_compares_with_sharded_parameters(results: list[dict[str, Any]]) -> None:
-    assert all(found["debugged shards"] for found in results)
+    assert all(outcomes["debugged shards"] for outcomes in results)
 
 
 def test_plain_parameters_beside_shards_do_not_drift(results: list[dict[str, Any]]) -> None:
-    assert all(found["partly sharded"] for found in results)
-
-
-@pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A group of two whose other rank sends nothing: what one rank does by itself."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORLD)
-    monkeypatch.setattr(consistency, "unanimous", lambda total, ranks: True)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.fixture
-def sent(nobody: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many gradients each message had a place for."""
-    places: list[int] = []
-    original = collectives.AllReduce.send
-
-    def send(self: Any, parameters: Any, positions: Any, grads: Any) -> collectives.Shipment:
-        places.extend([len(positions)] * bool(positions))
-        return original(self, parameters, positions, grads)
-
-    monkeypatch.setattr(collectives.AllReduce, "send", send)
-    return places
-
-
-def warm(parameters: list[nn.Parameter], exchange: str = "all_reduce") -> GradientSurgery:
-    """Three steps that reach everything, after which gradients go out early."""
-    base = torch.optim.SGD(parameters, lr=0.1)
-    optimizer = GradientSurgery(
-        base, Sum(), tasks=("a", "b"), process_group=dist.group.WORLD, exchange=exchange
-    )
-    for _ in range(3):
-        for task in optimizer.tasks:
-            with optimizer.task(task):
-                sum(p.sum() for p in parameters).backward()  # type: ignore[union-attr]
-        optimizer.combine()
-        optimizer.zero_grad()
-    return optimizer
-
-
-def failing(optimizer: GradientSurgery, weight: Tensor) -> None:
-    with contextlib.suppress(KeyError), optimizer.task("a"):
-        weight.sum().backward()
-        raise KeyError
-
-
-def unfinished(optimizer: GradientSurgery, weight: Tensor) -> None:
-    with optimizer.task("a", sync=False):
-        weight.sum().backward()
-
-
-@pytest.mark.parametrize("begun", [failing, unfinished])
-def test_a_step_that_began_is_dropped_with_its_messages(
-    begun: Callable[[GradientSurgery, Tensor], None],
-    sent: list[int],
-) -> None:
-    """The other ranks may have sent theirs, and wait for this one's."""
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = warm([weight])
-    sent.clear()
-    begun(optimizer, weight)
-    optimizer.zero_grad()
-    assert len(sent) == len(optimizer.tasks)
-    optimizer.zero_grad()  # nothing began
-    assert len(sent) == len(optimizer.tasks)
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_what_was_copied_into_a_message_is_let_go(exchange: str, nobody: None) -> None:
-    parameters = [nn.Parameter(torch.ones(10)) for _ in range(3)]
-    optimizer = warm(parameters, exchange)
-    with optimizer.task("a"):
-        sum(p.sum() for p in parameters).backward()  # type: ignore[union-attr]
-        captured = [weakref.ref(p.grad) for p in parameters]
-    assert [kept() for kept in captured] == [None] * 3
-
-
-def test_after_combine_one_gradient_is_left(nobody: None) -> None:
-    trunk, heads = nn.Parameter(torch.ones(10_000)), [nn.Parameter(torch.ones(2)) for _ in "ab"]
-    optimizer = wrapped([trunk, *heads])
-    for _ in range(3):
-        optimizer.zero_grad()
-        optimizer.join([trunk.sum() * head.sum() for head in heads]).backward()
-    storages = {
-        p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes()
-        for p in (trunk, *heads)
-        if p.grad is not None
-    }
-    assert sum(storages.values()) < 1.5 * 4 * trunk.numel()
-
-
-def test_what_went_out_twice_goes_out_early(sent: list[int]) -> None:
-    """In the third step alike, in the order of the tasks; after a change, two steps later."""
-    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
-    optimizer = wrapped([first, second])
-    early = []
-    for step in range(7):
-        optimizer.zero_grad()
-        sent.clear()
-        push(optimizer, "b", first)
-        assert not sent  # a's turn is before
-        push(optimizer, "a", second if step == 3 else first)
-        early.append(list(sent))
-        optimizer.combine()
-    assert early == [[], [], [1, 1], [1, 1], [], [], [1, 1]]
-
-
-def test_a_task_that_goes_on_is_not_sent(sent: list[int]) -> None:
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = warm([weight])
-    sent.clear()
-    for last in (False, True):
-        with optimizer.task("a", sync=last):
-            weight.sum().backward()
-        assert len(sent) == last
-
-
-def test_a_dropped_step_leaves_nothing_to_wait_for(sent: list[int]) -> None:
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = warm([weight])
-    push(optimizer, "a", weight)
-    sent.clear()
-    optimizer.discard()
-    assert sent == [1]  # b's, which the others may have sent
-    optimizer.discard()
-    assert sent == [1]
-    optimizer.step()
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("grad", [torch.randn(3, 4).t(), torch.randn(4, 3).double()])
-def test_a_large_gradient_laid_out_otherwise_is_copied(
-    exchange: str, grad: Tensor, nobody: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not sent from where it lies. The other rank sends nothing: the average is half of it."""
-    monkeypatch.setattr(collectives, "LARGE", 1)
-    parameter, before = nn.Parameter(torch.ones(4, 3)), grad.clone()
-    carrier = collectives.CARRIERS[exchange](dist.group.WORLD)
-    shipment = carrier.send([parameter], [0], {0: grad})
-    assert torch.equal(grad, before)
-    assert shipment.found[0].dtype == parameter.dtype
-    if exchange == "all_reduce":
-        assert shipment.found[0].stride() == parameter.stride()
-        torch.testing.assert_close(shipment.found[0], before.float() / WORLD)
-
-
-@pytest.mark.skipif(not hasattr(Tensor, "grad_dtype"), reason="of newer versions of torch")
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_gradients_wider_than_their_parameter_stay_so(exchange: str, nobody: None) -> None:
-    parameter = nn.Parameter(torch.ones(3).bfloat16())
-    parameter.grad_dtype = torch.float32
-    carrier = collectives.CARRIERS[exchange](dist.group.WORLD)
-    shipment = carrier.send([parameter], [0], {0: torch.full((3,), 1.001)})
-    assert shipment.found[0].dtype == torch.float32
-
-
-def test_scattering_holds_one_task_at_a_time(nobody: None) -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    carrier = collectives.ReduceScatter(dist.group.WORLD)
-    first, second = (carrier.send([parameter], [0], {0: torch.ones(3)}) for _ in range(2))
-    assert not first.sources
-    assert second.sources
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_gradients_arrive_laid_out_as_their_parameters(exchange: str, nobody: None) -> None:
-    """As autograd would have left them, so that optimizers walk both side by side."""
-    values = torch.ones(2, 3, 2, 2).to(memory_format=torch.channels_last), torch.ones(3, 4).t()
-    parameters = [nn.Parameter(value) for value in values]
-    optimizer = warm(parameters, exchange)
-    optimizer.join([sum(p.sum() for p in parameters)] * 2).backward()  # type: ignore[list-item]
-    assert [p.grad.stride() for p in parameters if p.grad is not None] == [
-        p.stride() for p in parameters
-    ]
-
-
-def test_a_parameter_group_can_go(nobody: None) -> None:
-    """While gradients go out early."""
-    stays, goes = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    base = torch.optim.SGD([{"params": [stays]}, {"params": [goes]}], lr=0.1)
-    optimizer = GradientSurgery(base, Sum(), tasks=("a", "b"), process_group=dist.group.WORLD)
-    for step in range(5):
-        if step == 3:
-            optimizer.param_groups.pop()
-        for task in optimizer.tasks:
-            push(optimizer, task, torch.stack([group["params"][0] for group in base.param_groups]))
-        optimizer.combine()
-        assert stays.grad is not None
-        optimizer.zero_grad()
+    assert all(outcomes["partly sharded"] for outcomes in results)

@@ -16,12 +16,10 @@ from lightning.fabric import Fabric
 from gradsurgery import GradientSurgery
 from tests.gradsurgery.problems import same
 from tests.integration import lightning_ranks
+from tests.integration.by_hand import TASKS, distance, fresh_model
 from tests.integration.lightning_problem import (
-    TASKS,
     decay,
-    fresh_model,
     loader,
-    loss_of,
     losses_of,
     plain_loop,
     surgery,
@@ -71,7 +69,7 @@ class Run:
             return
         for task in TASKS:
             with self.optimizer.task(task):
-                loss = loss_of(self.model(batch[task], task), task)
+                loss = distance(self.model(batch[task], task), task)
                 self.fabric.backward(loss / accumulate)
         if last:
             self.optimizer.combine()
@@ -95,7 +93,7 @@ def test_fabric_is_the_plain_loop(
 
 def test_precision_is_one_that_is_seen() -> None:
     full, mixed = plain_loop(2)[0], plain_loop(2, precision=torch.bfloat16)[0]
-    assert not torch.equal(full.trunk.weight, mixed.trunk.weight)
+    assert not torch.equal(full.trunk[0].weight, mixed.trunk[0].weight)
 
 
 def test_the_optimizer_that_fabric_returns_is_one_of_ours() -> None:
@@ -108,8 +106,8 @@ def test_the_optimizer_that_fabric_returns_is_one_of_ours() -> None:
 
 
 def test_a_resumed_run_is_bitwise_the_one_that_never_stopped(tmp_path: Path) -> None:
-    whole, first, second = Run(), Run(), Run()
-    whole.epochs(2)
+    uninterrupted, first, second = Run(), Run(), Run()
+    uninterrupted.epochs(2)
     first.epochs(1)
 
     def state(run: Run) -> dict[str, Any]:
@@ -124,9 +122,9 @@ def test_a_resumed_run_is_bitwise_the_one_that_never_stopped(tmp_path: Path) -> 
     torch.load(tmp_path / "last.ckpt", weights_only=True)  # nothing in it needs code to load
     second.fabric.load(tmp_path / "last.ckpt", state(second))
     second.epochs(1)
-    assert same(second.bare.state_dict(), whole.bare.state_dict())
-    assert same(second.optimizer.state_dict(), whole.optimizer.state_dict())
-    assert second.optimizer.conflicts.summary() == whole.optimizer.conflicts.summary()
+    assert same(second.bare.state_dict(), uninterrupted.bare.state_dict())
+    assert same(second.optimizer.state_dict(), uninterrupted.optimizer.state_dict())
+    assert second.optimizer.conflicts.summary() == uninterrupted.optimizer.conflicts.summary()
 
 
 # ------------------------------------------------------------------------------- two processes
@@ -138,8 +136,8 @@ def test_ddp_averages_each_task(accumulate: int) -> None:
 
 
 def test_ddp_refuses_the_backwards_after_all_forwards() -> None:
-    for said in lightning_ranks.outcome("DDP: fabric join"):
-        assert "mark a variable ready only once" in said["error"]
+    for outcome in lightning_ranks.outcome("DDP: fabric join"):
+        assert "mark a variable ready only once" in outcome["error"]
 
 
 @pytest.mark.parametrize("name", ["fabric, 2", "fabric join, 1", "fabric join, 2"])

@@ -13,8 +13,9 @@ pytest.importorskip("lightning")
 
 from tests.gradsurgery.problems import same
 from tests.integration import lightning_ranks
+from tests.integration.by_hand import Net, same_bits
 from tests.integration.lightning_modules import Automatic, Manual, trainer
-from tests.integration.lightning_problem import ThreeHeads, loader, plain_loop
+from tests.integration.lightning_problem import loader, plain_loop
 
 pytestmark = [
     # Lightning asks torch for a class that torch 2.13 calls deprecated.
@@ -38,7 +39,7 @@ def fit(module: Any, folder: Path, **options: Any) -> Any:
     return fitted
 
 
-def assert_equal(module: Any, model: ThreeHeads, optimizer: torch.optim.Optimizer) -> None:
+def assert_equal(module: Any, model: Net, optimizer: torch.optim.Optimizer) -> None:
     """Weights, the base's state, the schedule, the targets and the visiting order, to the bit."""
     assert same(module.model.state_dict(), model.state_dict())
     assert same(module.trainer.optimizers[0].state_dict(), optimizer.state_dict())
@@ -73,7 +74,7 @@ def test_automatic_is_the_plain_loop(
     assert fitted.global_step == steps
     if options:  # the option is one that is seen
         without = plain_loop(2)[0]
-        assert not torch.equal(without.trunk.weight, module.model.trunk.weight)
+        assert not same_bits(without, module.model)
 
 
 # The scaler skips the first steps, and the schedule's do not wait for it: torch says so.
@@ -121,18 +122,18 @@ def test_the_conflicts_reach_the_logger(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", [Automatic, Manual])
 def test_a_resumed_fit_is_bitwise_the_one_that_never_stopped(module: Any, tmp_path: Path) -> None:
-    whole, first, second = module(), module(), module()
-    fit(whole, tmp_path)
+    uninterrupted, first, second = module(), module(), module()
+    fit(uninterrupted, tmp_path)
     stopped = trainer(tmp_path, max_epochs=1)
     stopped.fit(first, loader())
     stopped.save_checkpoint(tmp_path / "last.ckpt")
     torch.load(tmp_path / "last.ckpt", weights_only=True)  # nothing in it needs code to load
     resumed = trainer(tmp_path, max_epochs=2)
     resumed.fit(second, loader(), ckpt_path=tmp_path / "last.ckpt")
-    assert_equal(second, whole.model, whole.trainer.optimizers[0])
+    assert_equal(second, uninterrupted.model, uninterrupted.trainer.optimizers[0])
     assert resumed.global_step == 14
     if module is Automatic:  # which keeps the statistics in the checkpoint as well
-        surgeons = [m.optimizers(use_pl_optimizer=False) for m in (whole, second)]
+        surgeons = [m.optimizers(use_pl_optimizer=False) for m in (uninterrupted, second)]
         assert surgeons[0].conflicts.summary() == surgeons[1].conflicts.summary()
 
 
@@ -141,7 +142,7 @@ def test_combining_too_late_is_an_error(tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return super().training_step(batch, 0)
 
-    with pytest.raises(RuntimeError, match=r"captured gradients of a, b, c wait"):
+    with pytest.raises(RuntimeError, match=r"tasks a, b, c have captured gradients"):
         fit(Late(), tmp_path, accumulate_grad_batches=2)
 
 
@@ -155,8 +156,8 @@ def test_ddp_averages_each_task(scenario: str) -> None:
 
 @pytest.mark.parametrize("scenario", ["DDP: automatic", "DDP: manual join"])
 def test_ddp_refuses_several_backwards_after_its_one_forward(scenario: str) -> None:
-    for said in lightning_ranks.outcome(scenario):
-        assert "mark a variable ready only once" in said["error"]
+    for outcome in lightning_ranks.outcome(scenario):
+        assert "mark a variable ready only once" in outcome["error"]
 
 
 @pytest.mark.parametrize("name", ["automatic, 1", "automatic, 2", "manual, 2", "manual join, 2"])

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Sum
+from tests.gradsurgery.problems import same
 from tests.integration.by_hand import SEED, TASKS, adamw, fresh_model, separate
 
 Window = tuple[int, dict[str, float]]
@@ -62,14 +62,14 @@ def test_a_task_that_did_not_run_leaves_its_names_out_and_comes_back() -> None:
     """No value is no line, not a NaN that a logger would have to know about."""
     model = fresh_model()
     optimizer = GradientSurgery(adamw(model.parameters()), PCGrad(), tasks=TASKS)
-    found = []
+    names = []
     for tasks in (TASKS, TASKS[:2], TASKS):
         optimizer.join({task: separate(model, 0, task) for task in tasks}).backward()
         optimizer.zero_grad()
-        found.append(set(optimizer.conflicts.scalars()))
+        names.append(set(optimizer.conflicts.scalars()))
         optimizer.conflicts.reset()
-    assert found[0] == found[2] == ALWAYS
-    assert found[1] == {name for name in ALWAYS if not name.endswith(("/c", "-c", "c-a", "c-b"))}
+    assert names[0] == names[2] == ALWAYS
+    assert names[1] == {name for name in ALWAYS if not name.endswith(("/c", "-c", "c-a", "c-b"))}
 
 
 def test_tensorboard(tmp_path: Path) -> None:
@@ -124,5 +124,4 @@ def test_reading_changes_nothing() -> None:
             if read:
                 optimizer.conflicts.scalars()
         ends.append((list(model.parameters()), optimizer.conflicts.scalars()))
-    assert all(torch.equal(a, b) for a, b in zip(ends[0][0], ends[1][0], strict=True))
-    assert ends[0][1] == ends[1][1]
+    assert same(*ends)

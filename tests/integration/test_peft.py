@@ -39,7 +39,7 @@ def adapted() -> nn.Module:
     return tiny_bert.Tasks(peft.get_peft_model(tiny_bert.trunk(), config))
 
 
-def whole() -> nn.Module:
+def around_heads() -> nn.Module:
     """LoRA around the model of all tasks, whose heads are saved with the adapter."""
     torch.manual_seed(2)
     heads = [f"heads.{task}" for task in TASKS]
@@ -51,7 +51,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize("build", [adapted, whole])
+@pytest.mark.parametrize("build", [adapted, around_heads])
 def test_it_is_the_loop_by_hand(build: Callable[[], nn.Module]) -> None:
     model, plain = build(), build()
     train(model, wrapped(momentum(trained(model))), STEPS, tiny_bert.separate)
@@ -59,7 +59,7 @@ def test_it_is_the_loop_by_hand(build: Callable[[], nn.Module]) -> None:
     assert furthest(model, plain) < 1e-6
 
 
-@pytest.mark.parametrize("build", [adapted, whole])
+@pytest.mark.parametrize("build", [adapted, around_heads])
 def test_only_adapters_and_heads_train(build: Callable[[], nn.Module]) -> None:
     model = build()
     before = weights(model)
@@ -74,18 +74,18 @@ def test_only_adapters_and_heads_train(build: Callable[[], nn.Module]) -> None:
     assert not any(".original_module." in name for name in moved)
 
 
-@pytest.mark.parametrize("build", [adapted, whole])
+@pytest.mark.parametrize("build", [adapted, around_heads])
 def test_frozen_parameters_in_the_optimizer_change_nothing(build: Callable[[], nn.Module]) -> None:
     """Passing all parameters works as well: those without a gradient are left alone."""
-    one, other = build(), build()
-    train(one, wrapped(adamw(trained(one))), STEPS, tiny_bert.separate)
-    train(other, wrapped(adamw(other.parameters())), STEPS, tiny_bert.separate)
-    assert same_bits(one, other)
+    model, unfiltered = build(), build()
+    train(model, wrapped(adamw(trained(model))), STEPS, tiny_bert.separate)
+    train(unfiltered, wrapped(adamw(unfiltered.parameters())), STEPS, tiny_bert.separate)
+    assert same_bits(model, unfiltered)
 
 
 def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(tmp_path: Path) -> None:
     """The adapter's folder holds LoRA and heads, the optimizer's file everything of surgery's."""
-    never, first = whole(), whole()
+    never, first = around_heads(), around_heads()
     never_stopped = wrapped(adamw(trained(never)))
     train(never, never_stopped, range(6), tiny_bert.separate)
     optimizer = wrapped(adamw(trained(first)))
@@ -120,9 +120,9 @@ def test_an_adapter_for_each_task_leaves_nothing_shared() -> None:
         model.set_adapter(f"for_{task}")
         with optimizer.task(task):
             model(input_ids=ids).pooler_output.sum().backward()
-        alone[task] = [g.clone() for g in optimizer._capture.grads[task].values()]
+        alone[task] = [g.clone() for g in optimizer._pipeline._capture.grads[task].values()]
     optimizer.combine()
     for task in TASKS:
-        found = [p for name, p in model.named_parameters() if f".for_{task}.weight" in name]
-        assert all(torch.equal(p.grad, g) for p, g in zip(found, alone[task], strict=True))
+        adapter = [p for name, p in model.named_parameters() if f".for_{task}.weight" in name]
+        assert all(torch.equal(p.grad, g) for p, g in zip(adapter, alone[task], strict=True))
     assert optimizer.conflicts.summary()["gradients"]["altered"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import GradVac, PCGrad, Sum
 from gradsurgery.distributed import collectives
+from tests.gradsurgery.problems import same
 from tests.integration import ranks
-from tests.integration.whole import alternating, fresh_model, loss_of, parts, train, uneven, wrapped
-
-EXCHANGES = ("all_reduce", "reduce_scatter")
+from tests.integration.shards import (
+    alternating,
+    assert_ranks_agree,
+    assert_same_run,
+    fresh_model,
+    local_shards,
+    loss_of,
+    shards,
+    train,
+    uneven,
+    wrapped,
+)
 
 #: What is done, by name: arguments of `train`, the same for the ranks and for one process.
 WAYS: dict[str, dict[str, Any]] = {
@@ -66,7 +77,7 @@ def infinite_somewhere(**options: Any) -> dict[str, Any]:
     return in_group(spoil=lambda step: step == 2 and last, **options)
 
 
-def inside_ddp(exchange: str, **options: Any) -> dict[str, Any]:
+def inside_ddp(**options: Any) -> dict[str, Any]:
     model = DistributedDataParallel(fresh_model(), **options)
     return train(
         model,
@@ -74,7 +85,6 @@ def inside_ddp(exchange: str, **options: Any) -> dict[str, Any]:
         joined=True,
         no_sync=True,
         process_group=dist.group.WORLD,
-        exchange=exchange,
         steps=range(6),
     )
 
@@ -90,29 +100,24 @@ class OneForward(nn.Module):
         return {task: loss_of(self.two, task, x) for task in ("a", "b")}
 
 
-def one_forward(exchange: str | None = None, **options: Any) -> list[Tensor]:
-    """One forward, K backwards: inside DDP's no_sync() on ranks, alone on the whole batch."""
+def one_forward(world: int = 0, **options: Any) -> list[Tensor]:
+    """One forward, K backwards: inside DDP's no_sync() on ranks, or alone on the whole batch."""
     model: nn.Module = OneForward()
-    mine, group = slice(None), {}
-    if exchange is not None:
+    group, no_sync = {}, nullcontext
+    if dist.is_initialized():
         model = DistributedDataParallel(model, **options)
-        mine = slice(dist.get_rank(), dist.get_rank() + 1)
-        group = {"process_group": dist.group.WORLD, "exchange": exchange}
+        group, no_sync = {"process_group": dist.group.WORLD}, model.no_sync
     optimizer = wrapped(model, **group)
-    world = options.pop("world", None) or dist.get_world_size()
     for step in range(4):
-        x = torch.cat(parts(step, "a")[:world][mine])
-        if exchange is None:
+        x = torch.cat([shards(step, "a")[rank] for rank in local_shards(world)])
+        with no_sync():
             optimizer.join(model(x)).backward()
-        else:
-            with model.no_sync():  # type: ignore[operator]
-                optimizer.join(model(x)).backward()
         optimizer.step()
         optimizer.zero_grad()
     return [p.detach() for p in model.parameters()]
 
 
-def odd_shapes(exchange: str | None = None, world: int | None = None) -> list[Tensor]:
+def odd_shapes(world: int = 0) -> list[Tensor]:
     """Channels-last, transposed and gappy parameters, bf16 and float64 ones, and an empty one."""
     torch.manual_seed(0)
     values = [
@@ -124,17 +129,13 @@ def odd_shapes(exchange: str | None = None, world: int | None = None) -> list[Te
         torch.empty(0),
     ]
     model = nn.ParameterList([nn.Parameter(v) for v in values])
-    group = {}
-    chosen = range(world or dist.get_world_size())
-    if exchange is not None:
-        group = {"process_group": dist.group.WORLD, "exchange": exchange}
-        chosen = range(dist.get_rank(), dist.get_rank() + 1)
+    group = {"process_group": dist.group.WORLD} if dist.is_initialized() else {}
     # By tensor: so the rounding of bf16 stays where it is.
     optimizer = wrapped(model, PCGrad(), grouping="tensor", **group)
     shift = {"a": 0.0, "b": 2.0}
     for step in range(3):
         for task in ("a", "b"):
-            x = torch.stack(parts(step, task)).mean((1, 2))[list(chosen)]  # one number a rank
+            x = torch.stack(shards(step, task)).mean((1, 2))[local_shards(world)]
             with optimizer.task(task):
                 waves = sum((p.double() + shift[task]).sin().sum() for p in model)
                 (waves * (1 + x.double().mean())).backward()
@@ -144,9 +145,9 @@ def odd_shapes(exchange: str | None = None, world: int | None = None) -> list[Te
     return [p.detach() for p in model]
 
 
-def gradients(exchange: str) -> list[Any]:
+def gradients() -> list[Any]:
     """What `.grad` is after combine(): strides of the parameter, None where nobody had one."""
-    optimizer = wrapped(fresh_model(), process_group=dist.group.WORLD, exchange=exchange)
+    optimizer = wrapped(fresh_model(), process_group=dist.group.WORLD)
     model = optimizer.param_groups[0]["params"]
     loss = sum(p.sum() for p in model[:2])
     optimizer.join([loss, -loss]).backward()
@@ -181,12 +182,12 @@ def dropped() -> list[Tensor]:
     model = fresh_model()
     optimizer = wrapped(model, PCGrad(), process_group=dist.group.WORLD)
     for _ in range(3):  # so that gradients go out early
-        optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+        optimizer.join({t: loss_of(model, t, shards(0, t)[0]) for t in ("a", "b")}).backward()
         optimizer.zero_grad()
     with optimizer.task("a"):
-        (1e3 * loss_of(model, "a", parts(0, "a")[0])).backward()
+        (1e3 * loss_of(model, "a", shards(0, "a")[0])).backward()
     optimizer.zero_grad()
-    optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+    optimizer.join({t: loss_of(model, t, shards(0, t)[0]) for t in ("a", "b")}).backward()
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -197,18 +198,18 @@ def dropped_by_all() -> list[Tensor]:
     for step in range(5):
         for task in ("a", "b") if dist.get_rank() or step < 3 else ("a",):
             with optimizer.task(task):
-                loss_of(model, task, parts(step % 2, task)[0]).backward()
+                loss_of(model, task, shards(step % 2, task)[0]).backward()
         if step < 3:
             optimizer.combine()
         optimizer.zero_grad()
-    optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+    optimizer.join({t: loss_of(model, t, shards(0, t)[0]) for t in ("a", "b")}).backward()
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
 def kept() -> list[Tensor]:
     model = fresh_model()
     optimizer = wrapped(model, PCGrad())
-    optimizer.join({t: loss_of(model, t, parts(0, t)[0]) for t in ("a", "b")}).backward()
+    optimizer.join({t: loss_of(model, t, shards(0, t)[0]) for t in ("a", "b")}).backward()
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -220,21 +221,16 @@ DDP = {
 
 
 def scenarios() -> dict[str, ranks.Scenario]:
-    found: dict[str, ranks.Scenario] = {}
-    for exchange in EXCHANGES:
-        for name, way in WAYS.items():
-            # A function of its own for each: what is spawned has to be picklable.
-            options = {k: v for k, v in way.items() if k != "spoil"}
-            run = infinite_somewhere if "spoil" in way else in_group
-            found[f"{name}, {exchange}"] = partial(run, exchange=exchange, **options)
-        found[f"small buckets, {exchange}"] = partial(in_small_buckets, exchange=exchange)
-        found[f"any order, {exchange}"] = partial(in_any_order, exchange=exchange)
-        found[f"odd shapes, {exchange}"] = partial(odd_shapes, exchange)
-        found[f"gradients, {exchange}"] = partial(gradients, exchange)
-        for name, options in DDP.items():
-            found[f"{name}, {exchange}"] = partial(inside_ddp, exchange, **options)
-            found[f"{name}, one forward, {exchange}"] = partial(one_forward, exchange, **options)
-    return found | {
+    ways: dict[str, ranks.Scenario] = {name: partial(in_group, **way) for name, way in WAYS.items()}
+    ways["infinite"] = infinite_somewhere
+    for name, options in DDP.items():
+        ways[name] = partial(inside_ddp, **options)
+        ways[f"{name}, one forward"] = partial(one_forward, **options)
+    return ways | {
+        "small buckets": in_small_buckets,
+        "any order": in_any_order,
+        "odd shapes": odd_shapes,
+        "gradients": gradients,
         "another seed": another_seed,
         "another model": another_model,
         "nothing": nothing_anywhere,
@@ -254,78 +250,42 @@ def results(world: int, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     return ranks.run(scenarios(), world, tmp_path_factory.mktemp("ranks"))
 
 
-def assert_agree(results: list[dict[str, Any]], name: str) -> None:
-    """Every rank has rank 0's, to the bit."""
-    first, *others = (found[name] for found in results)
-    assert "error" not in first, first
-    for other in others:
-        for key, value in first.items():
-            if key in ("weights", "target", "rng"):
-                pairs = zip(value, other[key], strict=True)
-                assert all(torch.equal(a, b) for a, b in pairs), key
-            else:
-                assert value == other[key], key
-
-
-def assert_close(found: dict[str, Any], alone: dict[str, Any]) -> None:
-    assert found["without"] == alone["without"]
-    assert found["gradients"] == alone["gradients"]
-    assert found["nonfinite"] == alone["nonfinite"]
-    assert torch.equal(found["rng"], alone["rng"])
-    torch.testing.assert_close(found["target"], alone["target"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found["norms"], alone["norms"], rtol=1e-5, atol=1e-7)
-    for ours, whole in zip(found["weights"], alone["weights"], strict=True):
-        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", WAYS)
 def test_ranks_are_one_process_on_the_whole_batch(
-    name: str, exchange: str, world: int, results: list[dict[str, Any]]
+    name: str, world: int, results: list[dict[str, Any]]
 ) -> None:
-    assert_agree(results, f"{name}, {exchange}")
+    assert_ranks_agree(results, name)
     alone = train(fresh_model(), world, steps=range(6), **WAYS[name])
-    assert_close(results[0][f"{name}, {exchange}"], alone)
+    assert_same_run(results[0][name], alone)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", ["small buckets", "any order", *DDP])
 def test_the_way_there_changes_nothing(
-    name: str, exchange: str, world: int, results: list[dict[str, Any]]
+    name: str, world: int, results: list[dict[str, Any]]
 ) -> None:
-    assert_agree(results, f"{name}, {exchange}")
-    assert_close(results[0][f"{name}, {exchange}"], train(fresh_model(), world, steps=range(6)))
+    assert_ranks_agree(results, name)
+    assert_same_run(results[0][name], train(fresh_model(), world, steps=range(6)))
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", DDP)
-def test_one_forward_inside_ddp(
-    name: str, exchange: str, world: int, results: list[dict[str, Any]]
-) -> None:
-    found = [result[f"{name}, one forward, {exchange}"] for result in results]
-    assert not isinstance(found[0], dict), found[0]
-    for rows in zip(*found, one_forward(world=world), strict=True):
-        *ours, alone = rows
-        assert all(torch.equal(ours[0], other) for other in ours)
-        torch.testing.assert_close(ours[0], alone, rtol=0, atol=1e-6)
+def test_one_forward_inside_ddp(name: str, world: int, results: list[dict[str, Any]]) -> None:
+    first, *others = (outcomes[f"{name}, one forward"] for outcomes in results)
+    assert not isinstance(first, dict), first
+    assert all(same(first, other) for other in others)
+    torch.testing.assert_close(first, one_forward(world), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_odd_shapes(exchange: str, world: int, results: list[dict[str, Any]]) -> None:
-    found = [result[f"odd shapes, {exchange}"] for result in results]
-    assert not isinstance(found[0], dict), found[0]
-    for rows in zip(*found, odd_shapes(world=world), strict=True):
-        *ours, alone = rows
-        assert all(torch.equal(ours[0], other) for other in ours)
+def test_odd_shapes(world: int, results: list[dict[str, Any]]) -> None:
+    first, *others = (outcomes["odd shapes"] for outcomes in results)
+    assert not isinstance(first, dict), first
+    assert all(same(first, other) for other in others)
+    for weight, alone in zip(first, odd_shapes(world), strict=True):
         rough = 0.3 if alone.dtype == torch.bfloat16 else 1e-6  # AdamW's first steps are signs
-        torch.testing.assert_close(ours[0], alone, rtol=0, atol=rough)
+        torch.testing.assert_close(weight, alone, rtol=0, atol=rough)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_gradients_look_like_those_of_autograd(
-    exchange: str, results: list[dict[str, Any]]
-) -> None:
-    first, second, *rest = results[0][f"gradients, {exchange}"]
+def test_gradients_look_like_those_of_autograd(results: list[dict[str, Any]]) -> None:
+    first, second, *rest = results[0]["gradients"]
     model = fresh_model()
     for (grad, strides), parameter in zip((first, second), model.parameters(), strict=False):
         assert grad.shape == parameter.shape
@@ -335,24 +295,23 @@ def test_gradients_look_like_those_of_autograd(
 
 @pytest.mark.parametrize("name", ["another seed", "another model"])
 def test_disagreement_is_refused(name: str, results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert "the ranks disagree on tasks, method" in found[name]["error"]
+    for outcomes in results:
+        assert "the ranks disagree on tasks, method" in outcomes[name]["error"]
 
 
 def test_nothing_captured_on_any_rank(results: list[dict[str, Any]]) -> None:
-    assert all("found nothing captured" in found["nothing"]["error"] for found in results)
+    assert all("found nothing captured" in outcomes["nothing"]["error"] for outcomes in results)
 
 
 def test_sparse_gradients_are_refused(results: list[dict[str, Any]]) -> None:
-    assert all("sparse=False" in found["sparse"]["error"] for found in results)
+    assert all("sparse=False" in outcomes["sparse"]["error"] for outcomes in results)
 
 
 @pytest.mark.parametrize("name", ["dropped", "dropped by all"])
 def test_what_was_dropped_is_gone(name: str, results: list[dict[str, Any]]) -> None:
-    for found in results:
-        assert not isinstance(found[name], dict), found[name]
-        for ours, alone in zip(found[name], kept(), strict=True):
-            torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-6)
+    for outcomes in results:
+        assert not isinstance(outcomes[name], dict), outcomes[name]
+        torch.testing.assert_close(outcomes[name], kept(), rtol=1e-5, atol=1e-6)
 
 
 def test_copies_are_refused(tmp_path: Path) -> None:

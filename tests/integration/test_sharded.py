@@ -28,8 +28,16 @@ from torch.distributed.tensor.parallel import (
 
 from gradsurgery import GradientSurgery, GradVac
 from tests.integration import ranks
-from tests.integration.test_process_group import assert_agree, assert_close
-from tests.integration.whole import fresh_model, loss_of, mine, share, train, wrapped
+from tests.integration.shards import (
+    assert_ranks_agree,
+    assert_same_run,
+    batch,
+    fresh_model,
+    local_shards,
+    loss_of,
+    train,
+    wrapped,
+)
 
 
 def mesh_of(*sizes: int) -> DeviceMesh:
@@ -101,7 +109,7 @@ def clip(model: nn.Module, world: int) -> list[Tensor]:
     for step in range(3):
         for task in ("a", "b"):
             with optimizer.task(task):
-                x = mine(step, task, share(world))
+                x = batch(step, task, local_shards(world))
                 assert x is not None
                 loss_of(model, task, x).backward()
         optimizer.combine()
@@ -132,23 +140,23 @@ def both() -> dict[str, Any]:
 
 
 def quarters() -> list[int]:
-    """A fourth, half or all of a batch of four parts."""
+    """A fourth, half or all of a batch of four shards."""
     if not dist.is_initialized():
         return [0, 1, 2, 3]
-    each = 4 // dist.get_world_size()
-    return list(range(each * dist.get_rank(), each * (dist.get_rank() + 1)))
+    size = 4 // dist.get_world_size()
+    return list(range(size * dist.get_rank(), size * (dist.get_rank() + 1)))
 
 
 def saved(folder: Path) -> dict[str, Any]:
     """Half a run, saved by torch.distributed.checkpoint in both forms."""
     model = sharded()
     optimizer = wrapped(model)
-    found = train(model, take=quarters(), optimizer=optimizer, steps=range(3))
+    result = train(model, take=quarters(), optimizer=optimizer, steps=range(3))
     for flat in (True, False):
         options = StateDictOptions(flatten_optimizer_state_dict=flat)
         weights, state = get_state_dict(model, optimizer, options=options)
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / str(flat))
-    return found
+    return result
 
 
 def resumed(folder: Path, flat: bool) -> dict[str, Any]:
@@ -160,17 +168,17 @@ def resumed(folder: Path, flat: bool) -> dict[str, Any]:
     optimizer = wrapped(model)
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     weights, state = get_state_dict(model, optimizer, options=options)
-    found = {"model": weights, "optimizer": state}
+    checkpoint = {"model": weights, "optimizer": state}
     # A parameter that nobody used has no state, as with any optimizer.
     planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
     with warnings.catch_warnings():  # of doing so in a single process
         warnings.simplefilter("ignore")
-        dcp.load(found, checkpoint_id=folder / str(flat), planner=planner)
+        dcp.load(checkpoint, checkpoint_id=folder / str(flat), planner=planner)
     set_state_dict(
         model,
         optimizer,
-        model_state_dict=found["model"],
-        optim_state_dict=found["optimizer"],
+        model_state_dict=checkpoint["model"],
+        optim_state_dict=checkpoint["optimizer"],
         options=options,
     )
     return train(model, take=quarters(), optimizer=optimizer, steps=range(3, 5))
@@ -194,7 +202,7 @@ SHARDED: dict[str, ranks.Scenario] = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What two ranks and what four returned; the four go on from the two's checkpoint."""
+    """The outcomes of one, two and four ranks; all go on from the checkpoint of two."""
     folder = tmp_path_factory.mktemp("checkpoint")
     resume = {f"resumed, {flat}": partial(resumed, folder, flat) for flat in (True, False)}
     common = {**SHARDED, "clipped": clipped, "tensor parallel": tensor_parallel}
@@ -204,15 +212,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
         "different orders": different_orders,
         "with group": with_group,
     }
-    half = {"half precision": half_precision}
-    two = {**common, "saved": partial(saved, folder), **resume, **half, **refused}
+    two = {
+        **common,
+        "saved": partial(saved, folder),
+        **resume,
+        "half precision": half_precision,
+        **refused,
+    }
     four = {**common, **resume, "replicated": replicated_and_sharded, "both": both}
-    found = {
+    by_world = {
         world: ranks.run(scenarios, world, tmp_path_factory.mktemp(f"ranks{world}"))
         for world, scenarios in ((2, two), (4, four))
     }
-    found[1] = [{f"resumed, {flat}": resumed(folder, flat) for flat in (True, False)}]
-    return found
+    by_world[1] = [{f"resumed, {flat}": resumed(folder, flat) for flat in (True, False)}]
+    return by_world
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -220,38 +233,38 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
 def test_shards_are_one_process_on_the_whole_batch(
     name: str, world: int, results: dict[int, list[dict[str, Any]]]
 ) -> None:
-    assert_agree(results[world], name)
-    assert_close(results[world][0][name], train(fresh_model(), world, **WAYS.get(name, {})))
+    assert_ranks_agree(results[world], name)
+    assert_same_run(results[world][0][name], train(fresh_model(), world, **WAYS.get(name, {})))
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_clipping_sees_the_whole_gradient(
     world: int, results: dict[int, list[dict[str, Any]]]
 ) -> None:
-    for ours, alone in zip(results[world][0]["clipped"], clip(fresh_model(), world), strict=True):
-        torch.testing.assert_close(ours, alone, rtol=0, atol=1e-6)
+    alone = clip(fresh_model(), world)
+    torch.testing.assert_close(results[world][0]["clipped"], alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_tensor_parallel(world: int, results: dict[int, list[dict[str, Any]]]) -> None:
-    assert_agree(results[world], "tensor parallel")
-    assert_close(results[world][0]["tensor parallel"], train(fresh_model(), take=[0, 1]))
+    assert_ranks_agree(results[world], "tensor parallel")
+    assert_same_run(results[world][0]["tensor parallel"], train(fresh_model(), take=[0, 1]))
 
 
 def test_two_dimensions(results: dict[int, list[dict[str, Any]]]) -> None:
     """Replicated and sharded; sharded and tensor parallel."""
-    assert_agree(results[4], "replicated")
-    assert_close(results[4][0]["replicated"], train(fresh_model(), 4))
-    assert_agree(results[4], "both")
-    assert_close(results[4][0]["both"], train(fresh_model(), 2))
+    assert_ranks_agree(results[4], "replicated")
+    assert_same_run(results[4][0]["replicated"], train(fresh_model(), 4))
+    assert_ranks_agree(results[4], "both")
+    assert_same_run(results[4][0]["both"], train(fresh_model(), 2))
 
 
 def test_half_precision_is_near(results: dict[int, list[dict[str, Any]]]) -> None:
-    assert_agree(results[2], "half precision")
-    found, alone = results[2][0]["half precision"], train(fresh_model(), 2)
-    torch.testing.assert_close(found["norms"], alone["norms"], rtol=0.1, atol=0)
-    for ours, whole in zip(found["weights"], alone["weights"], strict=True):
-        assert (ours - whole).abs().median() < 0.02
+    assert_ranks_agree(results[2], "half precision")
+    half, alone = results[2][0]["half precision"], train(fresh_model(), 2)
+    torch.testing.assert_close(half["norms"], alone["norms"], rtol=0.1, atol=0)
+    for weight, exact in zip(half["weights"], alone["weights"], strict=True):
+        assert (weight - exact).abs().median() < 0.02
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -259,13 +272,11 @@ def test_half_precision_is_near(results: dict[int, list[dict[str, Any]]]) -> Non
 def test_a_checkpoint_loads_at_another_world_size(
     world: int, flat: bool, results: dict[int, list[dict[str, Any]]]
 ) -> None:
-    found = results[world][0][f"resumed, {flat}"]
-    assert "error" not in found, found
+    resumed_run = results[world][0][f"resumed, {flat}"]
+    assert "error" not in resumed_run, resumed_run
     alone = train(fresh_model(), 4, steps=range(5))
-    assert torch.equal(found["rng"], alone["rng"])
-    torch.testing.assert_close(found["target"], alone["target"], rtol=1e-5, atol=1e-6)
-    for ours, whole in zip(found["weights"], alone["weights"], strict=True):
-        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(resumed_run["state"], alone["state"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(resumed_run["weights"], alone["weights"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -278,5 +289,5 @@ def test_a_checkpoint_loads_at_another_world_size(
     ],
 )
 def test_refusals(name: str, message: str, results: dict[int, list[dict[str, Any]]]) -> None:
-    for found in results[2]:
-        assert re.search(message, found[name]["error"])
+    for outcomes in results[2]:
+        assert re.search(message, outcomes[name]["error"])

@@ -32,8 +32,8 @@ def loss_of(model: Net, trunk: Trunk, x: Tensor, task: str) -> Tensor:
 
 def by_grad(model: Net) -> TaskGrads:
     trunk = trunk_of(model)
-    found = [grad(lambda t, k=k: loss_of(model, t, batch(0, k), k))(trunk) for k in TASKS]
-    return [list(grads.values()) for grads in found]
+    by_task = [grad(lambda t, k=k: loss_of(model, t, batch(0, k), k))(trunk) for k in TASKS]
+    return [list(grads.values()) for grads in by_task]
 
 
 def by_jacrev(model: Net) -> TaskGrads:
@@ -71,16 +71,16 @@ def test_the_optimizer_does_the_same(gradients: Callable[[Net], TaskGrads]) -> N
     optimizer.join(losses).backward()
     assert optimizer.conflicts.summary()["gradients"]["altered"] > 0
 
-    found = gradients(model)
-    kept = [[g.clone() for g in row] for row in found]
+    rows = gradients(model)
+    kept = [[g.clone() for g in row] for row in rows]
     order = torch.from_numpy(next(iter(orders())))
-    verdict = F.pcgrad(F.gram(found)[0], order)
-    update = F.combine(found, verdict.weights)
-    for mine, parameter in zip(update, model.trunk.parameters(), strict=True):
-        assert torch.allclose(mine, parameter.grad, atol=1e-7)
+    verdict = F.pcgrad(F.gram(rows)[0], order)
+    update = F.combine(rows, verdict.weights)
+    for combined, parameter in zip(update, model.trunk.parameters(), strict=True):
+        assert torch.allclose(combined, parameter.grad, atol=1e-7)
     # The gradients are the caller's: nothing was written to them.
     assert all(
-        torch.equal(a, b) for k in range(len(TASKS)) for a, b in zip(found[k], kept[k], strict=True)
+        torch.equal(a, b) for k in range(len(TASKS)) for a, b in zip(rows[k], kept[k], strict=True)
     )
 
 
@@ -95,6 +95,6 @@ def test_torch_func_gives_zeros_where_autograd_gives_nothing() -> None:
     assert not any(row is None for grads in rows for row in grads)
     weights = F.pcgrad(F.gram(rows)[0], torch.from_numpy(next(iter(orders())))).weights
     named = dict(zip(everything, F.combine(rows, weights), strict=True))
-    own = dict(zip(everything, rows[0], strict=True))["heads.a.bias"]
+    head = dict(zip(everything, rows[0], strict=True))["heads.a.bias"]
     assert weights[0] != 1
-    assert torch.allclose(named["heads.a.bias"], weights[0].float() * own)
+    assert torch.allclose(named["heads.a.bias"], weights[0].float() * head)

@@ -22,7 +22,6 @@ from tests.integration.hf_trainer import (
     OneByOneTrainer,
     RowTrainer,
     TaskTrainer,
-    micro_batches,
     trainer,
 )
 
@@ -34,18 +33,22 @@ KINDS = {
 
 def test_the_page_shows_the_trainer_that_is_tested() -> None:
     page = (Path(__file__).parents[2] / "docs" / "recipes" / "trainer.md").read_text()
-    for shown in (hf_trainer.SurgeryTrainer, hf_trainer.MixedTrainer, hf_trainer.FrugalTrainer):
-        assert inspect.getsource(shown) in page
+    for trainer_class in (
+        hf_trainer.SurgeryTrainer,
+        hf_trainer.MixedTrainer,
+        hf_trainer.FrugalTrainer,
+    ):
+        assert inspect.getsource(trainer_class) in page
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])  # 10 micro-batches: the last step has 2
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trainer_is_the_plain_loop(kind: str, accumulation: int, tmp_path: Path) -> None:
-    made, rows, losses = KINDS[kind]
+    trainer_class, rows, losses = KINDS[kind]
     model, again = problem.net(), problem.net()
-    run = trainer(made, model, rows(), tmp_path, gradient_accumulation_steps=accumulation)
+    run = trainer(trainer_class, model, rows(), tmp_path, gradient_accumulation_steps=accumulation)
     run.train()
-    plain = problem.plain_loop(again, micro_batches([run.seen], accumulation), losses)
+    plain = problem.plain_loop(again, problem.micro_batches([run.seen], accumulation), losses)
     assert same(problem.weights(model), problem.weights(again))
     assert same(problem.learned(run.surgery), problem.learned(plain))
 
@@ -74,8 +77,8 @@ def test_bf16_autocast_is_that_of_the_plain_loop(tmp_path: Path) -> None:
     model, again, full = (problem.net() for _ in range(3))
     run = trainer(TaskTrainer, model, problem.TaskRows(), tmp_path, bf16=True)
     run.train()
-    problem.plain_loop(again, micro_batches([run.seen], 1), losses)
-    problem.plain_loop(full, micro_batches([run.seen], 1))
+    problem.plain_loop(again, problem.micro_batches([run.seen], 1), losses)
+    problem.plain_loop(full, problem.micro_batches([run.seen], 1))
     assert same(problem.weights(model), problem.weights(again))
     assert not same(problem.weights(model), problem.weights(full))
 
@@ -84,34 +87,34 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     def run() -> tuple[nn.Module, Any]:
         model = problem.net(dropout=0.2)
         saving = {"save_strategy": "steps", "save_steps": 4, "gradient_accumulation_steps": 2}
-        made = trainer(
+        stopped = trainer(
             TaskTrainer, model, problem.TaskRows(), tmp_path, num_train_epochs=2, **saving
         )
-        return model, made
+        return model, stopped
 
-    (whole, uninterrupted), (model, resumed) = run(), run()
+    (model_of_all, uninterrupted), (model, resumed) = run(), run()
     uninterrupted.train()
     start = tmp_path / "checkpoint-4"
     saved = torch.load(start / "optimizer.pt", weights_only=True)["param_groups"][0]["surgery"]
     assert saved["target"].count_nonzero() > 0
     resumed.train(resume_from_checkpoint=str(start))
-    assert same(problem.weights(model), problem.weights(whole))
+    assert same(problem.weights(model), problem.weights(model_of_all))
     assert same(problem.learned(resumed.surgery), problem.learned(uninterrupted.surgery))
 
 
 def test_each_log_of_training_says_what_surgery_did_since_the_last(tmp_path: Path) -> None:
-    seen: list[dict[str, float]] = []
+    logged: list[dict[str, float]] = []
 
     class Backend(TrainerCallback):
         def on_log(self, *given: Any, logs: dict[str, float], **others: Any) -> None:
-            seen.append(logs)
+            logged.append(logs)
 
     run = trainer(TaskTrainer, problem.net(), problem.TaskRows(), tmp_path, logging_steps=10)
     run.add_callback(Backend)  # what `report_to` adds for each of its names
     run.train()
-    plain = problem.plain_loop(problem.net(), micro_batches([run.seen], 1))
+    plain = problem.plain_loop(problem.net(), problem.micro_batches([run.seen], 1))
     scalars = plain.conflicts.scalars()
-    training, summary = seen
+    training, summary = logged
     assert "surgery/cosine/a-b" in scalars
     assert {name: training[name] for name in scalars} == scalars
     assert not any(name.startswith("surgery") for name in summary)
@@ -121,12 +124,12 @@ def test_each_log_of_training_says_what_surgery_did_since_the_last(tmp_path: Pat
 def test_a_trainer_evaluates_by_task_before_it_trains_and_trains_twice(tmp_path: Path) -> None:
     model = problem.net()
     run = trainer(TaskTrainer, model, problem.TaskRows(), tmp_path)
-    found = run.evaluate({t: problem.TaskRows((t,), (16,)) for t in ("a", "b")})
+    metrics = run.evaluate({t: problem.TaskRows((t,), (16,)) for t in ("a", "b")})
     batches = {t: problem.examples(t, 16) for t in ("a", "b")}
     with torch.no_grad():
-        wanted = problem.task_losses(model.eval(), batches)
-    assert {t: pytest.approx(wanted[t].item()) for t in wanted} == {
-        t: found[f"eval_{t}_loss"] for t in wanted
+        losses = problem.task_losses(model.eval(), batches)
+    assert {t: pytest.approx(losses[t].item()) for t in losses} == {
+        t: metrics[f"eval_{t}_loss"] for t in losses
     }
     run.train()
     surgery = run.surgery
@@ -136,23 +139,23 @@ def test_a_trainer_evaluates_by_task_before_it_trains_and_trains_twice(tmp_path:
 
 
 def rank_main(folder: Path) -> dict[str, Any]:
-    found = {}
+    results = {}
     kinds = {**KINDS, "apart": (OneByOneTrainer, *KINDS["tasks"][1:])}
-    for kind, (made, rows, _) in kinds.items():
+    for kind, (trainer_class, rows, _) in kinds.items():
         model = problem.net()
         options = {
             "gradient_accumulation_steps": 2,
             "ddp_backend": "gloo",
             "ddp_find_unused_parameters": False,
         }
-        run = trainer(made, model, rows(), folder / kind, **options)
+        run = trainer(trainer_class, model, rows(), folder / kind, **options)
         run.train()
-        found[kind] = {
+        results[kind] = {
             "weights": problem.weights(model),
             "learned": problem.learned(run.surgery),
             "seen": getattr(run, "seen", []),
         }
-    return found
+    return results
 
 
 def test_two_processes_are_the_plain_loop_on_both_batches(tmp_path: Path) -> None:
@@ -164,8 +167,7 @@ def test_two_processes_are_the_plain_loop_on_both_batches(tmp_path: Path) -> Non
         assert same(first["weights"], second["weights"])
         assert same(first["learned"], second["learned"])
         assert not same(first["seen"], second["seen"])
-        steps = micro_batches([first["seen"], second["seen"]], 2)
+        steps = problem.micro_batches([first["seen"], second["seen"]], 2)
         again = problem.net()
         problem.plain_loop(again, steps, losses)
-        for name, weight in problem.weights(again).items():
-            assert torch.allclose(first["weights"][name], weight, atol=1e-6), name
+        problem.assert_near(first["weights"], again)

@@ -1,6 +1,6 @@
-"""From a task's answer and its labels to one number to minimise: one function per loss, two tables.
+"""Losses: a task's answer and its labels to one number to minimise; one function each, two tables.
 
-A loss is given an `Evidence` and returns a scalar in float32. Which loss a task takes is a setting
+A loss is given `LossInputs` and returns a scalar in float32. Which loss a task takes is a setting
 for the two tasks on pairs; single sentences are classified with a cross-entropy throughout.
 """
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.model.losses.in_batch import mnrl_cosine, mnrl_label, mnrl_one, simcse
-from bert_mtl_demo.model.losses.inputs import Evidence
+from bert_mtl_demo.model.losses.inputs import LossInputs
 from bert_mtl_demo.model.losses.pairwise import cosine_embedding, negative_sampling, triplet
 from bert_mtl_demo.model.losses.pointwise import bce, cross_entropy, huber, mse, squared_probability
 from bert_mtl_demo.tasks import Task
 
-__all__ = ["CLASS_LOSSES", "SIMILARITY_LOSSES", "Evidence", "Loss", "loss_of"]
+__all__ = ["CLASS_LOSSES", "SIMILARITY_LOSSES", "Loss", "LossInputs", "loss_of"]
 
-Loss = Callable[[Evidence], Tensor]
+Loss = Callable[[LossInputs], Tensor]
 
 # setting `para_loss` -> the loss of two classes
 CLASS_LOSSES: dict[str, Loss] = {
@@ -50,5 +50,5 @@ def loss_of(task: Task, config: Config) -> Loss:
     ['cross_entropy', 'bce', 'mse']
     """
     if task.classes is None:
-        return SIMILARITY_LOSSES[config.sts_loss]
+        return SIMILARITY_LOSSES[config.sts_loss] if task.pair else mse
     return CLASS_LOSSES[config.para_loss] if task.pair and task.classes == 2 else cross_entropy

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bert_mtl_demo.model.losses.inputs import Evidence
+from bert_mtl_demo.model.losses.inputs import LossInputs
 
 
 def ranked(scores: Tensor, positive: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def ranked(scores: Tensor, positive: Tensor) -> Tensor:
     return -torch.log_softmax(scores, dim=-1)[positive].mean()
 
 
-def mnrl_one(seen: Evidence) -> Tensor:
+def mnrl_one(inputs: LossInputs) -> Tensor:
     """-(p - log sum_n exp n): the score of a similar pair against those of dissimilar pairs.
 
     Scores are the head's. Similar is a label above 3, dissimilar any other: of a 3 the pals_gradvac
@@ -35,17 +35,17 @@ def mnrl_one(seen: Evidence) -> Tensor:
     lower bound but the head's.
 
     >>> scores, labels = torch.tensor([2.0, 1.0, 1.0]), torch.tensor([5.0, 0.0, 1.0])
-    >>> round(mnrl_one(Evidence(scores, labels)).item(), 4)  # log 2 + 1 - 2
+    >>> round(mnrl_one(LossInputs(scores, labels)).item(), 4)  # log 2 + 1 - 2
     -0.3069
     """
-    scores, labels = seen.answer.float(), seen.labels
+    scores, labels = inputs.answer.float(), inputs.labels
     similar, dissimilar = scores[labels > 3], scores[labels <= 3]
     if not len(similar) or not len(dissimilar):
-        return seen.nothing()
+        return inputs.nothing()
     return torch.logsumexp(dissimilar, 0) - similar.mean()
 
 
-def mnrl_label(seen: Evidence) -> Tensor:
+def mnrl_label(inputs: LossInputs) -> Tensor:
     """ranked(the head's scores; label >= 4.4 + .05 (epoch - 1)): optimusbert's threshold MNRL.
 
     Henderson et al. (2017), section 4.3, with all second sentences of the batch as candidates. The
@@ -56,31 +56,31 @@ def mnrl_label(seen: Evidence) -> Tensor:
     Under a linear head, which is the report's, S_ij = a u_i + b v_j, and a u_i cancels in the
     softmax: the loss ranks second sentences by themselves and is the same whatever u is.
     """
-    positive = torch.diag(seen.labels >= 4.4 + 0.05 * (seen.epoch - 1))
-    return ranked(seen.all_scores(), positive) if positive.any() else seen.nothing()
+    positive = torch.diag(inputs.labels >= 4.4 + 0.05 * (inputs.epoch - 1))
+    return ranked(inputs.all_scores(), positive) if positive.any() else inputs.nothing()
 
 
-def mnrl_cosine(seen: Evidence) -> Tensor:
+def mnrl_cosine(inputs: LossInputs) -> Tensor:
     """ranked(the head's scores; cos(u_i, v_j) >= .8 + .02 (epoch - 1)): optimusbert's cosine MNRL.
 
     The report compares "all possible pairs" of a batch: whichever first and second sentence are
     close are positive, whether or not they are a pair of the data. From epoch 12 on none is.
     """
-    positive = seen.all_cosines().detach() >= 0.8 + 0.02 * (seen.epoch - 1)
-    return ranked(seen.all_scores(), positive) if positive.any() else seen.nothing()
+    positive = inputs.all_cosines().detach() >= 0.8 + 0.02 * (inputs.epoch - 1)
+    return ranked(inputs.all_scores(), positive) if positive.any() else inputs.nothing()
 
 
-def simcse(seen: Evidence) -> Tensor:
+def simcse(inputs: LossInputs) -> Tensor:
     """ranked(cos(u, v) / temperature; label > 4): supervised SimCSE, Gao et al. (2021), eq. 5.
 
     Without its hard negatives, which the data do not have. Candidates are all second sentences of
     the batch. No head takes part: one with parameters would not learn.
 
     >>> same = torch.eye(2)
-    >>> seen = Evidence(torch.zeros(2), torch.tensor([5.0, 5.0]), same, same, temperature=1.0)
-    >>> round(simcse(seen).item(), 4)  # log(e + 1) - 1
+    >>> inputs = LossInputs(torch.zeros(2), torch.tensor([5.0, 5.0]), same, same, temperature=1.0)
+    >>> round(simcse(inputs).item(), 4)  # log(e + 1) - 1
     0.3133
     """
-    positive = torch.diag(seen.labels > 4)
-    cosines = seen.all_cosines() / seen.temperature
-    return ranked(cosines, positive) if positive.any() else seen.nothing()
+    positive = torch.diag(inputs.labels > 4)
+    cosines = inputs.all_cosines() / inputs.temperature
+    return ranked(cosines, positive) if positive.any() else inputs.nothing()

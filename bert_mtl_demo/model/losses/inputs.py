@@ -1,4 +1,4 @@
-"""What a loss may look at: the answer, the labels, and the vectors the answer was made from.
+"""The inputs of a loss: the answer, the labels, and the sentence vectors behind the answer.
 
 Most losses need the first two. Those that set pairs of a batch against each other also need the
 sentence vectors, and the head itself, to ask it about pairs that the data do not hold.
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LossInputs:
     """One batch as a loss sees it; B examples.
 
-    >>> seen = Evidence(torch.tensor([2.5]), torch.tensor([5.0]))
-    >>> seen.answer.item(), seen.epoch
+    >>> inputs = LossInputs(torch.tensor([2.5]), torch.tensor([5.0]))
+    >>> inputs.answer.item(), inputs.epoch
     (2.5, 1)
     """
 
@@ -44,8 +44,8 @@ class Evidence:
     def raw(self, u: Tensor, v: Tensor) -> Tensor:
         """The head's answers to any pairs before they are scaled, [...] float32."""
         assert isinstance(self.head, nn.Module), "as above"
-        found: Tensor = self.head.raw(u, v)  # type: ignore[operator]
-        return found.float()
+        answers: Tensor = self.head.raw(u, v)  # type: ignore[operator]
+        return answers.float()
 
     def all_scores(self) -> Tensor:
         """The head's scores of every first sentence with every second one, [B, B] float32."""
@@ -58,7 +58,7 @@ class Evidence:
         return all_cosines(*self.pair())
 
     def nothing(self) -> Tensor:
-        """A zero with a graph: what a batch costs that holds nothing to learn from."""
+        """A zero with a graph: the loss of a batch that holds nothing to learn from."""
         zero = self.answer.float().sum() * 0
         return zero if self.u is None else zero + sum(part.sum() * 0 for part in self.pair())
 

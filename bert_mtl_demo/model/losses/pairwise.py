@@ -11,28 +11,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bert_mtl_demo.model.losses.inputs import Evidence
+from bert_mtl_demo.model.losses.inputs import LossInputs
+from bert_mtl_demo.tasks import TOP
 
-TOP = 5.0  # the label of two sentences that mean the same
-MIDDLE = TOP / 2
+MIDDLE = TOP / 2  # TOP: the label of two sentences that mean the same
 
 
-def cosine_embedding(seen: Evidence) -> Tensor:
+def cosine_embedding(inputs: LossInputs) -> Tensor:
     """1 - cos(u, v) where the label is above 2.5, max(0, cos(u, v)) elsewhere, averaged.
 
     The mtl_surgery_mlm report takes its targets "from the labels" and does not say how. This loss
     knows targets of 1 and -1 only, so they are cut at the middle of the scale.
 
     >>> u, v = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> cosine_embedding(Evidence(torch.zeros(2), torch.tensor([5.0, 0.0]), u, v)).item()
+    >>> cosine_embedding(LossInputs(torch.zeros(2), torch.tensor([5.0, 0.0]), u, v)).item()
     0.5
     """
-    u, v = seen.pair()
-    target = torch.where(seen.labels > MIDDLE, 1.0, -1.0)
+    u, v = inputs.pair()
+    target = torch.where(inputs.labels > MIDDLE, 1.0, -1.0)
     return F.cosine_embedding_loss(u, v, target)
 
 
-def triplet(seen: Evidence) -> Tensor:
+def triplet(inputs: LossInputs) -> Tensor:
     """max(|u - v| - |u - u'| + 1, 0) * label / 5, averaged, with u' of the next pair.
 
     Euclidean distance and margin are those of Reimers and Gurevych (2019), section 3. The negative
@@ -40,18 +40,18 @@ def triplet(seen: Evidence) -> Tensor:
     be drawn together) are the pals_gradvac report's.
 
     >>> u, v = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
-    >>> triplet(Evidence(torch.zeros(2), torch.tensor([5.0, 5.0]), u, v)).item()  # (0 + 2) / 2
+    >>> triplet(LossInputs(torch.zeros(2), torch.tensor([5.0, 5.0]), u, v)).item()  # (0 + 2) / 2
     1.0
     """
-    u, v = seen.pair()
+    u, v = inputs.pair()
     if len(u) < 2:
-        return seen.nothing()
+        return inputs.nothing()
     near = torch.linalg.vector_norm(u - v, dim=-1)
     far = torch.linalg.vector_norm(u - u.roll(-1, 0), dim=-1)
-    return (torch.relu(near - far + 1) * seen.labels / TOP).mean()
+    return (torch.relu(near - far + 1) * inputs.labels / TOP).mean()
 
 
-def negative_sampling(seen: Evidence) -> Tensor:
+def negative_sampling(inputs: LossInputs) -> Tensor:
     """-[t log sigmoid(s) + (1 - t) log sigmoid(-s)] - log sigmoid(-s'), averaged; t = label / 5.
 
     s is the head's answer to the pair before it is brought to the scale of the labels (a score of
@@ -61,13 +61,13 @@ def negative_sampling(seen: Evidence) -> Tensor:
 
     >>> from bert_mtl_demo.model.heads import Cosine
     >>> u, v = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    >>> alone = Evidence(torch.zeros(1), torch.tensor([5.0]), u, v, Cosine())
+    >>> alone = LossInputs(torch.zeros(1), torch.tensor([5.0]), u, v, Cosine())
     >>> round(negative_sampling(alone).item(), 4)  # no neighbour, no negative: log 2
     0.6931
     """
-    u, v = seen.pair()
-    degree = seen.labels.float() / TOP
-    loss = F.binary_cross_entropy_with_logits(seen.raw(u, v), degree)
+    u, v = inputs.pair()
+    degree = inputs.labels.float() / TOP
+    loss = F.binary_cross_entropy_with_logits(inputs.raw(u, v), degree)
     if len(u) > 1:
-        loss = loss - F.logsigmoid(-seen.raw(u, v.roll(-1, 0))).mean()
+        loss = loss - F.logsigmoid(-inputs.raw(u, v.roll(-1, 0))).mean()
     return loss

@@ -10,53 +10,53 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bert_mtl_demo.model.losses.inputs import Evidence
+from bert_mtl_demo.model.losses.inputs import LossInputs
 
 
-def cross_entropy(seen: Evidence) -> Tensor:
+def cross_entropy(inputs: LossInputs) -> Tensor:
     """-log softmax(logits)[label], averaged.
 
-    >>> round(cross_entropy(Evidence(torch.zeros(1, 2), torch.tensor([1]))).item(), 4)
+    >>> round(cross_entropy(LossInputs(torch.zeros(1, 2), torch.tensor([1]))).item(), 4)
     0.6931
     """
-    return F.cross_entropy(seen.answer.float(), seen.labels)
+    return F.cross_entropy(inputs.answer.float(), inputs.labels)
 
 
-def bce(seen: Evidence) -> Tensor:
+def bce(inputs: LossInputs) -> Tensor:
     """-log sigmoid(+-logit), averaged: two classes told apart by one logit.
 
-    >>> round(bce(Evidence(torch.zeros(1), torch.tensor([1]))).item(), 4)
+    >>> round(bce(LossInputs(torch.zeros(1), torch.tensor([1]))).item(), 4)
     0.6931
     """
-    return F.binary_cross_entropy_with_logits(seen.answer.float(), seen.labels.float())
+    return F.binary_cross_entropy_with_logits(inputs.answer.float(), inputs.labels.float())
 
 
-def squared_probability(seen: Evidence) -> Tensor:
+def squared_probability(inputs: LossInputs) -> Tensor:
     """(sigmoid(logit) - label)^2, averaged.
 
     The bert_mastery report trains paraphrase with a mean squared error and does not say of what.
     This takes the sigmoid of one logit, which its code base rounds to predict: so the error and the
     prediction are about the same number.
 
-    >>> squared_probability(Evidence(torch.zeros(1), torch.tensor([1]))).item()
+    >>> squared_probability(LossInputs(torch.zeros(1), torch.tensor([1]))).item()
     0.25
     """
-    return F.mse_loss(torch.sigmoid(seen.answer.float()), seen.labels.float())
+    return F.mse_loss(torch.sigmoid(inputs.answer.float()), inputs.labels.float())
 
 
-def mse(seen: Evidence) -> Tensor:
+def mse(inputs: LossInputs) -> Tensor:
     """(score - label)^2, averaged.
 
-    >>> mse(Evidence(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))).item()
+    >>> mse(LossInputs(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))).item()
     2.0
     """
-    return F.mse_loss(seen.answer.float(), seen.labels.float())
+    return F.mse_loss(inputs.answer.float(), inputs.labels.float())
 
 
-def huber(seen: Evidence) -> Tensor:
+def huber(inputs: LossInputs) -> Tensor:
     """d^2 / 2 where d = |score - label| is at most 1, d - 1/2 beyond it, averaged.
 
-    >>> huber(Evidence(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 5.0]))).item()
+    >>> huber(LossInputs(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 5.0]))).item()
     1.0
     """
-    return F.huber_loss(seen.answer.float(), seen.labels.float(), delta=1.0)
+    return F.huber_loss(inputs.answer.float(), inputs.labels.float(), delta=1.0)

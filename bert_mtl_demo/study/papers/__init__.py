@@ -1,4 +1,4 @@
-"""The five reports, each a module of its rows."""
+"""The five papers, each a module of its rows."""
 
 from bert_mtl_demo.study.papers import (
     bert_mastery,
@@ -7,9 +7,9 @@ from bert_mtl_demo.study.papers import (
     pals_gradvac,
     sbert_simcse,
 )
-from bert_mtl_demo.study.published import Report
+from bert_mtl_demo.study.published import Paper
 
-REPORTS: dict[str, Report] = {
-    module.REPORT.name: module.REPORT
+PAPERS: dict[str, Paper] = {
+    module.PAPER.name: module.PAPER
     for module in (pals_gradvac, optimusbert, bert_mastery, mtl_surgery_mlm, sbert_simcse)
 }

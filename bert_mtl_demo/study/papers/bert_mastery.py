@@ -6,9 +6,9 @@ single runs without error bars. Here such rows share one run.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-from bert_mtl_demo.study.published import STARTER, Report, Row, scores
+from bert_mtl_demo.study.published import STARTER, Paper, Row, scores
 
 NAME = "bert_mastery"
 # Method 3 stops with the smallest set: 6,041 pairs of sentences in batches of 32. Experiment 3
@@ -22,16 +22,7 @@ METHOD_3 = {**COMMON, "batching": "method_3"}
 _STARTER = "Heads, dropout and the paraphrase answer are those of the course's starter code."
 
 
-def _row(
-    name: str,
-    table: str,
-    published: dict[str, float],
-    settings: dict[str, Any],
-    note: str = "",
-    *,
-    separate: bool = False,
-) -> Row:
-    return Row(NAME, name, table, published, settings, note, separate)
+_row = partial(Row, NAME)
 
 
 def _pair(
@@ -47,7 +38,7 @@ def _pair(
     return _row(f"{first} + {second}{words} ({table.lower()})", table, published, settings)
 
 
-REPORT = Report(
+PAPER = Paper(
     NAME,
     "BERT Mastery: Explore Multitask Learning",
     (
@@ -67,10 +58,7 @@ REPORT = Report(
             separate=True,
         ),
         _row(
-            "method 2",
-            "Table 2",
-            scores(0.504, 0.778, 0.366),
-            {**COMMON, "batching": "method_2"},
+            "method 2", "Table 2", scores(0.504, 0.778, 0.366), {**COMMON, "batching": "method_2"}
         ),
         _row("method 3", "Table 2", scores(0.510, 0.662, 0.379), METHOD_3),
         _row(

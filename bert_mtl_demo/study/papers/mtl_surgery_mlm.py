@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bert_mtl_demo.study.published import STARTER, Report, Row, scores
+from bert_mtl_demo.study.published import STARTER, Paper, Row, scores
 
 NAME = "mtl_surgery_mlm"
 
@@ -27,21 +27,15 @@ def _row(
     return Row(NAME, name, "Section 4.4", published, settings, note, separate)
 
 
-REPORT = Report(
+PAPER = Paper(
     NAME,
     "Fine-Tuning BERT with Multi-Task Learning, Gradient Surgery, and Masked Language Modeling for "
     "Downstream NLP Tasks",
     (
         _row(
-            "multitask, pretrain mode",
-            scores(0.302, 0.377, 0.225, mean=0.301),
-            {**TURNS, **FROZEN},
+            "multitask, pretrain mode", scores(0.302, 0.377, 0.225, mean=0.301), {**TURNS, **FROZEN}
         ),
-        _row(
-            "multitask, finetune mode (baseline)",
-            scores(0.499, 0.650, 0.351, mean=0.500),
-            TURNS,
-        ),
+        _row("multitask, finetune mode (baseline)", scores(0.499, 0.650, 0.351, mean=0.500), TURNS),
         _row(
             "single-task finetune",
             scores(0.743, 0.791, 0.352),
@@ -51,10 +45,7 @@ REPORT = Report(
             separate=True,
         ),
         _row(
-            "single-task pretrain",
-            scores(0.596, 0.378, 0.226),
-            {**ALONE, **FROZEN},
-            separate=True,
+            "single-task pretrain", scores(0.596, 0.378, 0.226), {**ALONE, **FROZEN}, separate=True
         ),
         _row(
             "PCGrad",
@@ -71,16 +62,8 @@ REPORT = Report(
             "trained, sts is what is printed; the text once says sentiment, the table's column "
             "and the cited loss say similarity.",
         ),
-        _row(
-            "MLM pre-training",
-            scores(0.416, 0.634, 0.289, mean=0.446),
-            {**TURNS, **MASKED},
-        ),
-        _row(
-            "adjusted hyperparameters",
-            scores(0.466, 0.579, 0.337, mean=0.461),
-            ADJUSTED,
-        ),
+        _row("MLM pre-training", scores(0.416, 0.634, 0.289, mean=0.446), {**TURNS, **MASKED}),
+        _row("adjusted hyperparameters", scores(0.466, 0.579, 0.337, mean=0.461), ADJUSTED),
         _row(
             "adjusted + MLM",
             scores(0.357, 0.727, 0.293, mean=0.459),

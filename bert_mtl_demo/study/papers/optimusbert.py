@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-from bert_mtl_demo.study.published import STARTER, Report, Row, scores
+from bert_mtl_demo.study.published import STARTER, Paper, Row, scores
 
 NAME = "optimusbert"
 
@@ -31,13 +31,9 @@ _CANCELS = (
 )
 
 
-def _row(
-    name: str, table: str, published: dict[str, float], settings: dict[str, Any], note: str = ""
-) -> Row:
-    return Row(NAME, name, table, published, settings, note)
+_row = partial(Row, NAME)
 
-
-REPORT = Report(
+PAPER = Paper(
     NAME,
     "OptimusBERT: Exploring BERT Transformer with Multi-Task Fine-Tuning, Gradient Surgery, and "
     "Adaptive Multiple Negative Rank Loss Learning Fine-Tuning",
@@ -64,10 +60,7 @@ REPORT = Report(
             f"{_SCORED} {_RANKING} {_CANCELS}",
         ),
         _row(
-            "multitask finetune",
-            "Figure 1",
-            scores(0.514, 0.774, 0.394, leaderboard=0.662),
-            JOINT,
+            "multitask finetune", "Figure 1", scores(0.514, 0.774, 0.394, leaderboard=0.662), JOINT
         ),
         _row(
             "multitask + PCGrad",

@@ -369,7 +369,7 @@ def test_every_batch_has_exactly_one_positive(scheme):
 
 
 def test_positives_and_negatives_are_each_seen_once_before_any_twice():
-    stream = OnePositive([5] * len(LABELS), LABELS, batch_size=3, seed="0/sts")
+    stream = OnePositive([5] * len(LABELS), LABELS, batch_size=3, seed=0, task="sts")
     found = [stream.next() for _ in range(21)]
     for wanted in (POSITIVE, set(range(len(LABELS))) - POSITIVE):
         order = [index for batch in found for index in batch if index in wanted]
@@ -382,7 +382,7 @@ def test_positives_and_negatives_are_each_seen_once_before_any_twice():
 )
 def test_labels_without_a_contrast_are_refused(labels, kind):
     with pytest.raises(ConfigError, match=f"none of the 3 pairs of sts is {kind}"):
-        OnePositive([5, 5, 5], labels, batch_size=2, seed="0/sts")
+        OnePositive([5, 5, 5], labels, batch_size=2, seed=0, task="sts")
 
 
 @pytest.mark.parametrize(

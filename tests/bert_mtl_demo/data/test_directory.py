@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bert_mtl_demo.data import DataError, load
-from bert_mtl_demo.data.directory import LAYOUTS, MAX_SPAN, read_table
+from bert_mtl_demo.data.directory import MAX_SPAN, layout_of, read_table
 from bert_mtl_demo.tasks import TASKS, resolve
 
 SST, PARA, STS = TASKS["sst"], TASKS["para"], TASKS["sts"]
@@ -27,7 +27,7 @@ GOOD = {
 
 def table(folder: Path, name: str, body: bytes, rows_before: int = 30) -> Path:
     """A table of `name` with good rows on lines 2..rows_before + 1, and `body` after them."""
-    path = folder / LAYOUTS[name].file.format(split="train")
+    path = folder / layout_of(TASKS[name]).of("train")
     path.write_bytes(HEAD[name] + rows_before * GOOD[name] + body)
     return path
 
@@ -214,9 +214,9 @@ def test_a_tenth_of_bad_rows_is_the_limit(
 
 
 def write_all(folder: Path) -> None:
-    for name, layout in LAYOUTS.items():
+    for name, task in TASKS.items():
         for split in ("train", "dev"):
-            (folder / layout.file.format(split=split)).write_bytes(HEAD[name] + 12 * GOOD[name])
+            (folder / layout_of(task).of(split)).write_bytes(HEAD[name] + 12 * GOOD[name])
 
 
 def test_a_directory_is_read_task_by_task_and_no_further(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from bert_mtl_demo.config import STS_LOSSES, Config
 from bert_mtl_demo.model.heads import HEADS
-from bert_mtl_demo.model.losses import CLASS_LOSSES, SIMILARITY_LOSSES, Evidence, loss_of
+from bert_mtl_demo.model.losses import CLASS_LOSSES, SIMILARITY_LOSSES, LossInputs, loss_of
 from bert_mtl_demo.tasks import TASKS
 
 WIDTH = 6
@@ -28,7 +28,7 @@ def evidence(labels=LABELS, *, head="linear", epoch=1, temperature=0.5, seed=0, 
     v.requires_grad_()
     torch.manual_seed(seed)
     built = HEADS[head](WIDTH, 0.0, 0)
-    return Evidence(
+    return LossInputs(
         built(u, v), torch.tensor(labels), u, v, built, epoch=epoch, temperature=temperature
     )
 
@@ -64,18 +64,18 @@ def near(value):
 def test_losses_of_classes():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     by_hand = (log(1 + exp(-2)) + log(1 + exp(1))) / 2
-    found = CLASS_LOSSES["cross_entropy"](Evidence(logits, torch.tensor([0, 0])))
+    found = CLASS_LOSSES["cross_entropy"](LossInputs(logits, torch.tensor([0, 0])))
     assert found.item() == near(by_hand)
     # The same two classes from one logit, that of class 1 less that of class 0.
-    one = Evidence(logits[:, 1] - logits[:, 0], torch.tensor([0, 0]))
+    one = LossInputs(logits[:, 1] - logits[:, 0], torch.tensor([0, 0]))
     assert CLASS_LOSSES["bce"](one).item() == near(by_hand)
-    mixed = Evidence(torch.tensor([0.5, -2.0]), torch.tensor([1, 0]))
+    mixed = LossInputs(torch.tensor([0.5, -2.0]), torch.tensor([1, 0]))
     expected = ((1 - sigmoid(0.5)) ** 2 + sigmoid(-2) ** 2) / 2
     assert CLASS_LOSSES["mse"](mixed).item() == near(expected)
 
 
 def test_losses_of_scores():
-    seen = Evidence(torch.tensor([1.0, 4.0, 2.0]), torch.tensor([2.0, 2.0, 2.5]))
+    seen = LossInputs(torch.tensor([1.0, 4.0, 2.0]), torch.tensor([2.0, 2.0, 2.5]))
     assert SIMILARITY_LOSSES["mse"](seen).item() == near((1 + 4 + 0.25) / 3)
     assert SIMILARITY_LOSSES["huber"](seen).item() == near((0.5 + 1.5 + 0.125) / 3)
 
@@ -88,10 +88,10 @@ def test_cosine_embedding():
 
 
 def test_mnrl_of_one_similar_pair():
-    seen = Evidence(torch.tensor([1.0, 2.5, 0.5, 9.0]), torch.tensor([2.0, 4.0, 0.0, 3.0]))
+    seen = LossInputs(torch.tensor([1.0, 2.5, 0.5, 9.0]), torch.tensor([2.0, 4.0, 0.0, 3.0]))
     expected = -(2.5 - log(exp(1) + exp(0.5) + exp(9)))  # the pair with a 3 is dissimilar
     assert SIMILARITY_LOSSES["mnrl_one"](seen).item() == near(expected)
-    two = Evidence(torch.tensor([1.0, 2.5, 0.5]), torch.tensor([2.0, 4.0, 3.5]))
+    two = LossInputs(torch.tensor([1.0, 2.5, 0.5]), torch.tensor([2.0, 4.0, 3.5]))
     assert SIMILARITY_LOSSES["mnrl_one"](two).item() == near(1 - (2.5 + 0.5) / 2)
 
 
@@ -213,7 +213,7 @@ def test_equal_vectors_have_finite_gradients(name):
     u = torch.ones(3, WIDTH, requires_grad=True)
     v = torch.ones(3, WIDTH, requires_grad=True)
     built = HEADS["cosine"](WIDTH, 0.0, 0)
-    seen = Evidence(built(u, v), torch.tensor([5.0, 4.5, 1.0]), u, v, built)
+    seen = LossInputs(built(u, v), torch.tensor([5.0, 4.5, 1.0]), u, v, built)
     SIMILARITY_LOSSES[name](seen).backward()
     assert torch.isfinite(u.grad).all()
 
@@ -228,7 +228,7 @@ def test_losses_are_float32_under_bf16(name):
 @pytest.mark.parametrize("name", CLASS_LOSSES)
 def test_losses_of_classes_are_float32_under_bf16(name):
     answer = torch.zeros((2, 2) if name == "cross_entropy" else 2, dtype=torch.bfloat16)
-    assert CLASS_LOSSES[name](Evidence(answer, torch.tensor([0, 1]))).dtype == torch.float32
+    assert CLASS_LOSSES[name](LossInputs(answer, torch.tensor([0, 1]))).dtype == torch.float32
 
 
 def test_a_cosine_is_not_rounded_under_bf16():

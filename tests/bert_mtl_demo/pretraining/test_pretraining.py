@@ -23,7 +23,7 @@ from bert_mtl_demo.errors import ConfigError, DivergedError, EncoderError
 from bert_mtl_demo.model.encoder import Source, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.pooling import mean_of_tokens
 from bert_mtl_demo.pretraining import loop, mlm, pipeline, pretrained, simcse
-from bert_mtl_demo.pretraining.cache import Cache, first_key
+from bert_mtl_demo.pretraining.cache import cache_directory, first_key, get_or_train
 from bert_mtl_demo.pretraining.nli import Inference
 from bert_mtl_demo.pretraining.objective import Objective, Start
 from bert_mtl_demo.tasks import resolve
@@ -504,7 +504,7 @@ def test_a_change_that_matters_misses(
     stages: Callable[..., Config], change: dict[str, object]
 ) -> None:
     links = [
-        pipeline.forge(config, locate(config.encoder), print, [])
+        pipeline.links_of(config, locate(config.encoder), print, [])
         for config in (stages("nli", "simcse"), stages("nli", "simcse", **change))
     ]
     keys = [[link.key for link in found] for found in links]
@@ -522,7 +522,7 @@ def test_a_change_of_the_run_behind_it_hits(
     stages: Callable[..., Config], change: dict[str, object]
 ) -> None:
     keys = [
-        pipeline.forge(config, locate(config.encoder), print, [])[-1].key
+        pipeline.links_of(config, locate(config.encoder), print, [])[-1].key
         for config in (stages("simcse"), stages("simcse", **change))
     ]
     assert keys[0] == keys[1]
@@ -576,7 +576,7 @@ def test_a_kill_while_writing_leaves_no_entry(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
+        patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert list(Path(str(config.cache)).iterdir()) == []
@@ -603,10 +603,15 @@ def test_an_interrupted_stage_loses_itself_and_no_other(
 def test_two_processes_may_write_the_same_entry(stages: Callable[..., Config]) -> None:
     config = stages("nli", pretrain_steps=1)
     first, _ = run(config)
-    start = begin(config)
-    key = Path(first.place).name
-    kept = Cache.of(config.cache).keep(key, start.encoder, start.tokenizer, {})
-    assert kept == first
+    start, entry = begin(config), Path(first.place)
+    copy = entry.rename(entry.with_name("copy"))
+
+    def slower() -> Any:
+        copy.rename(entry)  # meanwhile the other process is done
+        return start.encoder, start.tokenizer, {}
+
+    assert get_or_train(entry, slower) == first
+    assert [path.name for path in entry.parent.iterdir()] == [entry.name]
     assert run(config)[1].trained() == []  # the first one's, whole
 
 
@@ -622,7 +627,7 @@ def test_without_a_name_the_cache_is_the_users(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert Cache.of(None).root == tmp_path / ".cache" / "bert_mtl_demo"
+    assert cache_directory(None) == tmp_path / ".cache" / "bert_mtl_demo"
 
 
 # --- data and the run ---------------------------------------------------------------------------

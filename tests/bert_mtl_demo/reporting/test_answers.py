@@ -55,10 +55,12 @@ def test_evaluation_writes_confusions_scatter_and_mistakes(finished):
 
 def test_a_scatter_shows_answers_beyond_the_scale():
     axes = Figure().subplots()
-    plots.draw_similarity(axes, [0.0, 5.0], [1.0, 4.0], "within")
+    plots.similarity(axes, [0.0, 5.0], [1.0, 4.0])
     assert axes.get_ylim() == (-0.1, 5.1)
-    plots.draw_similarity(axes, [0.0, 5.0], [-1.5, 7.0], "beyond")
+    plots.similarity(axes, [0.0, 5.0], [-1.5, 7.0])
     assert axes.get_ylim() == (-1.6, 7.1)
+    plots.similarity(axes, [-1.0, 1.0], [-1.0, 0.5], (-1, 1))
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-1.04, 1.04), (-1.04, 1.04))
 
 
 def test_evaluation_can_be_written_elsewhere(finished, tmp_path):

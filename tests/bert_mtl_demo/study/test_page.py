@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from bert_mtl_demo.errors import CheckpointError, ConfigError
+from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.study import figures
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.page import write_page
-from bert_mtl_demo.study.published import Report, Row
+from bert_mtl_demo.study.published import Paper, Row
 from bert_mtl_demo.study.results import Result, merged, read_result, write_result
-from bert_mtl_demo.study.style import Picture
 
 SECRET = "a sentence nobody may pass on"
 BUDGET = {"command": "python -m bert_mtl_demo.study demo", "data": "sample", "epochs": "at most 2"}
@@ -105,7 +105,7 @@ def study(**kwargs: Any) -> Outcomes:
 def write(place: Path, outcomes: Outcomes, texts: bool = False, **kwargs: Any) -> str:
     """The page's text."""
     test_scores = (("vaccine", {"sst": 0.505, "mean": 0.579}),)
-    report = Report(outcomes.report, "A title", tuple(outcomes.rows), "naive", test_scores)
+    report = Paper(outcomes.report, "A title", tuple(outcomes.rows), "naive", test_scores)
     page = write_page(place, report, outcomes.rows, outcomes.results, BUDGET, texts, **kwargs)
     assert page == place / f"{outcomes.report}.md"
     return page.read_text(encoding="utf-8")
@@ -316,17 +316,32 @@ def test_figures_are_on_the_page_and_have_something_on_them(tmp_path: Path) -> N
 def test_figures_of_times_belong_to_the_report_on_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = figures.draw_times(study(), tmp_path)
-    assert picture is not None
-    check_picture(picture.path)
-    for name in ("scores", "differences", "losses", "epochs"):
-        monkeypatch.setattr(figures, f"draw_{name}", lambda outcomes, place: None)
-    for name in ("conflicts_by_epoch", "conflicts_by_pair", "times"):
-        named = Picture(tmp_path / f"{name}.png", "It is one.")
-        monkeypatch.setattr(figures, f"draw_{name}", lambda outcomes, place, named=named: named)
-    drawn = {r: draw_figures(study(report=r), tmp_path) for r in ("demo", "bert_mastery")}
-    assert [p.path.stem for p in drawn["demo"]] == ["conflicts_by_epoch", "conflicts_by_pair"]
-    assert drawn["bert_mastery"][-1].path.stem == "times"
+    drawing = figures.times(study())
+    assert drawing is not None
+    check_picture(plots.save(drawing[0], tmp_path / "times.png"))
+    monkeypatch.setattr(plots, "save", lambda figure, path: path)
+    names = ("conflicts_by_epoch", "conflicts_by_pair", "times", "confusions")
+    drawn = {name: (lambda outcomes, name=name: (name, "It is one.")) for name in names}
+    monkeypatch.setattr(figures, "FIGURES", {"scores": lambda outcomes: None, **drawn})
+    pictures = {r: draw_figures(study(report=r), tmp_path) for r in ("demo", "bert_mastery")}
+    assert [p.path.stem for p in pictures["demo"]] == ["conflicts_by_epoch", "conflicts_by_pair"]
+    assert pictures["bert_mastery"][-1].path.stem == "times"
+
+
+def test_figures_of_alterations_without_a_meaning_are_blank(tmp_path: Path) -> None:
+    values = result(0, 0.5)
+    values["conflicts"]["pairs"] = [{**p, "altered": None} for p in values["conflicts"]["pairs"]]
+    outcomes = study(results={**study().results, "naive": {0: Result.from_dict(values)}})
+    assert row_of(write(tmp_path, outcomes), "naive", "Scores")[9:11] == [
+        *("1,014 of 2,000 (50.7%)", "–"),  # noqa: RUF001
+    ]
+    by_epoch, _ = figures.conflicts_by_epoch(outcomes) or pytest.fail("no figure")
+    points = {line.get_label(): len(line.get_xdata()) for line in by_epoch.axes[1].lines}
+    assert points["naive"] == 0 < points["vaccine"]
+    by_pair, caption = figures.conflicts_by_pair(outcomes) or pytest.fail("no figure")
+    texts = [[text.get_text() for text in axes.texts[:2]] for axes in by_pair.axes]
+    assert texts == [["50.7", "50.7"], ["", ""]]
+    assert "alter no gradient because of another" in caption
 
 
 def test_figures_of_losses_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the reports that the project was planned from is at hand, its tables are read as
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -15,14 +16,14 @@ import pytest
 
 from bert_mtl_demo.config import ALTERNATING, Config
 from bert_mtl_demo.study.__main__ import main
-from bert_mtl_demo.study.budget import Budget
-from bert_mtl_demo.study.papers import REPORTS
+from bert_mtl_demo.study.papers import PAPERS
 from bert_mtl_demo.study.plan import Plan, key_of
 from bert_mtl_demo.study.published import SCORES, Row
+from bert_mtl_demo.study.settings import StudySettings
 
 HERE = Path(__file__)
 SUMMARY = HERE.parents[4] / "shared" / "study.md"
-ROWS = [row for report in REPORTS.values() for row in report.rows]
+ROWS = [row for paper in PAPERS.values() for row in paper.rows]
 
 
 def transcribed() -> dict[tuple[str, str], dict[str, float]]:
@@ -35,7 +36,7 @@ def transcribed() -> dict[tuple[str, str], dict[str, float]]:
 
 
 def test_every_published_row_is_there_with_its_numbers():
-    assert {(row.report, row.name): dict(row.published) for row in ROWS} == transcribed()
+    assert {(row.paper, row.name): dict(row.published) for row in ROWS} == transcribed()
 
 
 def test_the_list_has_one_line_per_row(capsys):
@@ -44,7 +45,7 @@ def test_the_list_has_one_line_per_row(capsys):
     assert [tuple(line.split("\t")) for line in lines] == list(transcribed())
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.report}: {row.name}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.paper}: {row.name}")
 def test_overall_scores_are_the_means_of_their_row(row: Row):
     """A slip of a digit breaks the mean. The reports rounded, or averaged rounded scores."""
     given = row.published
@@ -88,31 +89,31 @@ TEXT = ("Section 6.4", "Section 3.5", "Section 4.1", "Section 5.1")
 
 
 @pytest.mark.skipif(not SUMMARY.exists(), reason="the summary of the reports is not at hand")
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("name", PAPERS)
 def test_tables_agree_with_the_summary(name: str):
     ours = [
         tuple(row.published[score] for score in SCORES if score in row.published)
-        for row in REPORTS[name].rows
+        for row in PAPERS[name].rows
         if row.table not in TEXT
     ]
     assert ours == table_of(name)
 
 
 @pytest.mark.skipif(not SUMMARY.exists(), reason="the summary of the reports is not at hand")
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("name", PAPERS)
 def test_numbers_outside_tables_stand_in_the_summary(name: str):
     known = set(numbers(section(name).replace("\n", " ")))
-    report = REPORTS[name]
+    paper = PAPERS[name]
     # Three single-task scores stand in the report's text only.
     only_in_the_report = {
         "single-task sst: CLS, regularised",
         "single-task para: BERT",
         "single-task para: siamese alone",
     }
-    for row in report.rows:
+    for row in paper.rows:
         if row.table in TEXT and row.name not in only_in_the_report:
             assert set(row.published.values()) <= known, row.name
-    for row_name, scores in report.test_scores:
+    for row_name, scores in paper.test_scores:
         assert set(scores.values()) <= known, row_name
 
 
@@ -120,13 +121,13 @@ def test_numbers_outside_tables_stand_in_the_summary(name: str):
 
 
 def test_names_and_slugs_are_unique():
-    for report in REPORTS.values():
-        assert len({row.name for row in report.rows}) == len(report.rows)
-        assert len({row.slug for row in report.rows}) == len(report.rows)
-        assert report.row(report.baseline)
+    for paper in PAPERS.values():
+        assert len({row.name for row in paper.rows}) == len(paper.rows)
+        assert len({row.slug for row in paper.rows}) == len(paper.rows)
+        assert paper.row(paper.baseline)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.report}: {row.name}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.paper}: {row.name}")
 def test_a_row_is_a_valid_config_that_does_what_its_name_says(row: Row):
     config = Config.from_mapping(dict(row.settings))
     name = row.name.lower()
@@ -136,21 +137,21 @@ def test_a_row_is_a_valid_config_that_does_what_its_name_says(row: Row):
     assert (config.method == "pcgrad") == with_pcgrad
     assert (config.method == "gradvac") == ("gradient vaccine" in name or "gradvac" in name)
     assert (config.adapter == "pals") == ("pals" in name)
-    assert ("mlm" in config.pretrain) == (row.report == "mtl_surgery_mlm" and "mlm" in name)
+    assert ("mlm" in config.pretrain) == (row.paper == "mtl_surgery_mlm" and "mlm" in name)
     assert config.freeze_encoder == (
         "pretrain mode" in name
         or name in ("baseline (separate)", "single-task pretrain", "sts only: linear baseline")
     )
     if config.method != "sum":
         assert config.batching not in ALTERNATING, "surgery where no two gradients meet"
-    assert row.separate == (
-        row.name.startswith("single-task") and row.report != "sbert_simcse"
-    ) or (row.name == "method 3, sst / para / sts alone")
+    assert row.separate == (row.name.startswith("single-task") and row.paper != "sbert_simcse") or (
+        row.name == "method 3, sst / para / sts alone"
+    )
 
 
 def test_experiments_on_task_counts_give_every_run_as_many_batches():
     """The report's 189 batches of the smallest set, also where that set has no part."""
-    for row in REPORTS["bert_mastery"].rows:
+    for row in PAPERS["bert_mastery"].rows:
         if row.table in ("Table 3", "Table 4"):
             config = Config.from_mapping(dict(row.settings))
             assert config.batching == "method_3"
@@ -163,26 +164,26 @@ def test_experiments_on_task_counts_give_every_run_as_many_batches():
 def test_a_budget_gives_every_task_the_same_number_of_batches():
     turns = Row("r", "turns", "t", {}, {"batching": "round_robin", "steps_per_epoch": 54_000})
     zipped = Row("r", "zipped", "t", {}, {"batching": "zipped", "steps_per_epoch": 18_000})
-    (one,), (other,) = (Budget(steps=50).configs(row, 0) for row in (turns, zipped))
+    (one,), (other,) = (StudySettings(steps=50).configs(row, 0) for row in (turns, zipped))
     assert (one.steps_per_epoch, other.steps_per_epoch) == (150, 50)
 
 
 def test_a_budget_never_spends_more_than_the_row():
     row = Row("r", "short", "t", {}, {"epochs": 2, "steps_per_epoch": 7, "lr": 0.5})
-    (config,) = Budget(epochs=9, steps=50, lr_scale=4).configs(row, 3)
+    (config,) = StudySettings(epochs=9, steps=50, lr_scale=4).configs(row, 3)
     assert (config.epochs, config.steps_per_epoch, config.lr, config.seed) == (2, 7, 1.0, 3)
 
 
 def test_the_packaged_encoder_gets_the_mean_instead_of_a_pooler_it_does_not_have(tiny_encoder):
     row = Row("r", "pooled", "t", {}, {"pooling": "pooler"})
-    assert Budget().configs(row, 0)[0].pooling == "mean"
-    assert Budget(encoder=tiny_encoder).configs(row, 0)[0].pooling == "pooler"
-    assert any("Quora" in sentence for sentence in Budget().substitutions())
+    assert StudySettings().configs(row, 0)[0].pooling == "mean"
+    assert StudySettings(encoder=tiny_encoder).configs(row, 0)[0].pooling == "pooler"
+    assert any("Quora" in sentence for sentence in StudySettings().substitutions())
 
 
 def test_rows_with_the_same_settings_share_their_runs(tmp_path: Path):
-    rows = REPORTS["bert_mastery"].rows
-    plan = Plan(tmp_path, rows, [0, 1], Budget())
+    rows = PAPERS["bert_mastery"].rows
+    plan = Plan(rows, StudySettings(seeds=(0, 1), output=str(tmp_path)))
     assert plan.shared() == {
         "sst + para + sts": "method 3",
         "sst + sts without PCGrad (table 4)": "sst + sts (table 3)",
@@ -192,6 +193,37 @@ def test_rows_with_the_same_settings_share_their_runs(tmp_path: Path):
     separate = sum(row.separate for row in rows)
     # Without a limit of steps, single tasks of Table 3 are runs of their own.
     assert len(plan.jobs) == 2 * (len(rows) - 4 + 2 * separate)
+
+
+# The keys of all rows' runs as they were when the first results were published.
+KEYS = [
+    ({}, "1c0dfa80a2360ade"),
+    (
+        {
+            "encoder": "bert-base-uncased",
+            "epochs": 2,
+            "steps": 100,
+            "lr_scale": 10,
+            "set": {"amp": "bf16", "dev_limit": "500"},
+        },
+        "d7b42f54889825e7",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "digest"), KEYS, ids=["defaults", "a small budget"])
+def test_finished_runs_are_found_again(changes, digest: str):
+    """A key that changed would repeat hours of work, and leave its result behind unread."""
+    settings = StudySettings(**changes)
+    keys = [key_of(config) for row in ROWS for config in settings.configs(row, 0)]
+    assert hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] == digest
+
+
+def test_a_run_keeps_its_folder(tmp_path: Path):
+    plan = Plan(PAPERS["bert_mastery"].rows, StudySettings(output=str(tmp_path)))
+    folder = "bert_mastery/single-task-pretrain-mode-sst-seed0-17d49698dc"
+    job = next(iter(plan.jobs.values()))
+    assert job.results == (tmp_path / "runs" / folder / "result.json",)
 
 
 def test_the_key_of_a_run_is_all_that_decides_its_outcome():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,17 +18,18 @@ from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.study import runner, worker
 from bert_mtl_demo.study.__main__ import main
-from bert_mtl_demo.study.budget import Budget
-from bert_mtl_demo.study.papers import REPORTS
-from bert_mtl_demo.study.plan import Job, Plan
+from bert_mtl_demo.study.papers import PAPERS
+from bert_mtl_demo.study.plan import row_job
 from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import read_result
+from bert_mtl_demo.study.runner import Job
+from bert_mtl_demo.study.settings import StudySettings
 
-ROWS = [row for report in REPORTS.values() for row in report.rows]
+ROWS = [row for paper in PAPERS.values() for row in paper.rows]
 
 
 @pytest.fixture
-def budget(tiny_encoder: str, tmp_path: Path, small_data: None) -> Budget:
+def budget(tiny_encoder: str, tmp_path: Path, small_data: None) -> StudySettings:
     """Two steps of the smallest kind; the sample in place of data."""
     small = {
         "device": "cpu",
@@ -39,11 +41,11 @@ def budget(tiny_encoder: str, tmp_path: Path, small_data: None) -> Budget:
         "dev_limit": 16,
         "cache": str(tmp_path / "cache"),
     }
-    return Budget(encoder=tiny_encoder, epochs=1, steps=2, settings=small)
+    return StudySettings(encoder=tiny_encoder, epochs=1, steps=2, set=small)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.report}: {row.name}")
-def test_every_row_trains_two_steps(row: Row, budget: Budget, tmp_path: Path):
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.paper}: {row.name}")
+def test_every_row_trains_two_steps(row: Row, budget: StudySettings, tmp_path: Path):
     for number, config in enumerate(budget.configs(row, 0)):
         place = tmp_path / str(number)
         write_settings(place, config)
@@ -99,10 +101,8 @@ def test_a_study_runs_resumes_and_writes_its_page(command, tmp_path: Path, capfd
 
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint(budget, tmp_path: Path, monkeypatch):
     """The killed process had taken one step of two: the result is that of the unbroken run."""
-    row = REPORTS["optimusbert"].row("multitask + PCGrad")
-    (config,) = Budget(
-        encoder=budget.encoder, epochs=1, steps=2, settings={**budget.settings, "max_steps": 2}
-    ).configs(row, 0)
+    row = PAPERS["optimusbert"].row("multitask + PCGrad")
+    (config,) = budget.configs(row, 0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for place in (whole, broken):
         write_settings(place, config)
@@ -131,18 +131,16 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(budget, tmp_path: Pat
 
 def test_a_row_that_cannot_run_is_reported_and_the_others_go_on(command, tmp_path, capfd):
     words = command("pals_gradvac", "--rows", "Naive multitask", "Cosine similarity", "--jobs", "2")
-    broken = Plan(tmp_path / "study", [], [0], Budget())
-    assert broken.jobs == {}
     # One of the two finds a file where its folder should be.
     from bert_mtl_demo.study import runner
 
     start = runner._start
 
-    def first_fails(job: Job, keep: bool, workers: int) -> subprocess.Popen[bytes]:
-        if "cosine" in job.place.name:
-            job.place.mkdir(parents=True)
-            (job.place / "run").write_text("in the way", encoding="utf-8")
-        return start(job, keep, workers)
+    def first_fails(job: Job, workers: int) -> subprocess.Popen[bytes]:
+        if "cosine" in job.directory.name:
+            job.directory.mkdir(parents=True)
+            (job.directory / "run").write_text("in the way", encoding="utf-8")
+        return start(job, workers)
 
     runner._start, saved = first_fails, start
     try:
@@ -155,6 +153,16 @@ def test_a_row_that_cannot_run_is_reported_and_the_others_go_on(command, tmp_pat
     page = (tmp_path / "study" / "pals_gradvac.md").read_text(encoding="utf-8")
     assert "Cosine similarity" in page
     assert len(list((tmp_path / "study").rglob("result.json"))) == 1
+
+
+def test_a_failure_is_reported_with_the_last_line_printed(tmp_path: Path, monkeypatch, capsys):
+    """Also when much was printed before it, which waits in a buffer of its own."""
+    (tmp_path / "failing_job.py").write_text("print('one step');  raise SystemExit('no memory')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(runner, "POLL", 0.05)
+    job = Job(tmp_path / "job", {}, (tmp_path / "result.json",), "failing_job")
+    assert runner.run_all({"key": job}).failed == {"key": "no memory"}
+    assert "job: failed with exit code 1: no memory" in capsys.readouterr().out
 
 
 def test_a_signal_stops_the_study_and_the_same_command_finishes_it(command, tmp_path: Path):
@@ -178,13 +186,13 @@ def test_a_signal_stops_the_study_and_the_same_command_finishes_it(command, tmp_
 
 def test_whatever_stops_the_study_stops_its_runs(tmp_path: Path, monkeypatch):
     """A run that ends well but leaves no result is an error here, and the other must not go on."""
-    jobs = {name: Job(Config(), tmp_path / name) for name in ("short", "long")}
+    jobs = {name: row_job(Config(), tmp_path / name) for name in ("short", "long")}
     started: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(job: Job, keep: bool, workers: int) -> subprocess.Popen[bytes]:
-        wait = "import time; time.sleep(60)" if job.place.name == "long" else ""
+    def start(job: Job, workers: int) -> subprocess.Popen[bytes]:
+        wait = "import time; time.sleep(60)" if job.directory.name == "long" else ""
         process = subprocess.Popen([sys.executable, "-S", "-c", wait], stderr=subprocess.DEVNULL)
-        return started.setdefault(job.place.name, process)
+        return started.setdefault(job.directory.name, process)
 
     monkeypatch.setattr(runner, "_start", start)
     monkeypatch.setattr(runner, "POLL", 0.05)
@@ -194,13 +202,13 @@ def test_whatever_stops_the_study_stops_its_runs(tmp_path: Path, monkeypatch):
 
 
 def test_progress_survives_a_line_that_is_just_being_written(tmp_path: Path):
-    job = Job(Config(epochs=2, steps_per_epoch=5), tmp_path)
+    job = row_job(Config(epochs=2, steps_per_epoch=5), tmp_path)
     log = tmp_path / "run" / "metrics.jsonl"
     log.parent.mkdir()
     log.write_text('{"step": 5}\n', encoding="utf-8")
-    assert runner._share(job) == 0.5
+    assert runner._progress(job) == 0.5
     log.write_text('{"step": 5}\n{"st', encoding="utf-8")
-    assert runner._share(job) == 0
+    assert runner._progress(job) == 0
 
 
 def test_a_damaged_result_is_named_before_anything_runs(command, tmp_path: Path, capfd):
@@ -215,8 +223,8 @@ def test_a_damaged_result_is_named_before_anything_runs(command, tmp_path: Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "run_all", note)
         assert main(words) == 0
-        made[1].place.mkdir(parents=True)
-        made[1].result.write_text("{", encoding="utf-8")
+        made[1].directory.mkdir(parents=True)
+        made[1].results[0].write_text("{", encoding="utf-8")
         made.clear()
         assert main(words) == 2
     assert not made

@@ -15,17 +15,17 @@ import torch
 
 from bert_mtl_demo.config import STS_LOSSES, Config
 from bert_mtl_demo.errors import ConfigError
-from bert_mtl_demo.model.losses import SIMILARITY_LOSSES, Evidence
+from bert_mtl_demo.model.losses import SIMILARITY_LOSSES, LossInputs
 from bert_mtl_demo.training.checkpoint import load_state, load_weights
 from bert_mtl_demo.training.data_parallel import (
     BY_EXAMPLE,
-    Share,
+    Shard,
     draw_apart,
     refuse_comparing,
     warnings,
 )
 from bert_mtl_demo.training.logs import read_lines
-from bert_mtl_demo.training.processes import ALONE, Processes, place
+from bert_mtl_demo.training.processes import ALONE, Processes, from_environment
 from bert_mtl_demo.training.run import continue_run, start_run
 from tests.bert_mtl_demo.training.ranks import small, still
 
@@ -195,13 +195,13 @@ def test_a_stage_is_trained_once_and_reaches_all(together: Together) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_the_shares_make_up_the_batch(size: int, world: int) -> None:
-    shares = [Share.of(range(10, 10 + size), Processes(rank, world)) for rank in range(world)]
-    dealt = [index for share in shares if share.part for index in share.indices]
+    shards = [Shard.of(range(10, 10 + size), Processes(rank, world)) for rank in range(world)]
+    dealt = [index for shard in shards if shard.fraction for index in shard.indices]
     assert sorted(dealt) == list(range(10, 10 + size))
-    assert sum(share.part for share in shares) == pytest.approx(1)
-    counts = [len(share.indices) for share in shares if share.part]
+    assert sum(shard.fraction for shard in shards) == pytest.approx(1)
+    counts = [len(shard.indices) for shard in shards if shard.fraction]
     assert max(counts) - min(counts) <= 1
-    assert all(share.indices and share.whole == size for share in shares)
+    assert all(shard.indices and shard.batch_size == size for shard in shards)
 
 
 @pytest.mark.parametrize("loss", BY_EXAMPLE)
@@ -214,11 +214,11 @@ def test_the_mean_of_weighted_shares_is_the_gradient_of_the_batch(loss: str, wor
 
     def gradient(rows: list[int], weight: float) -> torch.Tensor:
         answer = (u[rows] * w) @ torch.ones(3, dtype=torch.float64)
-        seen = Evidence(answer, labels[rows], u[rows] * w, v[rows])
+        seen = LossInputs(answer, labels[rows], u[rows] * w, v[rows])
         return torch.autograd.grad(weight * SIMILARITY_LOSSES[loss](seen), w)[0]
 
-    shares = [Share.of(range(5), Processes(rank, world)) for rank in range(world)]
-    mean = sum(gradient(share.indices, share.weight) for share in shares) / world
+    shards = [Shard.of(range(5), Processes(rank, world)) for rank in range(world)]
+    mean = sum(gradient(shard.indices, shard.weight) for shard in shards) / world
     torch.testing.assert_close(mean, gradient(list(range(5)), 1.0), rtol=1e-6, atol=1e-7)
 
 
@@ -259,7 +259,7 @@ def test_the_first_process_draws_what_one_process_draws() -> None:
 )
 def test_half_an_environment_is_refused(environment: dict[str, str], part: str) -> None:
     with pytest.raises(ConfigError, match=f"{part}.*torchrun"):
-        place(environment)
+        from_environment(environment)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from bert_mtl_demo.config import BATCHINGS, Config
-from bert_mtl_demo.data.sample import load_sample
+from bert_mtl_demo.data import load
 from bert_mtl_demo.errors import CheckpointError, DemoError
 from bert_mtl_demo.tasks import resolve
 from bert_mtl_demo.training.checkpoint import load_state
-from bert_mtl_demo.training.run import continue_run, extended, start_run
+from bert_mtl_demo.training.run import continue_run, start_run
+from bert_mtl_demo.training.run_settings import extended
 from bert_mtl_demo.training.trainer import Trainer
 
 # Imported late by others, and its import draws from Python's generator: the first run of a process
@@ -191,7 +192,7 @@ def test_the_same_value_again_is_no_contradiction(settings):
 
 def test_other_data_are_refused(settings, monkeypatch):
     path = start_run(settings(epochs=1, max_steps=2)).path
-    whole = load_sample(resolve(("sst", "para", "sts"))), []  # and not its first rows
+    whole = load("sample", resolve(("sst", "para", "sts")))  # and not its first rows
     monkeypatch.setattr("bert_mtl_demo.training.run.load", lambda *args, **kwargs: whole)
     with pytest.raises(ValueError, match="train/sst data are not the ones"):
         continue_run(path, {})

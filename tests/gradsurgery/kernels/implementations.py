@@ -55,15 +55,15 @@ def _kernels() -> list[Kernel]:
         from gradsurgery.kernels import fused
 
         return [Kernel("interpreted", fused, most=50_000)]
-    found = [Kernel("eager", eager), Kernel("without_native", WithoutNative)]
+    kernels = [Kernel("eager", eager), Kernel("without_native", WithoutNative)]
     if torch.cuda.is_available():
         from gradsurgery.kernels import fused
 
-        found += [
+        kernels += [
             Kernel("eager_cuda", eager, "cuda", most=150_000_000),
             Kernel("fused", fused, "cuda", most=150_000_000),
         ]
-    return found
+    return kernels
 
 
 KERNELS = _kernels()

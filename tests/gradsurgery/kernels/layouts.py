@@ -22,18 +22,18 @@ SHAPE = (6, 4, 5, 2)
 LAYOUTS = DENSE | GAPPY
 
 
-def _into(values: Tensor, place: Tensor) -> Tensor:
-    return place.copy_(values)
+def _into(values: Tensor, memory: Tensor) -> Tensor:
+    return memory.copy_(values)
 
 
 def surroundings(tensor: Tensor) -> Tensor:
     """Everything in the tensor's storage that is not the tensor, as a copy."""
-    whole = torch.as_strided(
+    storage = torch.as_strided(
         tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0
     )
-    mask = torch.ones(len(whole), dtype=torch.bool, device=tensor.device)
-    where = torch.arange(len(whole), device=tensor.device).as_strided(
+    mask = torch.ones(len(storage), dtype=torch.bool, device=tensor.device)
+    where = torch.arange(len(storage), device=tensor.device).as_strided(
         tensor.shape, tensor.stride(), tensor.storage_offset()
     )
     mask[where.reshape(-1)] = False
-    return whole[mask].clone()
+    return storage[mask].clone()

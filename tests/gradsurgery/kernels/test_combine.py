@@ -52,14 +52,14 @@ def check(kernel: Kernel, grads: Grads, weights: Tensor, segments: list[int]) ->
             assert result is None
             continue
         assert any(result is g for g in columns[p])
-        given = weights[segments[p]].tolist()
-        wanted, size = _sum(old[p], given), _size(old[p], given)
+        row = weights[segments[p]].tolist()
+        expected, size = _sum(old[p], row), _size(old[p], row)
         dtype = torch.view_as_real(result).dtype if result.is_complex() else result.dtype
         eps = torch.finfo(dtype).eps
         # One rounding (half an ulp, one allowed), of a sum accumulated in float32 or better.
         accumulated = 1e-15 if dtype == torch.float64 else 4e-7
-        allowed = eps * wanted.abs() + accumulated * size + torch.finfo(dtype).tiny * eps
-        error = (result.to(wanted.dtype) - wanted).abs()
+        allowed = eps * expected.abs() + accumulated * size + torch.finfo(dtype).tiny * eps
+        error = (result.to(expected.dtype) - expected).abs()
         assert (error <= allowed).all(), f"parameter {p}: off by {error.max():.3g}"
         for g, edge in zip(columns[p], around[p], strict=True):
             if edge is not None:  # nothing was written beside the gradient
@@ -72,15 +72,15 @@ def _weights(kernel: Kernel, *rows: Sequence[float]) -> Tensor:
 
 @every_kernel
 @every_dtype
-@pytest.mark.parametrize("given", WEIGHTS, ids=str)
-def test_weights_of_every_kind(kernel: Kernel, dtype: torch.dtype, given: list[float]) -> None:
-    if dtype == torch.float16 and max(given) > 1e3:
+@pytest.mark.parametrize("row", WEIGHTS, ids=str)
+def test_weights_of_every_kind(kernel: Kernel, dtype: torch.dtype, row: list[float]) -> None:
+    if dtype == torch.float16 and max(row) > 1e3:
         pytest.skip("float16 ends at 65504")
     grads: Grads = [
         [random(kernel, dtype, shape, 10 * k + p) for p, shape in enumerate([(31, 3), (), (0,)])]
         for k in range(3)
     ]
-    check(kernel, grads, _weights(kernel, given), [0, 0, 0])
+    check(kernel, grads, _weights(kernel, row), [0, 0, 0])
 
 
 @every_kernel
@@ -98,9 +98,9 @@ def test_weights_of_one_are_the_plain_sum_to_the_bit(kernel: Kernel, size: int) 
     """((g_0 + g_1) + g_2) in float32: surgery that finds no conflict changes nothing."""
     size = min(size, kernel.most)
     a, b, c = (random(kernel, torch.float32, (size,), k) for k in range(3))
-    wanted = a + b + c
+    expected = a + b + c
     assert torch.equal(
-        kernel.combine_([[a], [b], [c]], _weights(kernel, [1, 1, 1]), [0])[0], wanted
+        kernel.combine_([[a], [b], [c]], _weights(kernel, [1, 1, 1]), [0])[0], expected
     )
 
 
@@ -141,12 +141,12 @@ def test_every_memory_layout(kernel: Kernel, dtype: torch.dtype, layout: str) ->
 
 
 @every_kernel
-@pytest.mark.parametrize("other", LAYOUTS)
-@pytest.mark.parametrize("one", ["contiguous", "channels_last", *GAPPY])
-def test_tasks_whose_layouts_differ(kernel: Kernel, one: str, other: str) -> None:
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", *GAPPY])
+def test_tasks_whose_layouts_differ(kernel: Kernel, layout: str, second: str) -> None:
     grads: Grads = [
         [LAYOUTS[name](random(kernel, torch.float32, SHAPE, k))]
-        for k, name in enumerate((one, other, one))
+        for k, name in enumerate((layout, second, layout))
     ]
     check(kernel, grads, _weights(kernel, WEIGHTS[0]), [0])
 
@@ -208,22 +208,22 @@ def test_infinity_and_nan_arrive_where_they_were(kernel: Kernel, dtype: torch.dt
     """GradScaler has to see them; elements beside them are the plain sum."""
     a, b = (random(kernel, dtype, (20,), k) for k in range(2))
     b[3], b[11], a[12] = float("inf"), float("nan"), float("-inf")
-    wanted = a + b
+    expected = a + b
     result = kernel.combine_([[a], [b]], _weights(kernel, [1, 1]), [0])[0]
     assert result[3] == float("inf")
     assert result[11].isnan()
     assert result[12] == float("-inf")
     rest = torch.tensor([i not in (3, 11, 12) for i in range(20)])
-    torch.testing.assert_close(result[rest], wanted[rest])
+    torch.testing.assert_close(result[rest], expected[rest])
 
 
 @every_kernel
 def test_an_expanded_gradient_is_read(kernel: Kernel) -> None:
     """One element seen everywhere cannot hold a result, and may stand second."""
-    one = torch.full((), 2.0, device=kernel.device)
-    grads: Grads = [[random(kernel, torch.float32, (6, 7), 0)], [one.expand(6, 7)]]
-    wanted = 3.0 * grads[0][0] + 0.5 * one
+    number = torch.full((), 2.0, device=kernel.device)
+    grads: Grads = [[random(kernel, torch.float32, (6, 7), 0)], [number.expand(6, 7)]]
+    expected = 3.0 * grads[0][0] + 0.5 * number
     result = kernel.combine_(grads, _weights(kernel, [3.0, 0.5]), [0])[0]
     assert result is grads[0][0]
-    torch.testing.assert_close(result, wanted)
-    assert one == 2
+    torch.testing.assert_close(result, expected)
+    assert number == 2

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Sum, Verdict, kernels
+from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Verdict, kernels
 from gradsurgery.methods import State
 from gradsurgery.methods.order import initial_rng, visiting_order
 from tests.gradsurgery.problems import TwoHeads, losses_of
+from tests.methods import METHODS, ON_DEVICE, every_method, obeying
 
 pytest.importorskip("triton")
 
@@ -118,9 +119,6 @@ def relative_error(ours: Verdict, theirs: Verdict) -> float:
 # ------------------------------------------------------------------ the optimizer on the device
 
 
-METHODS = [PCGrad(seed=1), GradVac(beta=0.3, target=0.2, seed=1), Sum()]
-
-
 def train(method: Method, steps: int = 4, **options: Any) -> tuple[nn.Module, GradientSurgery]:
     torch.manual_seed(0)
     model = TwoHeads().to(DEVICE)
@@ -150,16 +148,16 @@ def _losses(model: TwoHeads, seed: int) -> dict[str, Tensor]:
 
 @running
 @pytest.mark.parametrize("grouping", ["model", "layer", "tensor"])
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@every_method
 def test_training_is_the_eager_one(
-    method: Method, grouping: str, monkeypatch: pytest.MonkeyPatch
+    name: str, grouping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads, an adapter in the middle, a step without task b: weights, state and statistics."""
     monkeypatch.setenv("GRADSURGERY_KERNELS", "fused")
-    model, optimizer = train(method, grouping=grouping)
+    model, optimizer = train(METHODS[name].make(1), grouping=grouping)
     summary = optimizer.conflicts.summary()
     monkeypatch.setenv("GRADSURGERY_KERNELS", "eager")
-    plain, wanted = train(method, grouping=grouping)
+    plain, wanted = train(METHODS[name].make(1), grouping=grouping)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
     state, other = (o.param_groups[0]["surgery"] for o in (optimizer, wanted))
@@ -189,14 +187,14 @@ class NoReading(TorchDispatchMode):
 
 
 @running
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_nothing_is_read_in_a_step(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+@obeying(ON_DEVICE)
+def test_nothing_is_read_in_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also without a GPU: the host asks for no value of a tensor between backward and step."""
     monkeypatch.setenv("GRADSURGERY_KERNELS", "fused")
-    model, optimizer = train(method)
+    model, optimizer = train(METHODS[name].make(1))
     losses = _losses(model, 9)
     for task, loss in losses.items():
-        with optimizer.task(task):
+        with optimizer.task(task, loss=loss):
             loss.backward()
     for name in ("tolist", "item", "__bool__", "__float__", "__int__"):
         monkeypatch.setattr(Tensor, name, _refused(name, getattr(Tensor, name)))
@@ -284,9 +282,9 @@ def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_cuda
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_a_step_never_waits_for_the_host(method: Method) -> None:
-    model, optimizer = train(method)
+@obeying(ON_DEVICE)
+def test_a_step_never_waits_for_the_host(name: str) -> None:
+    model, optimizer = train(METHODS[name].make(1))
     batches = torch.randn(40, 2, 8, 3, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:

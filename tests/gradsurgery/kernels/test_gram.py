@@ -46,12 +46,12 @@ def check(
     before = [[None if g is None else g.clone() for g in row] for row in grads]
     versions = [[None if g is None else g._version for g in row] for row in grads]
     gram = kernel.gram(grads, segments, count)
-    wanted = reference(grads, segments, count)
+    expected = reference(grads, segments, count)
     assert gram.shape == (count, len(grads), len(grads))
     assert gram.dtype == torch.float64
-    norms = np.sqrt(wanted.diagonal(axis1=1, axis2=2))
+    norms = np.sqrt(expected.diagonal(axis1=1, axis2=2))
     scale = norms[:, :, None] * norms[:, None, :]
-    error = np.abs(gram.cpu().numpy() - wanted)
+    error = np.abs(gram.cpu().numpy() - expected)
     assert (error <= tolerance * scale).all(), f"relative error {(error / scale).max():.2g}"
     assert torch.equal(gram, gram.mT)
     for row, old, version in zip(grads, before, versions, strict=True):
@@ -179,11 +179,11 @@ def test_every_memory_layout(kernel: Kernel, dtype: torch.dtype, layout: str) ->
 
 
 @every_kernel
-@pytest.mark.parametrize("other", LAYOUTS)
-@pytest.mark.parametrize("one", ["contiguous", "channels_last", "every_second"])
-def test_tasks_whose_layouts_differ(kernel: Kernel, one: str, other: str) -> None:
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
+def test_tasks_whose_layouts_differ(kernel: Kernel, layout: str, second: str) -> None:
     """Element by element, not address by address."""
-    pair = [LAYOUTS[name](random(kernel, torch.float32, SHAPE, 1)) for name in (one, other)]
+    pair = [LAYOUTS[name](random(kernel, torch.float32, SHAPE, 1)) for name in (layout, second)]
     gram = check(kernel, [[g] for g in pair], [0], 1)
     assert gram[0, 0, 1] == pytest.approx(float(gram[0, 0, 0]), rel=1e-6)
 
@@ -191,8 +191,8 @@ def test_tasks_whose_layouts_differ(kernel: Kernel, one: str, other: str) -> Non
 @every_kernel
 def test_expanded_gradients(kernel: Kernel) -> None:
     """The gradient of a plain sum: one element, seen everywhere."""
-    one = torch.ones((), device=kernel.device)
-    grads: Grads = [[one.expand(30, 7)], [random(kernel, torch.float32, (30, 7), 0)]]
+    number = torch.ones((), device=kernel.device)
+    grads: Grads = [[number.expand(30, 7)], [random(kernel, torch.float32, (30, 7), 0)]]
     grads.append([random(kernel, torch.float32, (7,), 1).expand(30, 7)])
     check(kernel, grads, [0], 1)
 

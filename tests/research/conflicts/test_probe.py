@@ -97,7 +97,7 @@ def test_upper_levels_and_packing_lose_nothing() -> None:
 def test_probed_gradients_are_the_models_own(settings: Callable[..., Config]) -> None:
     material = load_material(settings(method="sum"))
     sampler = Sampler(material, seed=5)
-    record = probe_model(sampler, batches=4, blocks=4, seed=9, tick=lambda: None)
+    record = probe_model(sampler, batches=4, blocks=4, seed=9)
     assert record["segments"] == ["embeddings", "layer 1", "layer 2"]
     # Again by hand, in float64: same examples, same dropout.
     generator = torch.Generator().manual_seed(5)
@@ -125,10 +125,7 @@ def test_a_probe_moves_no_weight_and_no_generator(settings: Callable[..., Config
     material = load_material(settings(method="sum"))
     before = {name: value.clone() for name, value in material.model.state_dict().items()}
     state = torch.get_rng_state()
-    found = [
-        probe_model(Sampler(material, 1), batches=4, blocks=4, seed=2, tick=lambda: None)
-        for _ in range(2)
-    ]
+    found = [probe_model(Sampler(material, 1), batches=4, blocks=4, seed=2) for _ in range(2)]
     assert found[0] == found[1]
     assert torch.equal(state, torch.get_rng_state())
     after = material.model.state_dict()

@@ -1,0 +1,1 @@
+"""Training steps: in a loop of one's own, under a framework, on several ranks."""

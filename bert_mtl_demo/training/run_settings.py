@@ -1,0 +1,108 @@
+"""The settings of a new and of a resumed run: spelled out, and compared with those before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.data import with_labels
+from bert_mtl_demo.errors import CheckpointError, ConfigError
+from bert_mtl_demo.tasks import Task
+from bert_mtl_demo.user_tasks import file_of, user_tasks, written
+
+# What a resumed run may change: how far to go, how to keep books, where the same data now lie (also
+# the tables of a user's tasks). The data are compared.
+EXTENDABLE = (
+    *("epochs", "max_steps", "checkpoint_every", "max_nonfinite"),
+    *("data", "device", "cache"),
+)
+# Which task a step has depends on how many epochs there are, so they cannot become more.
+PLANNED = ("sequential", "annealed")
+
+
+def output_of(config: Config) -> Path:
+    """The directory of a run: as set, or named after time, method and seed."""
+    if config.output is not None:
+        return Path(config.output).expanduser()
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-seed{config.seed}"
+    return Path("runs") / stem
+
+
+def refuse_module_names(config: Config) -> None:
+    """Refuse names of tasks that torch's modules have for themselves."""
+    for task in config.task:
+        if any(hasattr(module, task.name) for module in (nn.ModuleDict(), nn.ParameterDict())):
+            raise ConfigError(
+                f"task = {task.name}: torch's modules have an attribute of this name; choose "
+                "another one"
+            )
+
+
+def labelled(config: Config) -> Config:
+    """The settings with the labels of a user's tasks, and with absolute paths of their tables."""
+    tables = [_at(task, _absolute(file_of(task))) for task in config.task]
+    return replace(config, task=tuple(with_labels(task) for task in tables))
+
+
+def portable(config: Config) -> Config:
+    """The settings with a data directory spelled out, so that a run resumes from anywhere."""
+    if config.data in ("sample", "hub"):
+        return config
+    return replace(config, data=_absolute(config.data))
+
+
+def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
+    """The saved settings with those changes that a resumed run may make; any other is refused.
+
+    >>> extended(Config(), {"max_steps": 40, "lr": Config().lr}, Path("runs/first")).max_steps
+    40
+    """
+    wanted = Config.from_mapping({**saved.to_dict(), **settings})
+    wanted = replace(wanted, task=_moved(saved.task, wanted.task))
+    for name in settings:
+        before, after = getattr(saved, name), getattr(wanted, name)
+        if name == "task":
+            before, after = (written(_at(task, "") for task in tasks) for tasks in (before, after))
+        if before == after or name in EXTENDABLE:
+            continue
+        if name == "output" and Path(after).resolve() == path.resolve():
+            continue
+        raise CheckpointError(
+            f"--resume {path}: {name} = {after} was given, but this run was started with {name} = "
+            f"{before}. Leave it out to go on with this run, or start a new one without --resume."
+        )
+    if wanted.epochs != saved.epochs and saved.batching in PLANNED:
+        raise CheckpointError(
+            f"--resume {path}: epochs = {wanted.epochs} was given, but batching = {saved.batching} "
+            f"was laid out over {saved.epochs} epochs. Leave it out to go on with this run, or "
+            "start a new one without --resume."
+        )
+    return replace(wanted, output=saved.output)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _at(task: Task, file: str) -> Task:
+    """A user's task with its table in another place."""
+    assert task.layout is not None
+    return replace(task, layout=replace(task.layout, file=file))
+
+
+def _moved(saved: Sequence[Task], wanted: Sequence[Task]) -> tuple[Task, ...]:
+    """The wanted tasks; those that were saved with the labels they were saved with."""
+    known = written(_at(task, "") for task in saved)
+    tasks = []
+    for task in wanted:
+        values, before = written([_at(task, "")])[task.name], known.get(task.name, {})
+        if values.items() <= before.items():
+            (task,) = user_tasks({task.name: {**before, "file": file_of(task)}})
+        tasks.append(_at(task, _absolute(file_of(task))))
+    return tuple(tasks)
