@@ -1,7 +1,7 @@
 """Corners in which torchjd's weightings and our methods differ.
 
-``python -m benchmarks.peers.corners`` prints a table. Each line is one Gram matrix, the condition that the paper asks for, and how far each is from it.
-The table of docs/differences.md is what it prints.
+``python -m benchmarks.peers.corners`` prints the table of docs/differences.md. Each line is one
+Gram matrix, the condition that the paper asks for, and how far each is from it.
 """
 
 from __future__ import annotations
