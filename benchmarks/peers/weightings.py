@@ -6,6 +6,7 @@ arguments go: two exact solutions of one problem can then be compared.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,15 +70,12 @@ def jacobian(gram: Tensor) -> Tensor:
 
 
 def _torchjd() -> Any:
-    import torchjd.aggregation
-
-    return torchjd.aggregation
+    return importlib.import_module("torchjd.aggregation")
 
 
 def _projector(strict: bool) -> Any:
-    from torchjd.linalg import QuadprogProjector
-
-    return QuadprogProjector(reg_eps=1e-13) if strict else QuadprogProjector()
+    projector = importlib.import_module("torchjd.linalg").QuadprogProjector
+    return projector(reg_eps=1e-13) if strict else projector()
 
 
 def _of_gradients(aggregator: Any) -> Weighting:
