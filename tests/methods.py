@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery import GradVac, Method, PCGrad, Sum, Verdict
-from tests.throwaway import DWA, MGDA
+from tests.throwaway import DWA, MGDA, Unit
 
 #: Laws that not every method obeys.
 SCALE = "scaling all losses by s > 0 scales the update by s"
@@ -71,6 +71,7 @@ METHODS: dict[str, Row] = {
     ),
     "throwaway mgda": Row(lambda seed: MGDA(), frozenset({SEGMENTS})),
     "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS, ON_DEVICE})),
+    "throwaway unit": Row(lambda seed: Unit(), frozenset({SYMMETRY, SEGMENTS, ON_DEVICE})),
 }
 
 #: A test that runs over all methods, or over those that obey a law.

@@ -14,7 +14,8 @@ order      ``[K, K]`` int64   row i: the random order in which task i visits the
 present    ``[S, K]`` bool    whether task k has a gradient on a shared parameter of segment s
 losses     ``[K]`` float64    the tasks' losses in this step, averaged over the ranks and added up
                               over micro-batches as gradients are; NaN for a task that did not run
-scale      ``[]`` float64     the factor that the gradients carry, such as a GradScaler's
+scale      ``[]`` float64     the factor that the gradients carry, such as a GradScaler's; not in
+                              ``gram`` where the method's ``degree`` is not 1
 =========  =================  =====================================================================
 
 A task that is absent, or whose gradient is zero, has a zero row and column in ``gram``; ``present``
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -72,6 +73,13 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: Where the visiting order's generator starts.
     seed: int = 0
+    #: Losses times s give the update times s**degree: 1 where it grows with them, 0 where its
+    #: length does not depend on their scale. With another degree than 1, a loss scale that the
+    #: gradients carry changes the update.
+    degree: float = 1.0
+    #: What parameters get that only one task has: ``"plain"``, its gradient as it is, or
+    #: ``"weighted"``, times the task's weight, where that is the weight of a loss.
+    task_only: Literal["plain", "weighted"] = "plain"
 
     def init(self, segments: int, tasks: int) -> State:
         """Return the state before the first step; no tensor in it is empty."""
