@@ -65,7 +65,7 @@ class Pipeline:
         #: Whether the method is shown the Gram matrix without the loss scale; a mean over steps
         #: would otherwise mix the scales of all of them.
         self._unscales = method.degree != 1 or smoothing != 0
-        self._grouping, self._named = grouping, dict(named)
+        self._grouping, self.named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
         self._segmented: _Segmented = ([], ([], []))
@@ -262,7 +262,11 @@ class Pipeline:
 
     def names(self) -> list[str | None]:
         """Return the parameters' names, None where unknown."""
-        return _grouping.names(self._base.param_groups, self._named)
+        return _grouping.names(self._base.param_groups, self.named)
+
+    def numbered(self) -> bool:
+        """Whether segments go by the positions of parameters without names."""
+        return self._grouping == "tensor" and None in self.names()
 
     def segments(self) -> tuple[list[int], list[str]]:
         """Return each parameter's segment, and the segments' names.
