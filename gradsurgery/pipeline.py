@@ -157,7 +157,8 @@ class Pipeline:
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
         self._losses.replace(losses or {}, self._capture.waiting)
-        self._scale.settle(self._capture.waiting, scale)
+        if self._needs_scale():
+            self._scale.settle(self._capture.waiting, scale)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
