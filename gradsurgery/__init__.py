@@ -7,19 +7,39 @@ Wrap any ``torch.optim`` optimizer in :class:`GradientSurgery` with a method (:c
 
 from gradsurgery import functional
 from gradsurgery.log import ConflictLog
-from gradsurgery.methods import GradVac, Method, PCGrad, Sum, Verdict
+from gradsurgery.methods import (
+    FAMO,
+    DynamicWeightAverage,
+    GeometricMean,
+    GradNorm,
+    GradVac,
+    LossWeighting,
+    Method,
+    PCGrad,
+    SmoothTchebycheff,
+    Sum,
+    UncertaintyWeighting,
+    Verdict,
+)
 from gradsurgery.optimizer import GradientSurgery
 from gradsurgery.split import split
 from gradsurgery.statistics import ConflictStatistics
 
 __all__ = [
+    "FAMO",
     "ConflictLog",
     "ConflictStatistics",
+    "DynamicWeightAverage",
+    "GeometricMean",
+    "GradNorm",
     "GradVac",
     "GradientSurgery",
+    "LossWeighting",
     "Method",
     "PCGrad",
+    "SmoothTchebycheff",
     "Sum",
+    "UncertaintyWeighting",
     "Verdict",
     "functional",
     "split",

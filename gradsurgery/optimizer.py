@@ -34,7 +34,8 @@ class GradientSurgery(OptimizerWrapper):
 
     with weights w that the method decides on the K x K matrix of dot products g_i . g_j, once per
     segment of parameters. Parameters that only one task used (heads) keep that task's gradient as
-    it is, and parameters without a gradient keep ``grad is None``.
+    it is (methods that weight losses: times that task's weight), and parameters without a gradient
+    keep ``grad is None``.
 
     Each task's backward pass is captured apart, as the tensors autograd made, and combined in
     place. Between :meth:`combine` and :meth:`step`, ``.grad`` is exactly what the base optimizer
@@ -43,7 +44,9 @@ class GradientSurgery(OptimizerWrapper):
     Args:
         base: any ``torch.optim.Optimizer``. Schedulers, GradScaler and everything else that takes
             an optimizer get the wrapper.
-        method: :class:`PCGrad`, :class:`GradVac`, :class:`Sum`, or another :class:`Method`.
+        method: :class:`PCGrad`, :class:`GradVac`, :class:`Sum`, or another :class:`Method`. A
+            :class:`LossWeighting` decides by the losses alone, and has one backward pass under
+            :meth:`join`.
         tasks: the tasks' names, once and in order.
         grouping: what is compared as one vector, a segment: ``"model"``, ``"layer"``, ``"tensor"``,
             or a function from a parameter's name to its segment's name.
@@ -54,6 +57,9 @@ class GradientSurgery(OptimizerWrapper):
             tensor parallel), which know their own processes.
         named_parameters: the model's, for a grouping by name when ``base`` was not built from
             ``model.named_parameters()``.
+        observe_every: methods of the losses alone run one backward pass under :meth:`join`, which
+            measures no conflict; with N, every Nth step runs one pass for each task and measures
+            them. It changes no update. None for never. Other methods measure at every step.
 
     Attributes:
         base: the wrapped optimizer.
@@ -63,7 +69,8 @@ class GradientSurgery(OptimizerWrapper):
 
     Raises:
         TypeError: when ``base`` or ``method`` is not what it should be.
-        ValueError: for task names that are no names, or repeated, or an unknown grouping.
+        ValueError: for task names that are no names, or repeated, an unknown grouping, or an
+            ``observe_every`` below 1.
 
     Example:
         >>> from gradsurgery import GradientSurgery, PCGrad
@@ -87,13 +94,20 @@ class GradientSurgery(OptimizerWrapper):
         grouping: Grouping = "model",
         process_group: dist.ProcessGroup | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+        observe_every: int | None = None,
     ) -> None:
         _check_base(base)
         check_method(method)
         self.tasks = _checked_tasks(tasks)
         self.method = method.bind(self.tasks)
         named = {p: name for name, p in named_parameters or ()}
-        self._pipeline = Pipeline(base, self.method, self.tasks, grouping, named, process_group)
+        if observe_every is not None and not observe_every >= 1:
+            raise ValueError(
+                f"observe_every is a number of steps of at least 1, not {observe_every}"
+            )
+        self._pipeline = Pipeline(
+            base, self.method, self.tasks, grouping, named, process_group, observe_every
+        )
         super().__init__(base)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from gradsurgery.combine import Measured, apply_, deliver, measure
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.placement import Processes
 from gradsurgery.losses import StepLosses
-from gradsurgery.methods import Method, State, Verdict
+from gradsurgery.methods import LossWeighting, Method, State, Verdict
 from gradsurgery.methods.order import normal_draws, visiting_order
 from gradsurgery.state import SurgeryState
 from gradsurgery.statistics import ConflictStatistics
@@ -38,6 +38,7 @@ class Pipeline:
         grouping: what is compared as one vector.
         named: the parameters' names, where ``base`` does not know them.
         process_group: that the gradients are averaged over, or None.
+        observe_every: the steps after which a method of the losses has its gradients measured.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Pipeline:
         grouping: _grouping.Grouping,
         named: Mapping[Tensor, str],
         process_group: dist.ProcessGroup | None,
+        observe_every: int | None = None,
     ) -> None:
         _grouping.resolve(grouping)
         self._base, self._method, self._tasks = base, method, tuple(tasks)
@@ -56,15 +58,18 @@ class Pipeline:
         self.processes = Processes(process_group, self._tasks)
         self._segmented: _Segmented = ([], ([], []))
         self._begin()
-        self.state = SurgeryState(base, method, tasks, len(self.segments()[1]))
+        self._observe_every = observe_every
+        counting, segments = observe_every is not None, len(self.segments()[1])
+        self.state = SurgeryState(base, method, tasks, segments, counting)
 
     def _begin(self) -> None:
         """Start without a step under way."""
         self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
+        self._weighed: _Weighed | None = None  # where the losses were weighted before the backward
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_feature_leaves")
+        transient = ("_capture", "_losses", "_weighed", "_feature_leaves")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -119,6 +124,7 @@ class Pipeline:
         """Forget the step under way; ``.grad`` stays as it is."""
         self._capture.clear()
         self._losses.clear()
+        self._weighed = None
         self.processes.drop(self.parameters())
 
     # ------------------------------------------------------------------ measure, decide, apply
@@ -129,11 +135,13 @@ class Pipeline:
         """Combine what was captured, into ``.grad``."""
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
-        self._losses.replace(losses or {}, self._capture.waiting)
+        if self._weighed is None:
+            self._losses.replace(losses or {}, self._capture.waiting)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
-        self._refuse_missing_losses()
+        if self._weighed is None:
+            self._refuse_missing_losses()
         common = self._common() if self.processes.count > 1 else ()
         gradients = self.processes.gather(self._capture.grads, parameters, common)
         if gradients.averaged:
@@ -146,12 +154,56 @@ class Pipeline:
         measured = measure(
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
-        weights = self._decide(measured, names, torch.tensor(gradients.active), scale)
-        update = gradients.placement.restored(apply_(measured, weights))
+        if self._weighed is None:
+            weights = self._decide(measured, names, torch.tensor(gradients.active), scale)
+        else:
+            weights = self._keep_weighed(self._weighed, measured, names)
+        combined = apply_(measured, weights, self._method.task_only)
+        update = gradients.placement.restored(combined)
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
         self.discard()
+
+    def weighs_losses(self) -> bool:
+        """Whether one backward pass of weighted losses will do for the step that begins."""
+        observe = self._observe_every
+        return (
+            isinstance(self._method, LossWeighting)
+            and not self._capture.waiting
+            and self.processes.count == 1
+            and (observe is None or self.state.unmeasured + 1 < observe)
+        )
+
+    @contextmanager
+    def weighted(self, losses: Mapping[str, Tensor]) -> Iterator[list[Tensor]]:
+        """Hand out the weights of ``losses``, and capture the one backward pass of their sum."""
+        assert isinstance(self._method, LossWeighting)
+        for name, loss in losses.items():
+            self._losses.add(name, loss)
+        device = next(iter(losses.values())).device
+        before = self.state.of_method(len(self.segments()[1]), device)
+        weights, state = self._method.weigh(self._losses.vector(device), before)
+        with self.task(self._tasks[0]):  # which stands for all
+            yield [weights[self._tasks.index(name)] for name in losses]
+        self._weighed = _Weighed(weights, state, before)
+
+    def _keep_weighed(
+        self, weighed: _Weighed, measured: Measured, segments: Sequence[str]
+    ) -> Tensor:
+        """Keep the state of a step whose losses were weighted, and count it; return ones."""
+        gram, finite = measured.gram, measured.finite
+        ones = torch.ones_like(gram.diagonal(dim1=-2, dim2=-1))
+        if not measured.resident and not finite:
+            self.conflicts.skip()
+            return ones
+        verdict = Verdict(weighed.weights.expand_as(ones), None, weighed.state)
+        if measured.resident:
+            verdict = _if_finite(finite, verdict, weighed.before)
+        self.state.keep(self.state.values["rng"], verdict.state, self.state.unmeasured + 1)
+        active = torch.tensor(self._losses.known())
+        self.conflicts.update(gram, verdict, segments, active, finite, measured=False)
+        return ones
 
     def _decide(
         self, measured: Measured, segments: Sequence[str], active: Tensor, scale: Tensor | float
@@ -243,6 +295,20 @@ class Pipeline:
         """Return what the optimizers of all ranks must have in common."""
         settings = consistency.settings_of(self._method)
         return self._tasks, settings, self._segmented, self.state.values["rng"]
+
+
+class _Weighed(NamedTuple):
+    """The decision of a method of the losses, before the backward.
+
+    Attributes:
+        weights: ``[K]`` float64.
+        state: what the next step is to be given.
+        before: what this step was given.
+    """
+
+    weights: Tensor
+    state: State
+    before: State
 
 
 def _if_finite(finite: Tensor, verdict: Verdict, before: State) -> Verdict:

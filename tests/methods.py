@@ -10,7 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradsurgery import GradVac, Method, PCGrad, Sum, Verdict
+from gradsurgery import (
+    FAMO,
+    DynamicWeightAverage,
+    GeometricMean,
+    GradNorm,
+    GradVac,
+    Method,
+    PCGrad,
+    SmoothTchebycheff,
+    Sum,
+    UncertaintyWeighting,
+    Verdict,
+)
 from tests.throwaway import DWA, MGDA
 
 #: Laws that not every method obeys.
@@ -60,6 +72,9 @@ class Row:
 
 _SURGERY = frozenset({SCALE, SYMMETRY, ZERO_IS_ABSENT, ALONE, SEGMENTS, ON_DEVICE})
 
+#: Of the losses alone, so that the Gram matrix may be anything.
+_WEIGHTING = frozenset({SCALE, SYMMETRY, SEGMENTS})
+
 METHODS: dict[str, Row] = {
     "sum": Row(lambda seed: Sum(), _SURGERY),
     "pcgrad": Row(lambda seed: PCGrad(seed=seed), _SURGERY),
@@ -69,6 +84,12 @@ METHODS: dict[str, Row] = {
     "gradvac_on_alter": Row(
         lambda seed: GradVac(beta=0.3, update="on_alter", target=0.3, seed=seed), _SURGERY
     ),
+    "uncertainty": Row(lambda seed: UncertaintyWeighting(), _WEIGHTING | {ON_DEVICE}),
+    "dwa": Row(lambda seed: DynamicWeightAverage(period=2), _WEIGHTING | {ON_DEVICE}),
+    "geometric": Row(lambda seed: GeometricMean(), _WEIGHTING),
+    "tchebycheff": Row(lambda seed: SmoothTchebycheff(mu=0.3), _WEIGHTING | {ON_DEVICE}),
+    "famo": Row(lambda seed: FAMO(), _WEIGHTING),
+    "gradnorm": Row(lambda seed: GradNorm(), frozenset({SYMMETRY})),
     "throwaway mgda": Row(lambda seed: MGDA(), frozenset({SEGMENTS})),
     "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS, ON_DEVICE})),
 }

@@ -32,7 +32,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -79,6 +79,9 @@ class Method(ABC):
     #: length does not depend on their scale. With another degree than 1, a loss scale that the
     #: gradients carry changes the update.
     degree: float = 1.0
+    #: What parameters get that only one task has: ``"plain"``, its gradient as it is, or
+    #: ``"weighted"``, times the task's weight, where that is the weight of a loss.
+    task_only: Literal["plain", "weighted"] = "plain"
 
     def bind(self, tasks: Sequence[str]) -> Method:
         """Return the method for tasks of these names, in order: itself, if names tell it nothing.
