@@ -78,7 +78,7 @@ class _Backwards:
             )
         losses, self.losses = self.losses, {}
         try:
-            if self.combine and self.pipeline.weighs_losses():
+            if self.combine and self.pipeline.weigh(losses):
                 self.weighted(losses, scale)
             else:
                 self.surgery(losses, scale)
@@ -88,10 +88,9 @@ class _Backwards:
 
     def weighted(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         """Run one backward pass."""
-        with self.pipeline.weighted(losses) as weights:
+        with self.pipeline.weighted() as weights:
             grads = [
-                _like(loss, scale.to(weight.device) * weight)
-                for loss, weight in zip(losses.values(), weights, strict=True)
+                _like(loss, scale * weights[name].to(scale.device)) for name, loss in losses.items()
             ]
             torch.autograd.backward(list(losses.values()), grads)
         self.pipeline.combine(scale=scale)

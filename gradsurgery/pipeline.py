@@ -16,6 +16,7 @@ from gradsurgery import grouping as _grouping
 from gradsurgery.capture import Capture
 from gradsurgery.combine import Measured, apply_, deliver, measure
 from gradsurgery.distributed import consistency
+from gradsurgery.distributed.averaging import StepLossMeans
 from gradsurgery.distributed.placement import Processes
 from gradsurgery.losses import StepLosses
 from gradsurgery.methods import LossWeighting, Method, State, Verdict
@@ -65,11 +66,12 @@ class Pipeline:
     def _begin(self) -> None:
         """Start without a step under way."""
         self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
+        self._means: StepLossMeans | None = None
         self._weighed: _Weighed | None = None  # where the losses were weighted before the backward
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_weighed", "_feature_leaves")
+        transient = ("_capture", "_losses", "_means", "_weighed", "_feature_leaves")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,12 +90,14 @@ class Pipeline:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
                 yield
-                if loss is not None and "losses" in self._method.needs:
+                if loss is not None and self._means is None and "losses" in self._method.needs:
                     self._losses.add(name, loss)
         except BaseException:
             self._losses.drop(name)
             self.processes.failed(name)
             raise
+        if isinstance(self._method, LossWeighting) and self._means is None:
+            sync = False  # ranks that run one backward pass ask for the losses first
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
             self._capture.hand_over(*sent)
 
@@ -124,7 +128,7 @@ class Pipeline:
         """Forget the step under way; ``.grad`` stays as it is."""
         self._capture.clear()
         self._losses.clear()
-        self._weighed = None
+        self._means = self._weighed = None
         self.processes.drop(self.parameters())
 
     # ------------------------------------------------------------------ measure, decide, apply
@@ -135,13 +139,16 @@ class Pipeline:
         """Combine what was captured, into ``.grad``."""
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
-        if self._weighed is None:
+        if self._means is None:
             self._losses.replace(losses or {}, self._capture.waiting)
+            self._refuse_missing_losses()
+            if isinstance(self._method, LossWeighting):
+                # A rank without a task does what the others do.
+                apart = self.processes.count == 1 or any(self._losses.known())
+                self._weigh(self._method, apart)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
-        if self._weighed is None:
-            self._refuse_missing_losses()
         common = self._common() if self.processes.count > 1 else ()
         gradients = self.processes.gather(self._capture.grads, parameters, common)
         if gradients.averaged:
@@ -165,28 +172,45 @@ class Pipeline:
                 deliver(parameter, grad)
         self.discard()
 
-    def weighs_losses(self) -> bool:
-        """Whether one backward pass of weighted losses will do for the step that begins."""
-        observe = self._observe_every
-        return (
-            isinstance(self._method, LossWeighting)
-            and not self._capture.waiting
-            and self.processes.count == 1
-            and (observe is None or self.state.unmeasured + 1 < observe)
-        )
+    def weigh(self, losses: Mapping[str, Tensor]) -> bool:
+        """Decide on the losses of the step that begins, if they are all that the method needs.
 
-    @contextmanager
-    def weighted(self, losses: Mapping[str, Tensor]) -> Iterator[list[Tensor]]:
-        """Hand out the weights of ``losses``, and capture the one backward pass of their sum."""
-        assert isinstance(self._method, LossWeighting)
+        Returns:
+            Whether one backward pass of weighted losses will do, see :meth:`weighted`. No when the
+            gradients are to be measured, or were captured apart by a micro-batch, on any rank.
+        """
+        method, every = self._method, self._observe_every
+        due = every is not None and self.state.unmeasured + 1 >= every
+        if not isinstance(method, LossWeighting) or self._capture.waiting or due:
+            return False
         for name, loss in losses.items():
             self._losses.add(name, loss)
-        device = next(iter(losses.values())).device
-        before = self.state.of_method(len(self.segments()[1]), device)
-        weights, state = self._method.weigh(self._losses.vector(device), before)
+            self.processes.begin(name, self.parameters())
+        return self._weigh(method, apart=False)
+
+    def _weigh(self, method: LossWeighting, apart: bool) -> bool:
+        """Average the losses, and decide on them unless some rank captures gradients ``apart``."""
+        means = self._mean_losses(apart)
+        if not means.apart:
+            losses = means.losses
+            before = self.state.of_method(len(self.segments()[1]), losses.device)
+            self._weighed = _Weighed(*method.weigh(losses, before), before)
+        return self._weighed is not None
+
+    def _mean_losses(self, apart: bool = True) -> StepLossMeans:
+        """Average the losses of the step over the ranks, once."""
+        if self._means is None:
+            losses = self._losses.vector(self.parameters()[0].device)
+            self._means = self.processes.mean_losses(losses, self._losses.known(), apart)
+        return self._means
+
+    @contextmanager
+    def weighted(self) -> Iterator[dict[str, Tensor]]:
+        """Hand out the losses' weights, and capture the one backward pass of their sum."""
+        assert self._weighed is not None
+        weights = self._weighed.weights * self._mean_losses().factors
         with self.task(self._tasks[0]):  # which stands for all
-            yield [weights[self._tasks.index(name)] for name in losses]
-        self._weighed = _Weighed(weights, state, before)
+            yield dict(zip(self._tasks, weights, strict=True))
 
     def _keep_weighed(
         self, weighed: _Weighed, measured: Measured, segments: Sequence[str]
@@ -197,11 +221,12 @@ class Pipeline:
         if not measured.resident and not finite:
             self.conflicts.skip()
             return ones
-        verdict = Verdict(weighed.weights.expand_as(ones), None, weighed.state)
+        weights, state, before = weighed.on(gram.device)
+        verdict = Verdict(weights.expand_as(ones), None, state)
         if measured.resident:
-            verdict = _if_finite(finite, verdict, weighed.before)
+            verdict = _if_finite(finite, verdict, before)
         self.state.keep(self.state.values["rng"], verdict.state, self.state.unmeasured + 1)
-        active = torch.tensor(self._losses.known())
+        active = torch.tensor(self._mean_losses().active)
         self.conflicts.update(gram, verdict, segments, active, finite, measured=False)
         return ones
 
@@ -246,7 +271,7 @@ class Pipeline:
         if "present" in needs:
             facts["present"] = to_device(measured.present(), device)
         if "losses" in needs:
-            facts["losses"] = self.processes.mean_losses(self._losses.vector(device)).to(device)
+            facts["losses"] = self._mean_losses().losses.to(device)
         if "scale" in needs:
             facts["scale"] = torch.as_tensor(scale, dtype=torch.float64).detach().to(device)
         return facts, rng
@@ -294,7 +319,8 @@ class Pipeline:
     def _common(self) -> tuple[object, ...]:
         """Return what the optimizers of all ranks must have in common."""
         settings = consistency.settings_of(self._method)
-        return self._tasks, settings, self._segmented, self.state.values["rng"]
+        rng, every = self.state.values["rng"], self._observe_every
+        return self._tasks, settings, every, self._segmented, rng
 
 
 class _Weighed(NamedTuple):
@@ -309,6 +335,14 @@ class _Weighed(NamedTuple):
     weights: Tensor
     state: State
     before: State
+
+    def on(self, device: torch.device) -> _Weighed:
+        """Return it on ``device``."""
+        return _Weighed(
+            self.weights.to(device),
+            {name: value.to(device) for name, value in self.state.items()},
+            {name: value.to(device) for name, value in self.before.items()},
+        )
 
 
 def _if_finite(finite: Tensor, verdict: Verdict, before: State) -> Verdict:
