@@ -87,13 +87,14 @@ class StepLosses:
         Raises:
             ValueError: for the loss of a task that is not among those that ``ran``.
         """
-        self._totals |= {task: self._scalar(task, loss) for task, loss in losses.items()}
-        for task in losses:
+        values = {task: self._scalar(task, loss) for task, loss in losses.items()}
+        for task in values:
             if task not in ran:
                 raise ValueError(
                     f"losses has task {task!r}, which captured no gradients in this step: leave it "
                     "out, since an absent task's loss must not count"
                 )
+        self._totals |= values
 
     def drop(self, task: str) -> None:
         """Forget the loss of ``task``."""

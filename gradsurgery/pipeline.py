@@ -119,9 +119,10 @@ class Pipeline:
         """
         waiting = self._capture.waiting
         if waiting:
+            tasks = f"tasks {', '.join(waiting)} have" if waiting[1:] else f"task {waiting[0]} has"
             raise RuntimeError(
-                f"captured gradients of {', '.join(waiting)} wait: call combine() before {until}, "
-                "or zero_grad() to drop them"
+                f"{tasks} captured gradients that were not combined: call combine() before "
+                f"{until}, or zero_grad() to drop them"
             )
 
     def discard(self) -> None:

@@ -158,7 +158,7 @@ def test_step_refuses_captured_gradients_that_wait() -> None:
     optimizer = wrap([w], tasks=("a", "b"))
     with optimizer.task("b"):
         w.sum().backward()
-    with pytest.raises(RuntimeError, match=r"of b wait.*combine\(\)"):
+    with pytest.raises(RuntimeError, match=r"task b has captured gradients.*combine\(\)"):
         optimizer.step()
     assert w.tolist() == [0, 0]
     optimizer.zero_grad()

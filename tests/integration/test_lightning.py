@@ -142,7 +142,7 @@ def test_combining_too_late_is_an_error(tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return super().training_step(batch, 0)
 
-    with pytest.raises(RuntimeError, match=r"captured gradients of a, b, c wait"):
+    with pytest.raises(RuntimeError, match=r"tasks a, b, c have captured gradients"):
         fit(Late(), tmp_path, accumulate_grad_batches=2)
 
 
