@@ -159,8 +159,9 @@ class GradientSurgery(OptimizerWrapper):
 
         A ``.grad`` that is there already (an auxiliary loss outside of surgery) is added to, as any
         backward would. With a non-finite value in any captured gradient, also in that of a head,
-        the plain sum is delivered, non-finite as it is for GradScaler to find; the method's state
-        and the visiting order stay as they were, and the step is counted as non-finite.
+        the plain sum is delivered (after one backward pass of weighted losses, theirs), non-finite
+        as it is for GradScaler to find; the method's state and the visiting order stay as they
+        were, and the step is counted as non-finite.
 
         Args:
             losses: the tasks' losses in this step, by name, for methods that decide by them and
@@ -185,7 +186,8 @@ class GradientSurgery(OptimizerWrapper):
         of their own. Factors applied to the result reach every task: ``scaler.scale(joined)``,
         ``joined / len(tasks)`` (the mean). Under ``no_grad`` it is a plain sum.
 
-        Losses of one forward need K backward passes through what they share. With ``features``, the
+        A :class:`LossWeighting` runs one backward pass, of the weighted losses. For other methods,
+        losses of one forward need K backward passes through what they share. With ``features``, the
         output of a trunk that they share, the passes end there, and the trunk has one. That is
         cheaper, and another algorithm: the tasks' gradients with respect to ``features`` are
         compared and combined, with those of the parameters above, and the parameters below receive

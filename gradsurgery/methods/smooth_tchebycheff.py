@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gradsurgery.methods.base import State
 from gradsurgery.methods.weighting import LossWeighting
+from gradsurgery.transfer import to_device
 
 
 @final
@@ -76,9 +77,9 @@ class SmoothTchebycheff(LossWeighting):
         present = losses.isfinite()
         preference = torch.ones_like(losses)
         if self.preference is not None:
-            preference = torch.tensor(self.preference, dtype=losses.dtype).to(losses.device)
+            preference = to_device(torch.tensor(self.preference, dtype=losses.dtype), losses.device)
         preference = preference / preference.sum()
-        ideal = torch.tensor(self.ideal, dtype=losses.dtype).to(losses.device)
+        ideal = to_device(torch.tensor(self.ideal, dtype=losses.dtype), losses.device)
         distance = torch.where(present, preference * (losses - ideal) / self.mu, -torch.inf)
         weights = preference * torch.softmax(distance, 0)
         return torch.where(present, weights, 1.0), state

@@ -198,6 +198,18 @@ def test_absent_tasks_change_nothing_for_the_others(name: str) -> None:
         assert value.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["uncertainty", "famo"])
+def test_what_was_learned_of_a_task_stays_while_it_is_absent(name: str) -> None:
+    method, losses = ORACLES[name][0], drawn()
+    before = run(method, losses)[1]
+    step = losses[0].clone()
+    step[1] = torch.nan
+    after = method.weigh(step, before)[1]
+    for key, value in after.items():
+        assert torch.equal(value[..., 1], before[key][..., 1])
+        assert not torch.equal(value, before[key])
+
+
 def test_absent_tasks_keep_their_share_of_dwa_and_their_history() -> None:
     losses = drawn(steps=4)
     whole = weights_of(DynamicWeightAverage(), losses)
