@@ -54,7 +54,7 @@ class Pipeline:
     ) -> None:
         _grouping.resolve(grouping)
         self._base, self._method, self._tasks = base, method, tuple(tasks)
-        self._grouping, self._named = grouping, dict(named)
+        self._grouping, self.named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
         self._segmented: _Segmented = ([], ([], []))
@@ -164,9 +164,10 @@ class Pipeline:
         )
         if self._weighed is None:
             weights = self._decide(measured, names, torch.tensor(gradients.active), scale)
+            combined = apply_(measured, weights, self._method.task_only)
         else:
-            weights = self._keep_weighed(self._weighed, measured, names)
-        combined = apply_(measured, weights, self._method.task_only)
+            self._keep_weighed(self._weighed, measured, names)
+            combined = [column[0] if column else None for column in measured.grads]
         update = gradients.placement.restored(combined)
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
@@ -213,23 +214,19 @@ class Pipeline:
         with self.task(self._tasks[0]):  # which stands for all
             yield dict(zip(self._tasks, weights, strict=True))
 
-    def _keep_weighed(
-        self, weighed: _Weighed, measured: Measured, segments: Sequence[str]
-    ) -> Tensor:
-        """Keep the state of a step whose losses were weighted, and count it; return ones."""
+    def _keep_weighed(self, weighed: _Weighed, measured: Measured, segments: Sequence[str]) -> None:
+        """Keep the state of a step whose losses were weighted, and count it."""
         gram, finite = measured.gram, measured.finite
-        ones = torch.ones_like(gram.diagonal(dim1=-2, dim2=-1))
         if not measured.resident and not finite:
             self.conflicts.skip()
-            return ones
+            return
         weights, state, before = weighed.on(gram.device)
-        verdict = Verdict(weights.expand_as(ones), None, state)
+        verdict = Verdict(weights.expand(gram.shape[:-1]), None, state)
         if measured.resident:
             verdict = _if_finite(finite, verdict, before)
         self.state.keep(self.state.values["rng"], verdict.state, self.state.unmeasured + 1)
         active = torch.tensor(self._mean_losses().active)
         self.conflicts.update(gram, verdict, segments, active, finite, measured=False)
-        return ones
 
     def _decide(
         self, measured: Measured, segments: Sequence[str], active: Tensor, scale: Tensor | float
@@ -295,7 +292,11 @@ class Pipeline:
 
     def names(self) -> list[str | None]:
         """Return the parameters' names, None where unknown."""
-        return _grouping.names(self._base.param_groups, self._named)
+        return _grouping.names(self._base.param_groups, self.named)
+
+    def numbered(self) -> bool:
+        """Whether segments go by the positions of parameters without names."""
+        return self._grouping == "tensor" and None in self.names()
 
     def segments(self) -> tuple[list[int], list[str]]:
         """Return each parameter's segment, and the segments' names.
