@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class Measured(NamedTuple):
         dense: ``[P'][K]``, the shared parameters' gradients, dense.
         unions: of those that were sparse, the rows that ``dense`` stands for.
         segments: the segment of each shared parameter.
-        alone: of each parameter that one task has a gradient for: its segment and the task.
+        alone: ``[P''][K]``, the gradients of the parameters that one task has one for.
+        alone_segments: the segment of each of these.
     """
 
     gram: Tensor
@@ -37,7 +38,8 @@ class Measured(NamedTuple):
     dense: list[Column]
     unions: dict[int, Tensor]
     segments: list[int]
-    alone: dict[int, tuple[int, int]]
+    alone: list[Column]
+    alone_segments: list[int]
 
     def present(self) -> Tensor:
         """Return ``[S, K]`` bool on the CPU: whether task k has a shared gradient in segment s."""
@@ -77,8 +79,7 @@ def measure(
     if True in [grad.is_sparse for grad in every]:
         dense, unions = _aligned(dense, shared)
         single = [_values(column) for column in single]
-    homes = [segments[p] for p in shared]
-    owners = {p: (segments[p], _owner(columns[p])) for p in alone}
+    homes, alone_homes = ([segments[p] for p in part] for part in (shared, alone))
     gram = placement.gram(
         dense + single,
         homes + [count] * len(alone),  # one more segment for those of one task
@@ -90,34 +91,36 @@ def measure(
     if not resident:
         gram = gram.cpu()  # launch by launch, arithmetic on K x K numbers is faster there
     finite = gram.isfinite().all()
-    return Measured(gram[:count], finite, resident, grads, shared, dense, unions, homes, owners)
+    return Measured(
+        gram[:count], finite, resident, grads, shared, dense, unions, homes, single, alone_homes
+    )
 
 
-def apply_(
-    measured: Measured, weights: Tensor, task_only: Literal["plain", "weighted"] = "plain"
-) -> list[Tensor | None]:
+def apply_(measured: Measured, weights: Tensor, alone: Tensor | None = None) -> list[Tensor | None]:
     """Return each parameter's update, written into the first of its gradients.
 
     Args:
         measured: the gradients.
         weights: ``[S, K]`` float64.
-        task_only: whether the gradient of an only task is weighted as well.
+        alone: ``[S, K]`` float64, the weights of gradients of an only task; None leaves them as
+            they are.
 
     Returns:
         P gradients: the weighted sum where two or more tasks have one, that of the only task, or
         None.
     """
-    sums = kernels.combine_(measured.dense, weights, measured.segments)
+    columns, segments = measured.dense, measured.segments
+    if alone is not None:
+        columns = columns + measured.alone
+        segments = segments + [len(weights) + segment for segment in measured.alone_segments]
+        weights = torch.cat([weights, alone])
+    sums = kernels.combine_(columns, weights, segments)[: len(measured.shared)]
     update = [column[0] if column else None for column in measured.grads]
     for p, values in zip(measured.shared, sums, strict=True):
         assert values is not None
         update[p] = values
         if p in measured.unions:
             update[p] = restore(values, measured.unions[p], measured.grads[p][0])
-    if task_only == "weighted":
-        for p, (segment, task) in measured.alone.items():
-            grad = measured.grads[p][0]
-            update[p] = grad.mul_(weights[segment, task].to(grad.device, grad.dtype))
     return update
 
 
@@ -154,11 +157,6 @@ def _aligned(columns: Columns, shared: Sequence[int]) -> tuple[list[Column], dic
                 unions[p] = union
         dense.append(column)
     return dense, unions
-
-
-def _owner(column: Column) -> int:
-    """Return the only task with a gradient."""
-    return next(task for task, grad in enumerate(column) if grad is not None)
 
 
 def _values(column: Column) -> Column:

@@ -164,7 +164,8 @@ class Pipeline:
         )
         if self._weighed is None:
             weights = self._decide(measured, names, torch.tensor(gradients.active), scale)
-            combined = apply_(measured, weights, self._method.task_only)
+            alone = weights if self._method.task_only == "weighted" else None
+            combined = apply_(measured, weights, alone)
         else:
             self._keep_weighed(self._weighed, measured, names)
             combined = [column[0] if column else None for column in measured.grads]
