@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from gradsurgery import (
     GradNorm,
     LossWeighting,
     PCGrad,
+    SmoothTchebycheff,
     UncertaintyWeighting,
     report,
 )
@@ -231,6 +233,37 @@ def test_what_is_in_grad_already_is_added_to() -> None:
     (5 * w.sum()).backward()
     optimizer.join([w[0], w[1]]).backward()
     assert w.grad.tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("way", ["join", "task"])
+def test_sparse_gradients_stay_sparse(way: str) -> None:
+    table = nn.Embedding(6, 2, sparse=True)
+    nn.init.ones_(table.weight)
+    optimizer = wrap([table.weight], SmoothTchebycheff(preference=[1, 3]), tasks=TASKS)
+    losses = {"a": table(torch.tensor([1, 1])).sum(), "b": table(torch.tensor([1, 4])).sum()}
+    if way == "join":
+        optimizer.join(losses).backward()
+    else:
+        for task, loss in losses.items():
+            with optimizer.task(task, loss=loss):
+                loss.backward()
+        optimizer.combine()
+    grad = table.weight.grad
+    assert grad.is_sparse
+    share = (4 * torch.tensor([0.25, 0.75])).softmax(0)  # both losses are 4, and mu is 1
+    a, b = (share * torch.tensor([0.25, 0.75])).tolist()
+    dense = grad.to_dense()[:, 0].tolist()
+    assert dense == pytest.approx([0, 2 * a + b, 0, 0, b, 0])
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    model, optimizer = fresh(FAMO(), observe_every=2)
+    train(optimizer, model, range(3))
+    both = copy.deepcopy((model, optimizer))
+    for one in ((model, optimizer), both):
+        train(one[1], one[0], range(3, 6))
+    assert same(list(model.parameters()), list(both[0].parameters()))
+    assert optimizer.conflicts.summary() == both[1].conflicts.summary()
 
 
 def test_a_failing_backward_leaves_nothing_behind() -> None:
