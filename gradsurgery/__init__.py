@@ -1,24 +1,36 @@
 """gradsurgery: multi-task training without gradient conflicts, at the cost of plain joint training.
 
 Wrap any ``torch.optim`` optimizer in :class:`GradientSurgery` with a method (:class:`PCGrad`,
-:class:`GradVac`, or the control :class:`Sum`), and replace ``sum(losses).backward()`` by
-``optimizer.join(losses).backward()``.
+:class:`GradVac`, a dozen others, or the control :class:`Sum`), and replace
+``sum(losses).backward()`` by ``optimizer.join(losses).backward()``.
 """
 
 from gradsurgery import functional
 from gradsurgery.log import ConflictLog
 from gradsurgery.methods import (
     FAMO,
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    Constant,
+    DualProj,
     DynamicWeightAverage,
+    FairGrad,
     GeometricMean,
     GradNorm,
     GradVac,
     LossWeighting,
     Method,
+    NashMTL,
     PCGrad,
+    Primary,
+    RandomWeights,
     SmoothTchebycheff,
     Sum,
     UncertaintyWeighting,
+    UPGrad,
     Verdict,
 )
 from gradsurgery.optimizer import GradientSurgery
@@ -27,18 +39,30 @@ from gradsurgery.statistics import ConflictStatistics
 
 __all__ = [
     "FAMO",
+    "IMTLG",
+    "MGDA",
+    "AlignedMTL",
+    "CAGrad",
+    "ConFIG",
     "ConflictLog",
     "ConflictStatistics",
+    "Constant",
+    "DualProj",
     "DynamicWeightAverage",
+    "FairGrad",
     "GeometricMean",
     "GradNorm",
     "GradVac",
     "GradientSurgery",
     "LossWeighting",
     "Method",
+    "NashMTL",
     "PCGrad",
+    "Primary",
+    "RandomWeights",
     "SmoothTchebycheff",
     "Sum",
+    "UPGrad",
     "UncertaintyWeighting",
     "Verdict",
     "functional",
