@@ -5,6 +5,8 @@ K backward passes one after the other, each captured for its task, and combines.
 does to the joined loss on the way (scale it for AMP, divide it by K or by accumulation steps)
 reaches every task's gradient as the factor that the engine hands to backward.
 
+Where the losses alone decide on their weights, one backward pass of the weighted losses does.
+
 With features, the K passes stop at the output of a shared trunk, and one goes on through it: see
 :mod:`gradsurgery.features`.
 """
@@ -76,12 +78,25 @@ class _Backwards:
             )
         losses, self.losses = self.losses, {}
         try:
-            self.surgery(losses, scale)
+            if self.combine and self.pipeline.weigh(losses):
+                self.weighted(losses, scale)
+            else:
+                self.surgery(losses, scale)
         except BaseException:
             self.pipeline.discard()
             raise
 
+    def weighted(self, losses: dict[str, Tensor], scale: Tensor) -> None:
+        """Run one backward pass."""
+        with self.pipeline.weighted() as weights:
+            grads = [
+                _like(loss, scale * weights[name].to(scale.device)) for name, loss in losses.items()
+            ]
+            torch.autograd.backward(list(losses.values()), grads)
+        self.pipeline.combine(scale=scale)
+
     def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
+        """Run K backward passes."""
         for (name, loss), keep in zip(losses.items(), shared(losses.values()), strict=True):
             with self.pipeline.task(name, sync=self.combine, loss=loss, factor=scale):
                 torch.autograd.backward(loss, _like(loss, scale), retain_graph=keep)

@@ -104,6 +104,10 @@ class StepLosses:
         """Forget all losses."""
         self._totals = {}
 
+    def known(self) -> list[bool]:
+        """Return for each task whether its loss is known."""
+        return [task in self._totals for task in self._tasks]
+
     def missing(self, tasks: Iterable[str]) -> list[str]:
         """Return those of ``tasks`` whose loss is unknown."""
         return [task for task in tasks if task not in self._totals]

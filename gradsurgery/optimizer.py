@@ -45,7 +45,9 @@ class GradientSurgery(OptimizerWrapper):
         base: any ``torch.optim.Optimizer``, or a sequence of them (Muon for the matrices, AdamW for
             the rest), over whose parameters surgery is one. Schedulers, GradScaler and everything
             else that takes an optimizer get the wrapper.
-        method: :class:`PCGrad`, :class:`GradVac`, :class:`Sum`, or another :class:`Method`.
+        method: :class:`PCGrad`, :class:`GradVac`, :class:`Sum`, or another :class:`Method`. A
+            :class:`LossWeighting` decides by the losses alone, and has one backward pass under
+            :meth:`join`.
         tasks: the tasks' names, once and in order.
         grouping: what is compared as one vector, a segment: ``"model"``, ``"layer"``, ``"tensor"``,
             or a function from a parameter's name to its segment's name.
@@ -66,6 +68,9 @@ class GradientSurgery(OptimizerWrapper):
         smoothing: 0 to decide on this step's Gram matrix, beta in (0, 1) to decide on its
             exponential mean over the steps (0.9 is usual), with bias correction. Absent tasks and
             pairs keep theirs. The statistics stay this step's.
+        observe_every: methods of the losses alone run one backward pass under :meth:`join`, which
+            measures no conflict; with N, every Nth step runs one pass for each task and measures
+            them. It changes no update. None for never. Other methods measure at every step.
 
     Attributes:
         base: the wrapped optimizer; of several, one that stands for all of them.
@@ -77,7 +82,8 @@ class GradientSurgery(OptimizerWrapper):
     Raises:
         TypeError: when ``base`` or ``method`` is not what it should be.
         ValueError: for task names that are no names, or repeated, an unknown grouping,
-            ``task_only`` or ``reduction``, a ``smoothing`` outside [0, 1), no base, a parameter
+            ``task_only`` or ``reduction``, a ``smoothing`` outside [0, 1), an ``observe_every``
+            below 1, options that a method of the losses alone cannot have, no base, a parameter
             that two bases hold, or LBFGS beside others.
 
     Example:
@@ -105,6 +111,7 @@ class GradientSurgery(OptimizerWrapper):
         task_only: Literal["plain", "weighted"] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         smoothing: float = 0.0,
+        observe_every: int | None = None,
     ) -> None:
         bases = _checked_bases(base)
         check_method(method)
@@ -113,6 +120,10 @@ class GradientSurgery(OptimizerWrapper):
         self.tasks = _checked_tasks(tasks)
         self.method = method.bind(self.tasks)
         named = {p: name for name, p in named_parameters or ()}
+        if observe_every is not None and not observe_every >= 1:
+            raise ValueError(
+                f"observe_every is a number of steps of at least 1, not {observe_every}"
+            )
         base = chained(bases, named)
         self._pipeline = Pipeline(
             base,
@@ -124,6 +135,7 @@ class GradientSurgery(OptimizerWrapper):
             task_only=task_only,
             reduction=reduction,
             smoothing=smoothing,
+            observe_every=observe_every,
         )
         super().__init__(base)
 
@@ -181,8 +193,9 @@ class GradientSurgery(OptimizerWrapper):
 
         A ``.grad`` that is there already (an auxiliary loss outside of surgery) is added to, as any
         backward would. With a non-finite value in any captured gradient, also in that of a head,
-        the plain sum is delivered, non-finite as it is for GradScaler to find; the method's state
-        and the visiting order stay as they were, and the step is counted as non-finite.
+        the plain sum is delivered (after one backward pass of weighted losses, theirs), non-finite
+        as it is for GradScaler to find; the method's state and the visiting order stay as they
+        were, and the step is counted as non-finite.
 
         Args:
             losses: the tasks' losses in this step, by name, for methods that decide by them and
@@ -212,7 +225,8 @@ class GradientSurgery(OptimizerWrapper):
         whose update is not proportional to the losses (``degree``) does not see them. For gradient
         accumulation, divide the result rather than each loss. Under ``no_grad`` it is a plain sum.
 
-        Losses of one forward need K backward passes through what they share. With ``features``, the
+        A :class:`LossWeighting` runs one backward pass, of the weighted losses. For other methods,
+        losses of one forward need K backward passes through what they share. With ``features``, the
         output of a trunk that they share, the passes end there, and the trunk has one. That is
         cheaper, and another algorithm: the tasks' gradients with respect to ``features`` are
         compared and combined, with those of the parameters above, and the parameters below receive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,10 @@ from gradsurgery import grouping as _grouping
 from gradsurgery.capture import Capture
 from gradsurgery.combine import Measured, apply_, deliver, measure
 from gradsurgery.distributed import consistency
+from gradsurgery.distributed.averaging import StepLossMeans
 from gradsurgery.distributed.placement import Processes
 from gradsurgery.losses import StepLosses
-from gradsurgery.methods import Method, State, Verdict
+from gradsurgery.methods import LossWeighting, Method, State, Verdict
 from gradsurgery.methods.order import normal_draws, visiting_order
 from gradsurgery.methods.smoothing import Smoothed
 from gradsurgery.scale import StepScale, largest
@@ -43,6 +44,7 @@ class Pipeline:
         task_only: whether gradients of an only task are weighted; None as the method has it.
         reduction: whether the update is divided by the number of tasks.
         smoothing: of the Gram matrix's running mean, 0 for none.
+        observe_every: the steps after which a method of the losses has its gradients measured.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class Pipeline:
         task_only: Literal["plain", "weighted"] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         smoothing: float = 0.0,
+        observe_every: int | None = None,
     ) -> None:
         _grouping.resolve(grouping)
+        if isinstance(method, LossWeighting):
+            _refuse_gradient_options(method, task_only, reduction, smoothing)
         if smoothing != 0:
             method = Smoothed(method, smoothing)
         self._base, self._method, self._tasks = base, method, tuple(tasks)
@@ -70,16 +75,20 @@ class Pipeline:
         self.processes = Processes(process_group, self._tasks)
         self._segmented: _Segmented = ([], ([], []))
         self._begin()
-        self.state = SurgeryState(base, method, tasks, len(self.segments()[1]))
+        self._observe_every = observe_every
+        counting, segments = observe_every is not None, len(self.segments()[1])
+        self.state = SurgeryState(base, method, tasks, segments, counting)
 
     def _begin(self) -> None:
         """Start without a step under way."""
         self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
         self._scale = StepScale(self._tasks)
+        self._means: StepLossMeans | None = None
+        self._weighed: _Weighed | None = None  # where the losses were weighted before the backward
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_scale", "_feature_leaves")
+        transient = ("_capture", "_losses", "_scale", "_means", "_weighed", "_feature_leaves")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,7 +112,7 @@ class Pipeline:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
                 yield
-                if loss is not None and "losses" in self._method.needs:
+                if loss is not None and self._means is None and "losses" in self._method.needs:
                     self._losses.add(name, loss)
                 if factor is not None and self._needs_scale():
                     self._scale.add(name, factor)
@@ -112,6 +121,8 @@ class Pipeline:
             self._scale.drop(name)
             self.processes.failed(name)
             raise
+        if isinstance(self._method, LossWeighting) and self._means is None:
+            sync = False  # ranks that run one backward pass ask for the losses first
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
             self._capture.hand_over(*sent)
 
@@ -144,6 +155,7 @@ class Pipeline:
         self._capture.clear()
         self._losses.clear()
         self._scale.clear()
+        self._means = self._weighed = None
         self.processes.drop(self.parameters())
 
     # ------------------------------------------------------------------ measure, decide, apply
@@ -156,13 +168,18 @@ class Pipeline:
         """Combine what was captured, into ``.grad``."""
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
-        self._losses.replace(losses or {}, self._capture.waiting)
+        if self._means is None:
+            self._losses.replace(losses or {}, self._capture.waiting)
+            self._refuse_missing_losses()
+            if isinstance(self._method, LossWeighting):
+                # A rank without a task does what the others do.
+                apart = self.processes.count == 1 or any(self._losses.known())
+                self._weigh(self._method, apart)
         if self._needs_scale():
             self._scale.settle(self._capture.waiting, scale)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
-        self._refuse_missing_losses()
         common = self._common() if self.processes.count > 1 else ()
         gradients = self.processes.gather(self._capture.grads, parameters, common)
         if gradients.averaged:
@@ -175,15 +192,74 @@ class Pipeline:
         measured = measure(
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
-        weights = self._decide(measured, names, torch.tensor(gradients.active))
-        alone = self._alone(measured, weights)
-        if self._reduction == "mean":
-            weights = weights / sum(gradients.active)
-        update = gradients.placement.restored(apply_(measured, weights, alone))
+        if self._weighed is None:
+            weights = self._decide(measured, names, torch.tensor(gradients.active))
+            alone = self._alone(measured, weights)
+            if self._reduction == "mean":
+                weights = weights / sum(gradients.active)
+            combined = apply_(measured, weights, alone)
+        else:
+            self._keep_weighed(self._weighed, measured, names)
+            combined = [column[0] if column else None for column in measured.grads]
+        update = gradients.placement.restored(combined)
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
         self.discard()
+
+    def weigh(self, losses: Mapping[str, Tensor]) -> bool:
+        """Decide on the losses of the step that begins, if they are all that the method needs.
+
+        Returns:
+            Whether one backward pass of weighted losses will do, see :meth:`weighted`. No when the
+            gradients are to be measured, or were captured apart by a micro-batch, on any rank.
+        """
+        method, every = self._method, self._observe_every
+        due = every is not None and self.state.unmeasured + 1 >= every
+        if not isinstance(method, LossWeighting) or self._capture.waiting or due:
+            return False
+        for name, loss in losses.items():
+            self._losses.add(name, loss)
+            self.processes.begin(name, self.parameters())
+        return self._weigh(method, apart=False)
+
+    def _weigh(self, method: LossWeighting, apart: bool) -> bool:
+        """Average the losses, and decide on them unless some rank captures gradients ``apart``."""
+        means = self._mean_losses(apart)
+        if not means.apart:
+            losses = means.losses
+            before = self.state.of_method(len(self.segments()[1]), losses.device)
+            self._weighed = _Weighed(*method.weigh(losses, before), before)
+        return self._weighed is not None
+
+    def _mean_losses(self, apart: bool = True) -> StepLossMeans:
+        """Average the losses of the step over the ranks, once."""
+        if self._means is None:
+            losses = self._losses.vector(self.parameters()[0].device)
+            self._means = self.processes.mean_losses(losses, self._losses.known(), apart)
+        return self._means
+
+    @contextmanager
+    def weighted(self) -> Iterator[dict[str, Tensor]]:
+        """Hand out the losses' weights, and capture the one backward pass of their sum."""
+        assert self._weighed is not None
+        weights = self._weighed.weights * self._mean_losses().factors
+        with self.task(self._tasks[0]):  # which stands for all
+            yield dict(zip(self._tasks, weights, strict=True))
+
+    def _keep_weighed(self, weighed: _Weighed, measured: Measured, segments: Sequence[str]) -> None:
+        """Keep the state of a step whose losses were weighted, and count it."""
+        gram, finite = measured.gram, measured.finite
+        if not measured.resident and not finite:
+            self.conflicts.skip()
+            return
+        weights, state, before = weighed.on(gram.device)
+        verdict = Verdict(weights.expand(gram.shape[:-1]), None, state)
+        if measured.resident:
+            verdict = _if_finite(finite, verdict, before)
+        self.state.keep(self.state.values["rng"], verdict.state, self.state.unmeasured + 1)
+        active = torch.tensor(self._mean_losses().active)
+        self.conflicts.update(gram, verdict, segments, active, finite, measured=False)
 
     def _decide(self, measured: Measured, segments: Sequence[str], active: Tensor) -> Tensor:
         """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
@@ -243,7 +319,7 @@ class Pipeline:
         if "present" in needs:
             facts["present"] = to_device(measured.present(), device)
         if "losses" in needs:
-            facts["losses"] = self.processes.mean_losses(self._losses.vector(device)).to(device)
+            facts["losses"] = self._mean_losses().losses.to(device)
         if "scale" in needs:
             facts["scale"] = self._step_scale(device)
         return facts, rng
@@ -295,8 +371,47 @@ class Pipeline:
     def _common(self) -> tuple[object, ...]:
         """Return what the optimizers of all ranks must have in common."""
         settings = consistency.settings_of(self._method)
-        options = self._task_only, self._reduction
+        options = self._task_only, self._reduction, self._observe_every
         return self._tasks, settings, options, self._segmented, self.state.values["rng"]
+
+
+def _refuse_gradient_options(
+    method: Method, task_only: str | None, reduction: str, smoothing: float
+) -> None:
+    refused = {
+        "task_only='plain'": task_only == "plain",
+        "reduction='mean'": reduction == "mean",
+        f"smoothing={smoothing}": smoothing != 0,
+    }
+    for option, chosen in refused.items():
+        if chosen:
+            raise ValueError(
+                f"{option} does not go with {method!r}, which weights the losses before one "
+                "backward pass and knows neither the tasks' gradients nor their Gram matrix; for "
+                "a mean over the tasks, divide the joined loss"
+            )
+
+
+class _Weighed(NamedTuple):
+    """The decision of a method of the losses, before the backward.
+
+    Attributes:
+        weights: ``[K]`` float64.
+        state: what the next step is to be given.
+        before: what this step was given.
+    """
+
+    weights: Tensor
+    state: State
+    before: State
+
+    def on(self, device: torch.device) -> _Weighed:
+        """Return it on ``device``."""
+        return _Weighed(
+            self.weights.to(device),
+            {name: value.to(device) for name, value in self.state.items()},
+            {name: value.to(device) for name, value in self.before.items()},
+        )
 
 
 def _if_finite(finite: Tensor, verdict: Verdict, before: State) -> Verdict:

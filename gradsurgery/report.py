@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from gradsurgery.log import SCHEMA
-from gradsurgery.summary import Line, PairCounts, gradient_totals, mean_change, pair_totals
+from gradsurgery.summary import (
+    Line,
+    PairCounts,
+    gradient_totals,
+    mean_change,
+    pair_totals,
+    unmeasured_total,
+)
 
 __all__ = ["Line", "PairCounts", "draw", "gradient_totals", "main", "mean_change", "pair_totals"]
-__all__ += ["read", "table", "totals"]
+__all__ += ["read", "table", "totals", "unmeasured_total"]
 
 _COLUMNS = ("method", "pair", "possible", "conflicts", "altered", "cosine", "min", "max", "target")
 
@@ -82,14 +89,17 @@ def table(lines: Sequence[Line]) -> str:
     rows: list[Sequence[str]] = [_COLUMNS, ["---"] * len(_COLUMNS)]
     for windows in logs.values():
         method = windows[-1]["method"]
-        rows += [[method, *_cells(*pair)] for pair in _pairs(windows).items()]
+        unmeasured = unmeasured_total(windows) > 0
+        rows += [[method, *_cells(*pair, unmeasured)] for pair in _pairs(windows).items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [" | ".join(map(str.ljust, row, widths)) for row in rows]
     notes = [_note(log, windows) for log, windows in logs.items()]
     return "\n".join([*(f"| {row} |" for row in padded), "", *notes])
 
 
-def _cells(pair: tuple[str, str], counts: PairCounts) -> list[str]:
+def _cells(pair: tuple[str, str], counts: PairCounts, unmeasured: bool) -> list[str]:
+    if unmeasured and not counts.possible:
+        return [" <- ".join(pair), "not measured", *[""] * 6]
     summary = counts.to_json(*pair)
     return [
         " <- ".join(pair),
@@ -113,8 +123,11 @@ def _note(log: str, lines: Sequence[Line]) -> str:
     gradients = f"{counts['possible']} gradients"
     if counts["altered"] is not None:
         gradients = f"{counts['altered']} of {gradients} altered"
+    steps = f"{sum(line['window'] for line in lines)} steps"
+    if unmeasured := unmeasured_total(lines):
+        steps += f" (conflicts not measured in {unmeasured})"
     return (
-        f"{log}: {sum(line['window'] for line in lines)} steps, {gradients}, mean change of the "
+        f"{log}: {steps}, {gradients}, mean change of the "
         f"update {'unknown' if change is None else f'{change:.4f}'}, "
         f"{sum(line['nonfinite'] for line in lines)} non-finite steps"
     )

@@ -28,12 +28,19 @@ class SurgeryState:
         method: gives the tensors that it starts with.
         tasks: the tasks' names, in order.
         segments: the number of segments S.
+        counting: whether to count the steps since gradients were last measured.
     """
 
     def __init__(
-        self, base: Optimizer, method: Method, tasks: Sequence[str], segments: int
+        self,
+        base: Optimizer,
+        method: Method,
+        tasks: Sequence[str],
+        segments: int,
+        counting: bool = False,
     ) -> None:
         self._base, self._method, self._tasks = base, method, list(tasks)
+        self._counting = counting
         self._values: dict[str, Any] = {}
         self.keep(initial_rng(method.seed), method.init(segments, len(tasks)))
 
@@ -55,12 +62,19 @@ class SurgeryState:
 
     def grow(self, segments: int) -> None:
         """Make room for more segments, which start afresh."""
-        self.keep(self.values["rng"], self.of_method(segments))
+        self.keep(self.values["rng"], self.of_method(segments), self.unmeasured)
 
-    def keep(self, rng: Tensor, state: State) -> None:
-        """Remember the visiting order's generator and the method's tensors."""
+    def keep(self, rng: Tensor, state: State, unmeasured: int = 0) -> None:
+        """Remember the visiting order's generator, the method's tensors, and :attr:`unmeasured`."""
+        counter = {"unmeasured": unmeasured} if self._counting else {}
         # A new dict each time: a state_dict taken earlier keeps what it saw.
-        self._values = self._carrier()[KEY] = {"tasks": self._tasks, "rng": rng, **state}
+        self._values = self._carrier()[KEY] = {"tasks": self._tasks, "rng": rng, **counter, **state}
+
+    @property
+    def unmeasured(self) -> int:
+        """The steps since gradients were last measured, 0 where nobody counts."""
+        count: int = self.values.get("unmeasured", 0)
+        return count
 
     def _carrier(self) -> dict[str, Any]:
         groups = self._base.param_groups

@@ -10,7 +10,9 @@ The words, as they are used throughout:
 * pair (i, j) is *altered* when gradient i received a multiple of gradient j, gradient i when any j
   did that, in any segment; with a method for which that has no meaning it is None;
 * pairs are counted once per step and segment in which both gradients exist and are not zero;
-* *change* is |u - s| / |s|: u the update, s the plain sum, over all shared parameters.
+* *change* is |u - s| / |s|: u the update, s the plain sum, over all shared parameters;
+* a step is *unmeasured* when one backward pass of weighted losses did: its weights are known, and
+  nothing of its gradients. It enters ``unmeasured`` and ``weights``, and no count of conflicts.
 
 Counts alone mislead. Gradients that are nearly orthogonal conflict in half of the steps by chance,
 and it means nothing: look at the cosines and at the change beside the counts.
@@ -46,8 +48,8 @@ _PAIRWISE: dict[str, tuple[float, Callable[[Tensor, int], Tensor]]] = {
     "target": (math.nan, torch.mean),
 }
 #: The sums of shape [K], and of shape [1], which start from zero.
-_TASKWISE = ("active", "active_altered", "present", "norm", "weight")
-_SCALAR = ("steps", "nonfinite", "changed", "change", "most")
+_TASKWISE = ("active", "active_altered", "present", "norm", "weighted", "weight")
+_SCALAR = ("steps", "unmeasured", "nonfinite", "changed", "change", "most")
 
 
 class ConflictStatistics:
@@ -90,6 +92,7 @@ class ConflictStatistics:
         segments: Sequence[str],
         active: Tensor,
         finite: Tensor | None = None,
+        measured: bool = True,
     ) -> None:
         """Add one step.
 
@@ -100,12 +103,13 @@ class ConflictStatistics:
             active: ``[K]`` bool, the tasks that ran in this step.
             finite: scalar bool on the device of ``gram``; where it is False the step is counted as
                 :meth:`skip` does. None for True.
+            measured: False where the gradients were not, and ``gram`` is zeros.
         """
         sums = self._sums
         if not sums or len(segments) != len(self.segments) or sums["steps"].device != gram.device:
             self._add_up()
             self._make_room(segments, gram.device)
-        self._waiting.append(_Step(gram, verdict, active, finite))
+        self._waiting.append(_Step(gram, verdict, active, finite, measured))
         if len(self._waiting) >= min(WAITING, ELEMENTS // gram.numel()):
             self._add_up()
 
@@ -114,7 +118,8 @@ class ConflictStatistics:
 
         ``pairs`` lists ordered pairs (i, j), since alterations and targets have a direction;
         conflicts and cosines are the same for (j, i). Figures that do not exist are None. With
-        several segments, ``by_segment`` repeats the pairs for each.
+        several segments, ``by_segment`` repeats the pairs for each. Where gradients were not
+        measured in some steps, ``unmeasured`` is their number, and the rest is about the others.
         """
         self._add_up()
         segments = self.segments or ["model"]
@@ -132,13 +137,15 @@ class ConflictStatistics:
             },
             "pairs": self._pairs({key: add(sums[key], 0) for key, (_, add) in _PAIRWISE.items()}),
             "norms": self._means(sums["norm"], sums["present"]),
-            "weights": self._means(sums["weight"], sums["present"]),
+            "weights": self._means(sums["weight"], sums["weighted"]),
             "change": {
                 "mean": _ratio(sums["change"].item(), steps),
                 "max": sums["most"].item() if steps else None,
             },
             "nonfinite": int(sums["nonfinite"]) + self._skipped,
         }
+        if sums["unmeasured"]:
+            summary["unmeasured"] = int(sums["unmeasured"])
         if len(segments) > 1:
             summary["by_segment"] = [
                 {"segment": name, "pairs": self._pairs({key: sums[key][s] for key in _PAIRWISE})}
@@ -155,6 +162,7 @@ class ConflictStatistics:
             "altered": _ratio(gradients["altered"], gradients["possible"]),
             "change": summary["change"]["mean"],
             "nonfinite": float(summary["nonfinite"]),
+            "unmeasured": summary.get("unmeasured"),
         }
         for pair in summary["pairs"]:
             name = f"{pair['i']}-{pair['j']}"
@@ -182,6 +190,9 @@ class ConflictStatistics:
         self._skipped = state_dict["skipped"]
         self.segments = list(state_dict["segments"])
         self._sums = {name: value.clone() for name, value in state_dict["sums"].items()}
+        if self._sums and "weighted" not in self._sums:  # of a version that always measured
+            self._sums["weighted"] = self._sums["present"].clone()
+            self._sums["unmeasured"] = torch.zeros_like(self._sums["steps"])
 
     def _make_room(self, segments: Sequence[str], device: torch.device) -> None:
         """Make sums for these segments on the device; what was added up so far is kept."""
@@ -203,11 +214,14 @@ class ConflictStatistics:
         weights = torch.stack([step.verdict.weights.to(device) for step in steps])
         altered = _altered(steps, gram)
         active = to_device(torch.stack([step.active for step in steps]), device)
+        unmeasured = to_device(torch.tensor([not step.measured for step in steps]), device)
         self._add("steps", torch.ones_like(finite)[:, None])
         self._add("nonfinite", ~finite[:, None])
-        self._add("active", active & finite[:, None])
+        self._add("unmeasured", (unmeasured & finite)[:, None])
+        self._add("active", active & (finite & ~unmeasured)[:, None])
         self._add_pairs(gram, altered)
-        self._add_tasks(gram, weights, altered)
+        self._add_tasks(gram, altered)
+        self._add_weights(gram, weights, active & (unmeasured & finite)[:, None])
         self._add_change(gram, weights)
         if "target" in steps[-1].verdict.state:
             self._sums["target"].copy_(steps[-1].verdict.state["target"])
@@ -231,14 +245,19 @@ class ConflictStatistics:
         sums["lowest"].copy_(torch.minimum(sums["lowest"], low.amin(0)))
         sums["highest"].copy_(torch.maximum(sums["highest"], high.amax(0)))
 
-    def _add_tasks(self, gram: Tensor, weights: Tensor, altered: Tensor) -> None:
+    def _add_tasks(self, gram: Tensor, altered: Tensor) -> None:
         square = gram.diagonal(dim1=-2, dim2=-1)  # [T, S, K]
         present = square > 0
         self._add("active_altered", altered.amax((1, -1)))
         self._add("present", present.any(1))
         self._add("norm", square.sum(1).sqrt())
-        weight = torch.where(present, weights, 0).sum(1)
-        self._add("weight", weight / present.sum(1).clamp(min=1))
+
+    def _add_weights(self, gram: Tensor, weights: Tensor, unmeasured: Tensor) -> None:
+        """``unmeasured``: [T, K] bool, the tasks whose loss was weighted and no gradient seen."""
+        weighted = (gram.diagonal(dim1=-2, dim2=-1) > 0) | unmeasured[:, None]  # [T, S, K]
+        weight = torch.where(weighted, weights, 0).sum(1)
+        self._add("weighted", weighted.any(1))
+        self._add("weight", weight / weighted.sum(1).clamp(min=1))
 
     def _add_change(self, gram: Tensor, weights: Tensor) -> None:
         off = weights - 1
@@ -283,6 +302,7 @@ class _Step(NamedTuple):
     verdict: Verdict
     active: Tensor
     finite: Tensor | None
+    measured: bool
 
 
 def _finite(steps: Sequence[_Step], device: torch.device) -> Tensor:

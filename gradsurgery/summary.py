@@ -40,6 +40,7 @@ class GradientCounts(TypedDict):
 
 class _Optional(TypedDict, total=False):
     by_segment: list[SegmentSummary]  # with several segments
+    unmeasured: int  # the steps without measured gradients, where there are any
     log: str  # the file that a line was read from
 
 
@@ -161,9 +162,16 @@ def gradient_totals(lines: Sequence[Summary]) -> GradientCounts:
     return {"possible": possible, "altered": sum(altered) if known else None}
 
 
+def unmeasured_total(lines: Iterable[Summary]) -> int:
+    """The steps of all windows whose gradients were not measured."""
+    return sum(line.get("unmeasured", 0) for line in lines)
+
+
 def mean_change(lines: Iterable[Summary]) -> float | None:
     """The mean relative change of the update over the steps of all windows; None without any."""
-    changes = [(line["change"]["mean"], line["window"]) for line in lines]
+    changes = [
+        (line["change"]["mean"], line["window"] - line.get("unmeasured", 0)) for line in lines
+    ]
     known = [(change, steps) for change, steps in changes if change is not None]
     steps = sum(steps for _, steps in known)
     return sum(change * steps for change, steps in known) / steps if steps else None

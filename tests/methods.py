@@ -11,20 +11,26 @@ import torch
 from torch import Tensor
 
 from gradsurgery import (
+    FAMO,
     IMTLG,
     MGDA,
     AlignedMTL,
     CAGrad,
     ConFIG,
     DualProj,
+    DynamicWeightAverage,
     FairGrad,
+    GeometricMean,
+    GradNorm,
     GradVac,
     Method,
     NashMTL,
     PCGrad,
     Primary,
     RandomWeights,
+    SmoothTchebycheff,
     Sum,
+    UncertaintyWeighting,
     UPGrad,
     Verdict,
 )
@@ -83,6 +89,9 @@ _SURGERY = frozenset({SCALE, SYMMETRY, ZERO_IS_ABSENT, ALONE, SEGMENTS, ON_DEVIC
 _SOLVED = frozenset({SCALE})
 _NOT_LINEAR: frozenset[str] = frozenset()
 
+#: Of the losses alone, so that the Gram matrix may be anything.
+_WEIGHTING = frozenset({SCALE, SYMMETRY, SEGMENTS})
+
 METHODS: dict[str, Row] = {
     "sum": Row(lambda seed: Sum(), _SURGERY),
     "pcgrad": Row(lambda seed: PCGrad(seed=seed), _SURGERY),
@@ -92,6 +101,12 @@ METHODS: dict[str, Row] = {
     "gradvac_on_alter": Row(
         lambda seed: GradVac(beta=0.3, update="on_alter", target=0.3, seed=seed), _SURGERY
     ),
+    "uncertainty": Row(lambda seed: UncertaintyWeighting(), _WEIGHTING | {ON_DEVICE}),
+    "dwa": Row(lambda seed: DynamicWeightAverage(period=2), _WEIGHTING | {ON_DEVICE}),
+    "geometric": Row(lambda seed: GeometricMean(), _WEIGHTING),
+    "tchebycheff": Row(lambda seed: SmoothTchebycheff(mu=0.3), _WEIGHTING | {ON_DEVICE}),
+    "famo": Row(lambda seed: FAMO(), _WEIGHTING),
+    "gradnorm": Row(lambda seed: GradNorm(), frozenset({SYMMETRY})),
     "mgda": Row(lambda seed: MGDA(), _SOLVED),
     "cagrad": Row(lambda seed: CAGrad(), _SOLVED),
     "cagrad_0.9": Row(lambda seed: CAGrad(c=0.9), _SOLVED),

@@ -326,18 +326,42 @@ class Averaged:
         ]
 
 
-def mean_known(values: Tensor, groups: Sequence[dist.ProcessGroup]) -> Tensor:
-    """Return the mean of ``values`` ([K], NaN for unknown) over the ranks that know them.
+class StepLossMeans(NamedTuple):
+    """The losses of a step over all ranks.
+
+    Attributes:
+        losses: ``[K]`` float64, the means over the ranks that ran each task, NaN where none did.
+        active: for each task, whether any rank ran it.
+        factors: ``[K]`` float64, for each task, the ranks that ran any over those that ran it.
+        apart: whether some rank captures each task's gradients apart.
+    """
+
+    losses: Tensor
+    active: list[bool]
+    factors: Tensor
+    apart: bool
+
+
+def mean_losses(
+    losses: Tensor, ran: Sequence[bool], apart: bool, groups: Sequence[dist.ProcessGroup]
+) -> StepLossMeans:
+    """Average the losses. The host waits for them.
 
     Args:
-        values: float64, on the groups' device.
+        losses: ``[K]`` float64, on the groups' device.
+        ran: for each task, whether this rank ran it.
+        apart: whether this rank captures each task's gradients apart.
         groups: summed over one after the other, the dimensions of a mesh.
     """
-    known = ~values.isnan()
-    totals = torch.stack([torch.where(known, values, 0), known.to(values.dtype)])
+    counts = to_device(torch.tensor([*ran, any(ran), apart]).to(losses.dtype), losses.device)
+    sums = torch.where(counts[:-2] > 0, losses, 0)
+    totals = torch.cat([sums, counts])
     for group in groups:
         dist.all_reduce(totals, group=group)
-    return totals[0] / totals[1]
+    totals = totals.cpu()
+    sums, counts, everywhere = totals[: len(sums)], totals[len(sums) : -2], totals[-2]
+    factors = everywhere / counts.clamp(min=1)
+    return StepLossMeans(sums / counts, (counts > 0).tolist(), factors, bool(totals[-1] > 0))
 
 
 def _is_part(grad: Tensor) -> bool:

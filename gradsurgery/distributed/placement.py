@@ -11,7 +11,14 @@ from torch import Tensor
 
 from gradsurgery import kernels
 from gradsurgery.distributed import consistency
-from gradsurgery.distributed.averaging import Averaged, Averaging, Grads, HandedOver, mean_known
+from gradsurgery.distributed.averaging import (
+    Averaged,
+    Averaging,
+    Grads,
+    HandedOver,
+    StepLossMeans,
+    mean_losses,
+)
 from gradsurgery.distributed.ddp_guard import refuse_one_forward
 from gradsurgery.distributed.sharded import Sharded, any_sharded, local, meshes_of
 from gradsurgery.kernels import Columns
@@ -185,21 +192,25 @@ class Processes:
         sharded = Sharded(parameters, columns, check=not self._compared)
         return StepGradients(shards, active, sharded, averaged=False)
 
-    def mean_losses(self, losses: Tensor) -> Tensor:
+    def mean_losses(self, losses: Tensor, ran: Sequence[bool], apart: bool = True) -> StepLossMeans:
         """Return the mean of each task's loss over the ranks that ran it.
 
         Args:
             losses: ``[K]`` float64, NaN for a task that did not run here.
+            ran: for each task, whether it ran here.
+            apart: whether the tasks' gradients are captured apart here.
 
         Raises:
             RuntimeError: where DDP averages the gradients, and nobody the losses.
         """
         if self.count == 1:
-            return losses
+            return StepLossMeans(losses, list(ran), torch.ones_like(losses), apart)
         if self._averaging is not None:
-            return mean_known(losses.to(self._device), [self._averaging.group])
+            return mean_losses(losses, ran, apart, [self._averaging.group])
         if self._roll is not None:
-            return mean_known(losses.to(self._roll.device), self._roll.groups)
+            # FSDP2 and tensor parallel average over all ranks, and each runs every task.
+            means = mean_losses(losses, ran, apart, self._roll.groups)
+            return means._replace(factors=torch.ones_like(means.factors))
         raise RuntimeError(
             "this method decides by the tasks' losses, which DistributedDataParallel does not "
             "average over the processes as it does the gradients: pass "
@@ -216,7 +227,8 @@ class Processes:
         """
         if self._averaging is None:
             return factors
-        return mean_known(factors.to(self._device), [self._averaging.group])
+        ran = (~factors.isnan()).tolist()
+        return mean_losses(factors.to(self._device), ran, False, [self._averaging.group]).losses
 
     def compare(
         self,

@@ -6,7 +6,11 @@ from gradsurgery.methods.cagrad import CAGrad
 from gradsurgery.methods.config import ConFIG
 from gradsurgery.methods.constant import Constant
 from gradsurgery.methods.dual_proj import DualProj
+from gradsurgery.methods.dynamic_weight_average import DynamicWeightAverage
 from gradsurgery.methods.fairgrad import FairGrad
+from gradsurgery.methods.famo import FAMO
+from gradsurgery.methods.geometric_mean import GeometricMean
+from gradsurgery.methods.gradnorm import GradNorm
 from gradsurgery.methods.gradvac import GradVac, gradvac
 from gradsurgery.methods.imtl_g import IMTLG
 from gradsurgery.methods.mgda import MGDA
@@ -14,10 +18,14 @@ from gradsurgery.methods.nash_mtl import NashMTL
 from gradsurgery.methods.pcgrad import PCGrad, pcgrad
 from gradsurgery.methods.primary import Primary
 from gradsurgery.methods.random_weights import RandomWeights
+from gradsurgery.methods.smooth_tchebycheff import SmoothTchebycheff
 from gradsurgery.methods.sum import Sum
+from gradsurgery.methods.uncertainty_weighting import UncertaintyWeighting
 from gradsurgery.methods.upgrad import UPGrad
+from gradsurgery.methods.weighting import LossWeighting
 
 __all__ = [
+    "FAMO",
     "IMTLG",
     "MGDA",
     "AlignedMTL",
@@ -25,16 +33,22 @@ __all__ = [
     "ConFIG",
     "Constant",
     "DualProj",
+    "DynamicWeightAverage",
     "FairGrad",
+    "GeometricMean",
+    "GradNorm",
     "GradVac",
+    "LossWeighting",
     "Method",
     "NashMTL",
     "PCGrad",
     "Primary",
     "RandomWeights",
+    "SmoothTchebycheff",
     "State",
     "Sum",
     "UPGrad",
+    "UncertaintyWeighting",
     "Verdict",
     "gradvac",
     "pcgrad",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery import GradVac, PCGrad, kernels, pipeline
+from gradsurgery import GradVac, LossWeighting, PCGrad, kernels, pipeline
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
 from tests.methods import ALONE, METHODS, every_method, obeying
 
@@ -110,7 +110,7 @@ def test_a_nonfinite_step_changes_no_state(where: str, value: float, name: str) 
     broken = w if where == "shared" else head
     optimizer.join([w[0] + value * broken.sum(), w[1] - w[0]]).backward()
     assert not all(p.grad.isfinite().all() for p in (w, head) if p.grad is not None)
-    if where == "head":
+    if where == "head" and not isinstance(optimizer.method, LossWeighting):  # decides before
         assert w.grad.tolist() == [0, 1]  # weights of one
     after = optimizer.state_dict(), optimizer.conflicts.summary()
     if kernels.fused_on(w.device, 2):  # nobody looked in time to put the order back
