@@ -29,10 +29,12 @@ Windows are not corrected for each other: judge a run by its whole log.
 tasks, their noises are correlated and the mean cosine holds that correlation, too: it then speaks
 of batches, and not of the expected gradients. Over the steps that are added up, the mean of their
 cosines is meant, also where training changes it. Dependence that outlasts ``BATCH`` steps makes the
-interval too short.
+interval too short: without a conflict one is found in 2.5% of runs of 400 steps, in 3% if
+neighbouring steps are correlated by 0.5, and in 6% if by 0.8 (simulated; see the tests).
 
-**How much it takes.** A mean cosine of -0.1 of steps that scatter by 0.25 is found in nine of ten
-runs of 100 steps; half the mean or twice the scatter take four times the steps.
+**How much it takes.** A mean cosine of -0.1 of independent steps that scatter by 0.25 is found in
+nine of ten runs of 100 steps; half the mean or twice the scatter take four times the steps, and
+steps correlated by 0.5 three times.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ __all__ = ["Line", "PairCounts", "draw", "gradient_totals", "main", "mean_change
 __all__ += ["evidence", "judgement", "read", "table", "totals", "verdict"]
 
 _ASSUMED = (
-    "(Mean cosines with 95% intervals, for all pairs of a log together. They speak of the expected "
-    "gradients if each task draws its own batches; where tasks share a batch, of its noise, too.)"
+    "Mean cosines with 95% intervals, for all pairs of a log together. They speak of the expected "
+    "gradients if each task draws its own batches; where tasks share a batch, of its noise, too."
 )
 _COLUMNS = ("method", "pair", "possible", "conflicts", "altered", "cosine", "min", "max", "target")
 
@@ -164,7 +164,7 @@ def judgement(lines: Sequence[Line]) -> str:
             rows = [f"{name}: {pair.describe(len(pairs))}" for name, pair in pairs.items()]
             text = "\n".join([*(f"- {row}" for row in rows), "", f"Verdict: {sentence(pairs)}"])
             parts.append(f"{log}:\n\n{text}" if len(logs) > 1 else text)
-    return "\n\n".join([*parts, _ASSUMED]) if parts else ""
+    return "\n\n".join([_ASSUMED, *parts]) if parts else ""
 
 
 def draw(lines: Sequence[Line], directory: str | Path) -> list[Path]:

@@ -121,6 +121,7 @@ def test_dependent_steps_do_not_raise_the_rate_beyond_5_percent() -> None:
     """Steps correlated by 0.5: taken as independent they would say conflict in 13% of runs."""
     cosines = 0.2 * noise(400, memory=0.5)
     assert rate(cosines) <= 0.05
+    assert rate(0.2 * noise(400, memory=0.8)) <= 0.07  # as the module admits
     naive = cosines.mean(1) + stats.t.ppf(0.975, 399) * cosines.std(1) / 20 < 0
     assert naive.double().mean() > 0.1
 
@@ -139,6 +140,7 @@ def test_the_promised_conflict_is_found() -> None:
     """A mean of -0.1 with scatter 0.25 in 100 steps, and half of it in 400: nine of ten runs."""
     assert rate(-0.1 + 0.25 * noise(100)) >= 0.9
     assert rate(-0.05 + 0.25 * noise(400, runs=500)) >= 0.9
+    assert rate(-0.1 + 0.25 * noise(300, runs=500, memory=0.5)) >= 0.9
 
 
 @pytest.mark.parametrize(("cosine", "least", "most"), [(0.0, 0.0, 0.04), (-0.1, 0.9, 1.0)])
