@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from gradsurgery.evidence import Evidence, sentence
 from gradsurgery.log import SCHEMA
 from gradsurgery.summary import (
     Line,
@@ -24,8 +25,12 @@ from gradsurgery.summary import (
 )
 
 __all__ = ["Line", "PairCounts", "draw", "gradient_totals", "main", "mean_change", "pair_totals"]
-__all__ += ["read", "table", "totals", "unmeasured_total"]
+__all__ += ["evidence", "judgement", "read", "table", "totals", "unmeasured_total", "verdict"]
 
+_ASSUMED = (
+    "Mean cosines with 95% intervals, for all pairs of a log together. They speak of the expected "
+    "gradients if each task draws its own batches; where tasks share a batch, of its noise, too."
+)
 _COLUMNS = ("method", "pair", "possible", "conflicts", "altered", "cosine", "min", "max", "target")
 
 
@@ -140,6 +145,41 @@ def _by_log(lines: Sequence[Line]) -> dict[str, list[Line]]:
     return logs
 
 
+def evidence(lines: Iterable[Mapping[str, Any]]) -> dict[str, Evidence]:
+    """Return by pair, as ``a/b``, whether its expected gradients conflict.
+
+    Windows and logs add up: give the lines of one run, or of several seeds of it.
+
+    Args:
+        lines: as :func:`read` returns them. Older logs hold no evidence, and add nothing.
+    """
+    pairs = pair_totals(pair for line in lines for pair in line["pairs"])
+    return {f"{i}/{j}": c.evidence for (i, j), c in pairs.items() if c.evidence.steps}
+
+
+def verdict(lines: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return in one sentence whether the tasks conflict and what to do; None without evidence.
+
+    Args:
+        lines: as for :func:`evidence`.
+    """
+    pairs = evidence(lines)
+    return sentence(pairs) if pairs else None
+
+
+def judgement(lines: Sequence[Line]) -> str:
+    """Return for each log the pairs' intervals, and one verdict; empty without evidence."""
+    parts = []
+    logs = _by_log(lines)
+    for log, windows in logs.items():
+        pairs = evidence(windows)
+        if pairs:
+            rows = [f"{name}: {pair.describe(len(pairs))}" for name, pair in pairs.items()]
+            text = "\n".join([*(f"- {row}" for row in rows), "", f"Verdict: {sentence(pairs)}"])
+            parts.append(f"{log}:\n\n{text}" if len(logs) > 1 else text)
+    return "\n\n".join([_ASSUMED, *parts]) if parts else ""
+
+
 def draw(lines: Sequence[Line], directory: str | Path) -> list[Path]:
     """Draw one picture per log: cosines, conflicts, alterations and change, over the steps.
 
@@ -176,13 +216,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: no window in {', '.join(options.log)}", file=sys.stderr)
         return 2
     print(table(lines))
+    _draw(lines, options.output or Path(options.log[0]).parent)
+    judged = judgement(lines)
+    if judged:
+        print(f"\n{judged}")
+    return 0
+
+
+def _draw(lines: Sequence[Line], directory: str | Path) -> None:
+    """Draw, and print the files or what is missing."""
     try:
-        files = draw(lines, options.output or Path(options.log[0]).parent)
+        files = draw(lines, directory)
     except ModuleNotFoundError as error:
         print(f"no pictures: {error}; pip install matplotlib", file=sys.stderr)
-        return 0
-    print("\n".join(f"picture: {file}" for file in files))
-    return 0
+    else:
+        print("\n".join(f"picture: {file}" for file in files))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,21 @@ The words, as they are used throughout:
   nothing of its gradients. It enters ``unmeasured`` and ``weights``, and no count of conflicts.
 
 Counts alone mislead. Gradients that are nearly orthogonal conflict in half of the steps by chance,
-and it means nothing: look at the cosines and at the change beside the counts.
+and it means nothing: look at the cosines and at the change beside the counts, and at the evidence
+(:mod:`gradsurgery.evidence`), which takes successive steps in batches of ``BATCH``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradsurgery.evidence import BATCH, Evidence, sentence
 from gradsurgery.methods import Verdict
 from gradsurgery.summary import PairCounts, PairSummary, Summary
 from gradsurgery.transfer import to_device
@@ -50,6 +52,9 @@ _PAIRWISE: dict[str, tuple[float, Callable[[Tensor, int], Tensor]]] = {
 #: The sums of shape [K], and of shape [1], which start from zero.
 _TASKWISE = ("active", "active_altered", "present", "norm", "weighted", "weight")
 _SCALAR = ("steps", "unmeasured", "nonfinite", "changed", "change", "most")
+#: The sums for evidence, ``[1 + S, N, K, K]``, the whole model first: of the open batch (its
+#: cosines, their number), and over all batches closed (the six of :class:`Evidence`).
+_BATCHED = {"open": 2, "closed": 6}
 
 
 class ConflictStatistics:
@@ -78,6 +83,7 @@ class ConflictStatistics:
     def reset(self) -> None:
         """Begin a new window: everything back to zero."""
         self._skipped = 0
+        self._begun = 0  # steps of the open batch
         self._waiting: list[_Step] = []
         self._sums: dict[str, Tensor] = {}  # made by the first step, on its device
 
@@ -120,11 +126,15 @@ class ConflictStatistics:
         conflicts and cosines are the same for (j, i). Figures that do not exist are None. With
         several segments, ``by_segment`` repeats the pairs for each. Where gradients were not
         measured in some steps, ``unmeasured`` is their number, and the rest is about the others.
+
+        ``evidence`` (:class:`~gradsurgery.evidence.Evidence`) stands with the pairs that met, once
+        for both directions; in ``pairs`` it is of the whole model's cosine, in each step one.
         """
         self._add_up()
         segments = self.segments or ["model"]
         sums = self._sums or _initial(len(segments), len(self.tasks), torch.device("cpu"))
         sums = {name: value.cpu() for name, value in sums.items()}
+        batches = sums["closed"] + _moments(sums["open"])
         steps = sums["changed"].item()
         summary: Summary = {
             "window": int(sums["steps"]) + self._skipped,
@@ -135,7 +145,9 @@ class ConflictStatistics:
                 "possible": int(sums["active"].sum()),
                 "altered": _count(sums["active_altered"].sum().item()),
             },
-            "pairs": self._pairs({key: add(sums[key], 0) for key, (_, add) in _PAIRWISE.items()}),
+            "pairs": self._pairs(
+                {key: add(sums[key], 0) for key, (_, add) in _PAIRWISE.items()}, batches[0]
+            ),
             "norms": self._means(sums["norm"], sums["present"]),
             "weights": self._means(sums["weight"], sums["weighted"]),
             "change": {
@@ -148,10 +160,29 @@ class ConflictStatistics:
             summary["unmeasured"] = int(sums["unmeasured"])
         if len(segments) > 1:
             summary["by_segment"] = [
-                {"segment": name, "pairs": self._pairs({key: sums[key][s] for key in _PAIRWISE})}
+                {
+                    "segment": name,
+                    "pairs": self._pairs(
+                        {key: sums[key][s] for key in _PAIRWISE}, batches[1 + s], len(segments)
+                    ),
+                }
                 for s, name in enumerate(segments)
             ]
         return summary
+
+    def verdict(self) -> str:
+        """Return in one sentence whether the window shows that tasks conflict, and what to do.
+
+        A log's windows together tell more: :func:`gradsurgery.report.verdict`.
+        """
+        pairs = self.summary()["pairs"]
+        return sentence(
+            {
+                f"{pair['i']}/{pair['j']}": Evidence.from_json(pair["evidence"])
+                for pair in pairs
+                if "evidence" in pair
+            }
+        )
 
     def scalars(self) -> dict[str, float]:
         """Return the window as flat ``{name: number}``, for any logger; figures without a value are
@@ -180,6 +211,7 @@ class ConflictStatistics:
         self._add_up()
         return {
             "skipped": self._skipped,
+            "begun": self._begun,
             "segments": list(self.segments),
             "sums": {name: value.clone() for name, value in self._sums.items()},
         }
@@ -188,11 +220,15 @@ class ConflictStatistics:
         """Continue the window that :meth:`state_dict` returned."""
         self._waiting = []
         self._skipped = state_dict["skipped"]
+        self._begun = state_dict.get("begun", 0)
         self.segments = list(state_dict["segments"])
-        self._sums = {name: value.clone() for name, value in state_dict["sums"].items()}
-        if self._sums and "weighted" not in self._sums:  # of a version that always measured
-            self._sums["weighted"] = self._sums["present"].clone()
-            self._sums["unmeasured"] = torch.zeros_like(self._sums["steps"])
+        sums: dict[str, Tensor] = {k: v.clone() for k, v in state_dict["sums"].items()}
+        if sums and "weighted" not in sums:  # of a version that always measured
+            sums["weighted"] = sums["present"].clone()
+        if sums:  # those of version 0.1.0 have no batches
+            device = sums["steps"].device
+            sums = {**_initial(len(self.segments), len(self.tasks), device), **sums}
+        self._sums = sums
 
     def _make_room(self, segments: Sequence[str], device: torch.device) -> None:
         """Make sums for these segments on the device; what was added up so far is kept."""
@@ -220,6 +256,7 @@ class ConflictStatistics:
         self._add("unmeasured", (unmeasured & finite)[:, None])
         self._add("active", active & (finite & ~unmeasured)[:, None])
         self._add_pairs(gram, altered)
+        self._add_batches(gram)
         self._add_tasks(gram, altered)
         self._add_weights(gram, weights, active & (unmeasured & finite)[:, None])
         self._add_change(gram, weights)
@@ -232,10 +269,7 @@ class ConflictStatistics:
         total.copy_(torch.cat([total[None], values.to(total.dtype)]).cumsum(0)[-1])
 
     def _add_pairs(self, gram: Tensor, altered: Tensor) -> None:
-        norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-        product = norm[..., :, None] * norm[..., None, :]
-        pair = (product > 0) & ~torch.eye(len(self.tasks), dtype=torch.bool, device=gram.device)
-        cosine = torch.where(pair, gram / product, 0).clamp(-1, 1)
+        pair, cosine = _cosines(gram)
         self._add("possible", pair)
         self._add("conflicts", cosine < 0)
         self._add("altered", altered)
@@ -244,6 +278,21 @@ class ConflictStatistics:
         low, high = (torch.where(pair, cosine, end) for end in (math.inf, -math.inf))
         sums["lowest"].copy_(torch.minimum(sums["lowest"], low.amin(0)))
         sums["highest"].copy_(torch.maximum(sums["highest"], high.amax(0)))
+
+    def _add_batches(self, gram: Tensor) -> None:
+        """Add to the open batch, and close it whenever it has ``BATCH`` steps."""
+        whole = gram.sum(1, keepdim=True)
+        pair, cosine = _cosines(torch.cat([whole, gram], 1))
+        values = torch.stack([cosine, pair.to(cosine.dtype)], 2)  # [T, 1 + S, 2, K, K]
+        while len(values):
+            room = BATCH - self._begun
+            self._add("open", values[:room])
+            self._begun += len(values[:room])
+            values = values[room:]
+            if self._begun == BATCH:
+                self._sums["closed"] += _moments(self._sums["open"])
+                self._sums["open"].zero_()
+                self._begun = 0
 
     def _add_tasks(self, gram: Tensor, altered: Tensor) -> None:
         square = gram.diagonal(dim1=-2, dim2=-1)  # [T, S, K]
@@ -268,12 +317,19 @@ class ConflictStatistics:
         self._add("change", change)
         self._sums["most"].copy_(torch.maximum(self._sums["most"], change.amax(0)))
 
-    def _pairs(self, sums: Mapping[str, Tensor]) -> list[PairSummary]:
-        """Return the ordered pairs' figures from sums of shape [K, K]."""
+    def _pairs(
+        self, sums: Mapping[str, Tensor], batches: Tensor, segments: int = 1
+    ) -> list[PairSummary]:
+        """Return the ordered pairs' figures from sums of shape [K, K], and batches [6, K, K]."""
         values = torch.stack([sums[name] for name in _PAIRWISE], dim=-1).tolist()  # [K][K][7]
+        moments = batches.movedim(0, -1).tolist()  # [K][K][6]
+        tasks = range(len(self.tasks))
+        judged = segments * sum(moments[i][j][2] > 0 for i, j in combinations(tasks, 2))
         return [
-            _pair_counts(values[i][j]).to_json(self.tasks[i], self.tasks[j])
-            for i, j in permutations(range(len(self.tasks)), 2)
+            _pair_counts(values[i][j], moments[i][j] if i < j else ()).to_json(
+                self.tasks[i], self.tasks[j], judged
+            )
+            for i, j in permutations(tasks, 2)
         ]
 
     def _means(self, total: Tensor, count: Tensor) -> dict[str, float | None]:
@@ -290,6 +346,7 @@ def _initial(segments: int, tasks: int, device: torch.device) -> dict[str, Tenso
 
     return {
         **{name: full(start, segments, tasks, tasks) for name, (start, _) in _PAIRWISE.items()},
+        **{name: full(0.0, 1 + segments, n, tasks, tasks) for name, n in _BATCHED.items()},
         **{name: full(0.0, tasks) for name in _TASKWISE},
         **{name: full(0.0, 1) for name in _SCALAR},
     }
@@ -317,10 +374,25 @@ def _altered(steps: Sequence[_Step], gram: Tensor) -> Tensor:
     return torch.stack(altered) if len(altered) == len(steps) else torch.full_like(gram, math.nan)
 
 
-def _pair_counts(sums: Sequence[float]) -> PairCounts:
+def _cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where pairs met, ``[..., K, K]`` bool, and their cosines, zero elsewhere."""
+    norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    product = norm[..., :, None] * norm[..., None, :]
+    pair = (product > 0) & ~torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
+    return pair, torch.where(pair, gram / product, 0).clamp(-1, 1)
+
+
+def _moments(batch: Tensor) -> Tensor:
+    """Return what a batch adds to the sums of :class:`Evidence`: ``[.., 2, K, K]`` to 6."""
+    s, n = batch.unbind(-3)
+    return torch.stack([(n > 0).to(s.dtype), s, n, s * s, s * n, n * n], -3)
+
+
+def _pair_counts(sums: Sequence[float], moments: Sequence[float]) -> PairCounts:
     possible, conflicts, altered, cosine, lowest, highest, target = sums
     counts = int(possible), int(conflicts), _count(altered)
-    return PairCounts(*counts, cosine, lowest, highest, None if math.isnan(target) else target)
+    ends = lowest, highest, None if math.isnan(target) else target
+    return PairCounts(*counts, cosine, *ends, Evidence(*moments))
 
 
 def _count(total: float) -> int | None:

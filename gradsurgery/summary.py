@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal, NotRequired, TypedDict
+
+from gradsurgery.evidence import Evidence, EvidenceSummary
 
 #: (i, j): gradient i, compared with gradient j and altered because of it.
 Pair = tuple[str, str]
@@ -22,6 +24,7 @@ class PairSummary(TypedDict):
     altered: int | None
     cosine: dict[Literal["mean", "min", "max"], float | None]
     target: float | None
+    evidence: NotRequired[EvidenceSummary]  # once a pair, i before j; since the version after 0.1.0
 
 
 class SegmentSummary(TypedDict):
@@ -78,6 +81,7 @@ class PairCounts:
             a method for which that has no meaning.
         cosine_sum, lowest, highest: of the cosines.
         target: the last one, of a method that has targets.
+        evidence: whether the expected gradients conflict; counted for i before j.
 
     Example:
         >>> window = PairCounts(4, conflicts=1, altered=1, cosine_sum=0.8)
@@ -93,6 +97,7 @@ class PairCounts:
     lowest: float = math.inf
     highest: float = -math.inf
     target: float | None = None
+    evidence: Evidence = field(default_factory=Evidence)
 
     def __add__(self, other: PairCounts) -> PairCounts:
         unknown = self.altered is None or other.altered is None
@@ -104,6 +109,7 @@ class PairCounts:
             min(self.lowest, other.lowest),
             max(self.highest, other.highest),
             self.target if other.target is None else other.target,
+            self.evidence + other.evidence,
         )
 
     @property
@@ -116,10 +122,15 @@ class PairCounts:
         value = self.conflicts if count == "conflicts" else self.altered
         return 100 * value / self.possible if self.possible and value is not None else None
 
-    def to_json(self, i: str, j: str) -> PairSummary:
-        """Return the counts of pair (i, j) as a log line has them."""
+    def to_json(self, i: str, j: str, pairs: int = 1) -> PairSummary:
+        """Return the counts of pair (i, j) as a log line has them.
+
+        Args:
+            i, j: the tasks.
+            pairs: that are judged together with this one.
+        """
         low, high = (self.lowest, self.highest) if self.possible else (None, None)
-        return {
+        summary: PairSummary = {
             "i": i,
             "j": j,
             "possible": self.possible,
@@ -128,6 +139,9 @@ class PairCounts:
             "cosine": {"mean": self.cosine, "min": low, "max": high},
             "target": self.target,
         }
+        if self.evidence.steps:
+            summary["evidence"] = self.evidence.to_json(pairs)
+        return summary
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> PairCounts:
@@ -142,6 +156,7 @@ class PairCounts:
             math.inf if low is None else low,
             -math.inf if high is None else high,
             row.get("target"),
+            Evidence.from_json(row.get("evidence")),
         )
 
 

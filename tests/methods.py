@@ -23,6 +23,7 @@ from gradsurgery import (
     GeometricMean,
     GradNorm,
     GradVac,
+    LossWeighting,
     Method,
     NashMTL,
     PCGrad,
@@ -135,6 +136,12 @@ METHODS: dict[str, Row] = {
 
 #: A test that runs over all methods, or over those that obey a law.
 every_method = pytest.mark.parametrize("name", METHODS)
+
+
+#: A test of options that act on the tasks' gradients, which weights of losses refuse.
+every_method_of_gradients = pytest.mark.parametrize(
+    "name", [name for name, row in METHODS.items() if not isinstance(row.make(0), LossWeighting)]
+)
 
 
 def obeying(law: str) -> pytest.MarkDecorator:

@@ -42,7 +42,8 @@ def write_report(directory: Path) -> str:
     ]
     page = run.path / "report.md"
     page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    return f"\n{score_table(dev)}\n\n{surgery.table(lines)}\n\nreport: {page}"
+    parts = [score_table(dev), surgery.table(lines), surgery.judgement(lines), f"report: {page}"]
+    return "\n" + "\n\n".join(part for part in parts if part)
 
 
 def score_table(dev: Sequence[dict[str, Any]]) -> str:
@@ -124,11 +125,12 @@ def _conflicts(lines: Sequence[surgery.Line]) -> str:
         for row in by_epoch(lines)
     ]
     heading = ["epoch", "pair", "possible", "conflicts", "altered", "mean cosine"]
-    return (
-        f"{surgery.table(lines)}\n\nBy epoch; `i <- j` reads: gradient i, altered because of j. A "
-        "conflict is a negative cosine: nearly orthogonal gradients conflict in half of the steps "
-        f"by chance.\n\n{table(heading, rows)}"
+    explanation = (
+        "By epoch; `i <- j` reads: gradient i, altered because of j. A conflict is a negative "
+        "cosine: nearly orthogonal gradients conflict in half of the steps by chance."
     )
+    parts = [surgery.table(lines), surgery.judgement(lines), explanation, table(heading, rows)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _pictures(

@@ -176,8 +176,10 @@ def test_the_seed_is_the_run(settings, rows_of):
 
 def test_report_shows_scores_conflicts_and_pictures(settings):
     path = start_run(settings()).path
-    write_report(path)
+    summary = write_report(path)
     report = (path / "report.md").read_text("utf-8")
+    (verdict,) = (row for row in summary.splitlines() if row.startswith("Verdict: "))
+    assert verdict in report
     for part in ("| best |", "leaderboard", "conflicts", "sst <- para", "No row was skipped"):
         assert part in report
     for picture in ("losses", "scores", "conflicts", "conflicts_by_epoch"):

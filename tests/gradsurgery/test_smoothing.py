@@ -13,7 +13,7 @@ from gradsurgery import GradientSurgery, Sum, Verdict
 from gradsurgery.methods.base import Method, State
 from gradsurgery.methods.smoothing import Smoothed
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
-from tests.methods import METHODS, every_method
+from tests.methods import METHODS, every_method_of_gradients
 
 TASKS = ("a", "b", "c")
 
@@ -64,7 +64,7 @@ def shown(smoothing: float, rows: Sequence[Tensor], tasks: Sequence[str] = ()) -
 # ---------------------------------------------------------------------- laws
 
 
-@every_method
+@every_method_of_gradients
 def test_constant_gradients_give_the_unsmoothed_update_to_the_bit(name: str) -> None:
     rows = [gradients(0)] * 6
     ran = ["abc", "abc", "ab", "bc", "abc", "abc"]
@@ -75,7 +75,7 @@ def test_constant_gradients_give_the_unsmoothed_update_to_the_bit(name: str) -> 
     assert all(torch.equal(*pair) for pair in zip(plain, smoothed, strict=True))
 
 
-@every_method
+@every_method_of_gradients
 def test_losses_times_s_give_the_update_times_s_to_the_degree(name: str) -> None:
     """With s = 2 ** 8, and losses of its own, which a method may see."""
     rows = [gradients(step) for step in range(5)]
@@ -150,7 +150,7 @@ def test_means_over_different_steps_are_those_of_vectors() -> None:
 # ---------------------------------------------------------------------- around it
 
 
-@every_method
+@every_method_of_gradients
 def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(name: str) -> None:
     rows = [gradients(step) for step in range(8)]
     ran = ["abc", "ab", "abc", "bc"] * 2

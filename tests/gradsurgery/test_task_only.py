@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery
 from tests.gradsurgery.problems import linear_losses, wrap
-from tests.methods import METHODS, every_method
+from tests.methods import METHODS, every_method_of_gradients
 from tests.throwaway import DWA, MGDA, Unit
 
 ROWS = {"a": ([3.0, 4.0], [1.0, -2.0]), "b": ([0.0, 2.0], [0.5, 8.0])}  # trunk, head
@@ -48,7 +48,7 @@ def decided(optimizer: GradientSurgery) -> list[float]:
     return [weights["a"], weights["b"]]
 
 
-@every_method
+@every_method_of_gradients
 def test_weighted_heads_get_their_tasks_weight_and_plain_ones_do_not(name: str) -> None:
     for choice in ("plain", "weighted"):
         parameters, method = model(), METHODS[name].make(0)
@@ -116,7 +116,7 @@ def test_a_step_that_is_not_finite_weights_nothing(task_only: str) -> None:
     assert parameters["b.weight"].grad.tolist() == ROWS["b"][1]
 
 
-@every_method
+@every_method_of_gradients
 def test_a_mean_is_the_sum_over_the_number_of_tasks_that_ran(name: str) -> None:
     grads = {}
     for reduction in ("sum", "mean"):
