@@ -72,7 +72,7 @@ def evaluate(
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
-    from bert_mtl_demo.data import load
+    from bert_mtl_demo.data import dev_halves, load
     from bert_mtl_demo.reporting.loaded_run import load_run
     from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
@@ -84,6 +84,8 @@ def evaluate(
     tasks: dict[str, dict[str, Any]] = {}
     for name, split in splits.items():
         dev = split.dev.limited(config.dev_limit)
+        if config.dev_half and data is None:
+            dev = dev.take(dev_halves(len(dev), name)[1])
         tasks[name] = _assess(loaded.answer(dev), dev, directory, top)
     scores = {name: task["score"] for name, task in tasks.items()}
     evaluation = {

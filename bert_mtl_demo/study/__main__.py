@@ -63,12 +63,17 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
         raise ConfigError("probe_batches: only the study 'conflicts' has probes; leave it out")
     rows = {paper.name: paper.select(settings.rows) for paper in papers}
     settings.refuse_missing()
+    from bert_mtl_demo.study.designs import warnings
     from bert_mtl_demo.study.page import write_page
     from bert_mtl_demo.study.plan import Plan
     from bert_mtl_demo.study.runner import run_all
 
     # All of it is planned before anything runs: a setting that cannot be is refused at once.
     plans = {paper.name: Plan(rows[paper.name], settings) for paper in papers}
+    merged = {paper.name: warnings(rows[paper.name], settings) for paper in papers}
+    for paper in papers:
+        for sentence in merged[paper.name]:
+            print(f"{paper.name}: warning: {sentence}")
     for plan in plans.values():
         for row in plan.rows:
             plan.results(row)  # a damaged one is named now, and not after hours of the others
@@ -93,7 +98,12 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
             {row.name: plan.results(row) for row in plan.rows},
             settings.described(),
             texts=not settings.no_texts,
-            notes=[*([only] if skipped else []), *settings.substitutions()],
+            notes=[
+                *([only] if skipped else []),
+                *settings.substitutions(),
+                *paper.deviations,
+                *merged[paper.name],
+            ],
             shared=plan.shared(),
             failures={row.name: plan.failures(row, failed) for row in plan.rows},
         )

@@ -17,7 +17,7 @@ from bert_mtl_demo.store import atomic
 from bert_mtl_demo.study.figures import draw_figures
 from bert_mtl_demo.study.intervals import MISSING
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
-from bert_mtl_demo.study.published import SCORES, Paper, Row
+from bert_mtl_demo.study.published import PINNED, SCORES, Paper, Row
 from bert_mtl_demo.study.tables import (
     comparison_table,
     cost_table,
@@ -241,7 +241,7 @@ def _row(outcomes: Outcomes, row: Row) -> str:
 
 def _departures(outcomes: Outcomes, row: Row) -> dict[str, Any]:
     """Settings of our runs that are not the row's: the budget, and what the encoder asks for."""
-    defaults, theirs = Config().to_dict(), Config.from_mapping(row.settings).to_dict()
+    defaults, theirs = Config.from_mapping(PINNED).to_dict(), row.config().to_dict()
     hidden = (*_ELSEWHERE, "tasks") if row.separate else _ELSEWHERE
     departures: dict[str, Any] = {}
     for result in outcomes.of(row).values():

@@ -29,6 +29,7 @@ class Epoch:
     scores: Mapping[str, float]
     mean: float
     leaderboard: float
+    train: Mapping[str, float] = field(default_factory=dict)  # scores on examples of train
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
 
 def _epoch(row: Mapping[str, Any]) -> Epoch:
     overall = _number(row.get("mean")), _number(row.get("leaderboard"))
-    return Epoch(row["epoch"], row["step"], _numbers(row["scores"]), *overall)
+    train = _numbers(row.get("train_scores") or row.get("train") or {})
+    return Epoch(row["epoch"], row["step"], _numbers(row["scores"]), *overall, train)
 
 
 def _conflicts(part: Mapping[str, Any] | None) -> Conflicts | None:
