@@ -109,7 +109,7 @@ JOINT = [r for p in PAPERS.values() for r in p.rows if not r.separate]
 def test_a_fraction_keeps_epochs_shares_and_order(paper_row: Row):
     whole, part = schedule(paper_row, None), schedule(paper_row, 0.01)
     assert part.frame.epochs == whole.frame.epochs
-    assert part.horizon == pytest.approx(whole.horizon / 100, rel=0.06)
+    assert 0 <= part.steps_per_epoch - whole.steps_per_epoch / 100 < 1
     assert part.batch_sizes() == whole.batch_sizes()
     if hasattr(whole, "probabilities"):
         for epoch in range(1, whole.frame.epochs + 1):

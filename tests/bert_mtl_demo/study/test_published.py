@@ -263,7 +263,7 @@ def test_no_row_relies_on_a_default_of_the_demo(monkeypatch: pytest.MonkeyPatch)
 
     def runs() -> list[tuple[str, dict[str, object]]]:
         configs = [config for row in ROWS for config in settings.configs(row, 0)]
-        configs += [config for config in configs_of(StudySettings()).values()]
+        configs += list(configs_of(StudySettings()).values())
         return [(key_of(config), config.to_dict()) for config in configs]
 
     before = runs()
