@@ -61,6 +61,8 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
         raise ConfigError("rows with the study 'all': name the report whose rows they are")
     if settings.probe_batches is not None:
         raise ConfigError("probe_batches: only the study 'conflicts' has probes; leave it out")
+    if settings.as_published:
+        raise ConfigError("as_published: rows of a report always are; leave it out")
     rows = {paper.name: paper.select(settings.rows) for paper in papers}
     settings.refuse_missing()
     from bert_mtl_demo.study.designs import warnings

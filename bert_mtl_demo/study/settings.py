@@ -113,6 +113,13 @@ class StudySettings:
         optional(integer(1)),
         "conflicts only: micro-batches of each task at each stage (default: 256)",
     )
+    as_published: bool = flag(
+        False,
+        switch,
+        "conflicts only: heads, losses, dropout and optimizer of the report that it answers, "
+        "pals_gradvac's Gradient Vaccine row, in place of the demo's",
+        action="store_true",
+    )
     output: str = flag("runs/study", text, "directory of pages and runs (default: runs/study)")
     keep_weights: bool = flag(
         False, switch, "keep the weights of each run's best epoch", action="store_true"

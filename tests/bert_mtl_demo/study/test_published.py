@@ -25,7 +25,7 @@ from bert_mtl_demo.study.papers import PAPERS
 from bert_mtl_demo.study.plan import Plan, key_of
 from bert_mtl_demo.study.published import PINNED, SCORES, SURGERY, Paper, Row
 from bert_mtl_demo.study.settings import StudySettings
-from research.conflicts.arms import configs_of
+from research.conflicts.arms import arms_of, configs_of
 
 HERE = Path(__file__)
 SUMMARY = HERE.parents[4] / "shared" / "study.md"
@@ -371,3 +371,12 @@ def test_the_key_of_a_run_is_all_that_decides_its_outcome():
     assert key_of(base) == key_of(Config(output="x", checkpoint_every=7, cache="y"))
     for changes in ({"seed": 1}, {"lr": 1e-3}, {"data": "hub"}, {"amp": "bf16"}):
         assert key_of(base) != key_of(Config(**changes))
+
+
+def test_the_conflict_study_can_be_trained_as_the_report_that_it_answers():
+    published = PAPERS["pals_gradvac"].row("Gradient Vaccine multitask").config().to_dict()
+    arms = arms_of(StudySettings(as_published=True))
+    config = arms["gradvac, on_alter"].config().to_dict()
+    differ = {name for name, value in published.items() if value != config[name]}
+    assert differ == {"epochs", "steps_per_epoch", "dev_limit", "log_every"}
+    assert arms_of(StudySettings())["sum"].config().sts_head == "cosine"

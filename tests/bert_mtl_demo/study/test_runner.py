@@ -234,7 +234,7 @@ def test_a_damaged_result_is_named_before_anything_runs(command, tmp_path: Path,
 def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
     assert main(command("optimusbert", "--rows", "multitask finetune", "--page-only")) == 0
     page = (tmp_path / "study" / "optimusbert.md").read_text(encoding="utf-8")
-    assert "Only 1 of the report's 9 rows were asked for." in page.split("## Scores")[0]
+    assert "Only 1 of the report's 19 rows were asked for." in page.split("## Scores")[0]
     assert str(tmp_path / "study") not in page
 
 
@@ -250,6 +250,10 @@ def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
         (["all", "--rows", "Naive multitask"], "name the report whose rows they are"),
         (["pals_gradvac", "--probe-batches", "8"], "only the study 'conflicts'"),
         (["conflicts", "--keep-weights"], "leave it out"),
+        (["conflicts", "--fraction", ".1"], "give --epochs and --steps"),
+        (["pals_gradvac", "--as-published"], "leave it out"),
+        (["pals_gradvac", "--fraction", "2"], "fraction = 2"),
+        (["pals_gradvac", "--fraction", ".1", "--steps", "5"], "both say how long an epoch is"),
         (["conflicts", "--page-only"], "without --page-only"),
         (["pals_gradvac", "--lr-scale", "0"], "lr_scale = 0"),
         (["pals_gradvac", "--data", "no-such-directory"], "no-such-directory"),
