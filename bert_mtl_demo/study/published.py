@@ -38,6 +38,7 @@ class Row:
         settings: fields of `Config` that differ from the defaults, at the published budget.
         note: where the paper's text leaves something open, and what was taken instead.
         separate: train every task by itself; the row shows their scores side by side.
+        control: the row of the same paper that differs from this one in one thing only.
 
     >>> row = Row("pals_gradvac", "Naive", "Table 1", {"sst": 0.498}, {"batch_size": 8})
     >>> row.slug
@@ -51,6 +52,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     separate: bool = False
+    control: str | None = None
 
     def __post_init__(self) -> None:
         for score in self.published:
