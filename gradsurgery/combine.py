@@ -1,4 +1,4 @@
-"""From the tasks' gradients to the update: measured here, weighted by a method, and summed here."""
+"""Combination of the tasks' gradients: the Gram matrix that a method decides on, and the sum."""
 
 from __future__ import annotations
 

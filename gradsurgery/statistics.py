@@ -1,4 +1,4 @@
-"""Conflict statistics: do the tasks conflict, and what did surgery do about it?
+"""Conflict statistics: counts and cosines of conflicts, and the change that surgery made.
 
 Everything is read off the Gram matrix and the verdict; nothing here changes a gradient. Steps are
 put aside as the tensors they are, added up ``WAITING`` at a time on the device that holds them, and

@@ -1,1 +1,1 @@
-"""What a finished run is made into: a report, pictures, and a model that answers."""
+"""A finished run as a report, as pictures, and as a model that answers."""

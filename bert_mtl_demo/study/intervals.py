@@ -1,4 +1,4 @@
-"""How sure a score is: Student's t over seeds, and differences paired by seed.
+"""Confidence intervals: Student's t over seeds, and differences paired by seed.
 
 With n seeds the interval is mean +- t(n - 1) s / sqrt(n), s the sample's standard deviation. Two
 rows are compared by the differences between runs of equal seeds (equal initial heads and batches

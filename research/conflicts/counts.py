@@ -1,4 +1,4 @@
-"""What was counted: alterations by epoch under both rules, and every pair of tasks."""
+"""Tables of counts: alterations by epoch under both rules, and every pair of tasks."""
 
 from __future__ import annotations
 

@@ -592,7 +592,8 @@ def test_captured_gradients_that_wait_are_refused() -> None:
     z = model.trunk(batch())
     first = optimizer.join(model.losses(z), features=z)
     optimizer.join(model.losses(model.trunk(batch())), combine=False).backward()
-    with pytest.raises(RuntimeError, match=r"a, b, c have captured gradients.*combine\(\) before features"):
+    message = r"a, b, c have captured gradients.*combine\(\) before features"
+    with pytest.raises(RuntimeError, match=message):
         optimizer.join(model.losses(z), features=z)
     with pytest.raises(RuntimeError, match="before features"):
         first.backward()

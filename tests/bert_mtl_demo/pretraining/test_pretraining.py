@@ -648,7 +648,7 @@ def test_too_few_positives_are_refused(stages: Callable[..., Config], tmp_path: 
     for name, text in rows.items():
         for part in ("train", "dev"):
             (tmp_path / f"{name}-{part}.csv").write_text("sentence1\tsentence2\t" + text)
-    with pytest.raises(DataError, match=r"at least two positive pairs, but has 1.*--pretrain"):
+    with pytest.raises(DataError, match=r"at least two positive pairs and found 1.*--pretrain"):
         run(stages("simcse", data=str(tmp_path)))
 
 
