@@ -113,9 +113,10 @@ def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str,
     score = answers.score(examples.labels)
     title = f"{task.title}: {task.metric} {score:.3f}"
     assessment: dict[str, Any] = {"metric": task.metric, "examples": len(examples), "score": score}
+    number = float if task.classes is None else int
+    assessment["truth"] = [number(label) for label in examples.labels]
+    assessment["found"] = [number(value) for value in answers.values]
     if task.classes is None:
-        assessment["truth"] = [float(label) for label in examples.labels]
-        assessment["found"] = [float(value) for value in answers.values]
         figure, (axes,) = plots.new_panels([title])
         plots.similarity(axes, examples.labels, answers.values, (task.low, task.high))
         path = directory / f"similarity_{task.name}.png"
