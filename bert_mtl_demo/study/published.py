@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bert_mtl_demo.config import Config
@@ -160,14 +160,6 @@ class Row:
         settings = {key: value for key, value in self.settings.items() if key not in SURGERY}
         note = f"Control of {self.name}: the same batches, the plain sum."
         return Row(self.paper, name, ADDED, {}, {**settings, "method": "sum"}, note, self.separate)
-
-    def against(self, control: str) -> Row:
-        """The same row with a control.
-
-        >>> Row("some", "surgery", "Table 1", {}).against("sum").control
-        'sum'
-        """
-        return replace(self, control=control)
 
     @property
     def slug(self) -> str:

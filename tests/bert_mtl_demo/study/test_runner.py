@@ -238,6 +238,15 @@ def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
     assert str(tmp_path / "study") not in page
 
 
+def test_a_page_names_the_rows_that_its_budget_makes_one(command, tmp_path: Path, capsys):
+    assert main(command("bert_mastery", "--rows", "method 2", "method 3", "--page-only")) == 0
+    sentence = "'method 2' and 'method 3' are one design under this budget"
+    assert f"warning: {sentence}" in capsys.readouterr().out
+    page = (tmp_path / "study" / "bert_mastery.md").read_text(encoding="utf-8")
+    assert sentence in page.split("## Scores")[0]
+    assert "highest sum of dev scores" in page  # the paper's deviations
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
