@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Schemes that give every step a batch of every task.
 JOINT = ("zipped", "method_1", "method_2", "method_3")
 # Schemes that give a step one task only, so that no two gradients meet.
-ALTERNATING = ("round_robin", "proportional", "sqrt", "annealed", "sequential")
+ALTERNATING = ("round_robin", "proportional", "sqrt", "annealed", "sequential", "interleaved")
 # Losses on the head's scores; all others need the two sentence vectors.
 SCORE_LOSSES = ("mse", "huber")
 # Losses on the two sentence vectors alone, which leave the head as it is.

@@ -153,6 +153,13 @@ class Config:
     steps_per_epoch: int | None = setting(
         None, COUNT, "steps per epoch; none: one pass over the data (a third of one on the sample)"
     )
+    fraction: float | None = rare(
+        None,
+        optional(RATE),
+        "fraction of every epoch's and stage's own steps; lengths and shares are then those of "
+        "the whole sets, whatever train_limit",
+        before=None,
+    )
     max_steps: int | None = setting(
         None, COUNT, "stop after this many steps; the schedule does not change"
     )
@@ -165,6 +172,25 @@ class Config:
     weight_decay: float = setting(0.01, real(0), "weight decay of matrices")
     clip: float = setting(1.0, real(0), "maximum gradient norm; 0: no clipping")
     amp: str = setting("off", choice("off", "bf16", "fp16"), "mixed precision")
+
+    select: str = rare(
+        "mean",
+        choice("mean", "leaderboard", "last"),
+        "overall dev score whose best epoch is kept, or the last epoch",
+        before="mean",
+    )
+    dev_half: bool = rare(
+        False,
+        switch,
+        "choose the epoch on one half of dev and report the scores of the other",
+        before=False,
+    )
+    train_scores: int | None = rare(
+        None,
+        COUNT,
+        "number of training examples of each task to score with dev",
+        before=None,
+    )
 
     device: str = setting("auto", text, "'auto', 'cpu', 'cuda', 'cuda:1', ...")
     seed: int = setting(0, integer(0), "seed of heads, dropout, batches and surgery")
@@ -209,8 +235,23 @@ class Config:
             "untrained": list(self.untrained),
             "task": written(self.task),
         }
-        # Keys of finished runs are hashes of this: what is new must not show at its default.
         return values if self.task else {k: v for k, v in values.items() if k != "task"}
+
+    def key_values(self) -> dict[str, Any]:
+        """The plain values that keys of finished work are hashes of.
+
+        A setting that came after the first results is left out where it says what runs did before.
+
+        >>> "select" in Config().key_values(), "select" in Config(select="last").key_values()
+        (False, True)
+        """
+        before = {
+            entry.name: entry.metadata["before"]
+            for entry in fields(self)
+            if "before" in entry.metadata
+        }
+        values = self.to_dict()
+        return {k: v for k, v in values.items() if k not in before or v != before[k]}
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults.

@@ -72,7 +72,7 @@ def evaluate(
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
-    from bert_mtl_demo.data import load
+    from bert_mtl_demo.data import dev_halves, load
     from bert_mtl_demo.reporting.loaded_run import load_run
     from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
@@ -84,6 +84,8 @@ def evaluate(
     tasks: dict[str, dict[str, Any]] = {}
     for name, split in splits.items():
         dev = split.dev.limited(config.dev_limit)
+        if config.dev_half and data is None:
+            dev = dev.take(dev_halves(len(dev), name)[1])
         tasks[name] = _assess(loaded.answer(dev), dev, directory, top)
     scores = {name: task["score"] for name, task in tasks.items()}
     evaluation = {
@@ -111,9 +113,10 @@ def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str,
     score = answers.score(examples.labels)
     title = f"{task.title}: {task.metric} {score:.3f}"
     assessment: dict[str, Any] = {"metric": task.metric, "examples": len(examples), "score": score}
+    number = float if task.classes is None else int
+    assessment["truth"] = [number(label) for label in examples.labels]
+    assessment["found"] = [number(value) for value in answers.values]
     if task.classes is None:
-        assessment["truth"] = [float(label) for label in examples.labels]
-        assessment["found"] = [float(value) for value in answers.values]
         figure, (axes,) = plots.new_panels([title])
         plots.similarity(axes, examples.labels, answers.values, (task.low, task.high))
         path = directory / f"similarity_{task.name}.png"

@@ -17,7 +17,9 @@ from bert_mtl_demo.errors import unknown
 Parser = Callable[[Any], Any]
 
 
-def setting(default: Any, parse: Parser, help: str, *, rare: bool = False) -> Any:
+def setting(
+    default: Any, parse: Parser, help: str, *, rare: bool = False, before: Any = MISSING
+) -> Any:
     """A dataclass field that checks its value and has its help for the command line.
 
     Args:
@@ -25,6 +27,8 @@ def setting(default: Any, parse: Parser, help: str, *, rare: bool = False) -> An
         parse: its type.
         help: one line.
         rare: whether only a published row needs it; `--help-all` shows it, `--help` does not.
+        before: for a setting that came later, the value that says what runs did before it; keys of
+            finished runs leave it out there, so that they are found again.
 
     >>> from dataclasses import dataclass, fields
     >>> @dataclass
@@ -33,7 +37,10 @@ def setting(default: Any, parse: Parser, help: str, *, rare: bool = False) -> An
     >>> fields(Oven)[0].metadata["parse"]("200")
     200
     """
-    return field(default=default, metadata={"parse": parse, "help": help, "rare": rare})
+    metadata = {"parse": parse, "help": help, "rare": rare}
+    if before is not MISSING:
+        metadata["before"] = before
+    return field(default=default, metadata=metadata)
 
 
 def integer(low: int) -> Parser:

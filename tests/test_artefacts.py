@@ -155,13 +155,18 @@ def test_a_run_is_continued(tmp_path: Path) -> None:
     assert_alike(load_file(run / "best.safetensors"), weights)
 
 
+def table_lines(page: Path) -> list[str]:
+    return [line for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
+
+
 def test_a_study_is_found_and_its_page_written(tmp_path: Path) -> None:
     """Its results are found by their settings; --page-only would call them not run otherwise."""
     encoder = Path(shutil.copytree(PLACE / "run" / "encoder", tmp_path / "encoder"))
     (encoder / "model.safetensors").touch()  # has to be there, and is not read
     shutil.copytree(PLACE / "study", tmp_path / "study" / "runs" / "pals_gradvac")
     demo(tmp_path, "study", *STUDY, "--page-only")
-    page = (tmp_path / "study" / "pals_gradvac.md").read_bytes()
-    assert page == (PLACE / "pals_gradvac.md").read_bytes()
+    page, old = (place / "pals_gradvac.md" for place in (tmp_path / "study", PLACE))
+    # Notes around the tables have changed since; the numbers of finished runs may not.
+    assert set(table_lines(old)) <= set(table_lines(page))
     pictures = (tmp_path / "study" / "pals_gradvac").iterdir()
     assert sorted(path.name for path in pictures) == read("pals_gradvac.json")

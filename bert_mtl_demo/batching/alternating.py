@@ -119,11 +119,39 @@ class Sequential(Scheme):
 
     def turn(self, step: int, generator: torch.Generator) -> Turn:
         """The one whose part of the horizon this is."""
-        equal = self.frame.steps_per_epoch is not None
-        parts = [1 if equal else batches for batches in self.frame.passes().values()]
-        end = 0
-        for task, part in zip(self.tasks, parts, strict=True):
-            end += part
-            if step * sum(parts) < end * self.horizon:
-                return {task: None}
-        return {self.tasks[-1]: None}
+        return {_task_at(self, step, self.horizon): None}
+
+
+@final
+class Interleaved(Scheme):
+    """In every epoch one task after the other, in their order.
+
+    "Interleaved training, where one full epoch of training occurs of each task before proceeding to
+    the next task" (pals_gradvac, section 3, after McCann et al. 2018). Each task has a part of the
+    epoch: its own pass, or with `steps_per_epoch` an equal one.
+
+    >>> from bert_mtl_demo.batching.scheme import Frame
+    >>> scheme = Interleaved(Frame({"sst": 9, "sts": 4}, batch_size=4, epochs=2))
+    >>> [list(scheme.turn(step, torch.Generator()))[0] for step in range(scheme.horizon)]
+    ['sst', 'sst', 'sst', 'sts', 'sst', 'sst', 'sst', 'sts']
+    """
+
+    def steps_per_pass(self) -> int:
+        """A pass of every task."""
+        return sum(self.frame.passes().values())
+
+    def turn(self, step: int, generator: torch.Generator) -> Turn:
+        """The one whose part of the epoch this is."""
+        return {_task_at(self, step % self.steps_per_epoch, self.steps_per_epoch): None}
+
+
+def _task_at(scheme: Scheme, step: int, steps: int) -> str:
+    """The task of a step, if all have a part of `steps`, one after the other."""
+    equal = scheme.frame.steps_per_epoch is not None
+    parts = [1 if equal else batches for batches in scheme.frame.passes().values()]
+    end = 0
+    for task, part in zip(scheme.tasks, parts, strict=True):
+        end += part
+        if step * sum(parts) < end * steps:
+            return task
+    return scheme.tasks[-1]

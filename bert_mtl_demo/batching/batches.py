@@ -7,7 +7,14 @@ from typing import Any, final
 
 import torch
 
-from bert_mtl_demo.batching.alternating import Annealed, Proportional, RoundRobin, Sequential, Sqrt
+from bert_mtl_demo.batching.alternating import (
+    Annealed,
+    Interleaved,
+    Proportional,
+    RoundRobin,
+    Sequential,
+    Sqrt,
+)
 from bert_mtl_demo.batching.joint import Method1, Method2, Method3, UniformPartial, Zipped
 from bert_mtl_demo.batching.scheme import Frame, Scheme
 from bert_mtl_demo.batching.streams import OnePositive, Stream, seed_of
@@ -26,6 +33,7 @@ SCHEMES: dict[str, type[Scheme]] = {
     "sqrt": Sqrt,
     "annealed": Annealed,
     "sequential": Sequential,
+    "interleaved": Interleaved,
 }
 
 
@@ -39,6 +47,8 @@ class Batches:
         batch_size, seed: those of the settings.
         partial_batch, epochs, steps_per_epoch: those of the settings.
         epochs_per_pass: without `steps_per_epoch`, an epoch is this part of the scheme's pass.
+        fraction: of an epoch's steps that are taken.
+        sizes: examples of each task that the scheme is laid out for, if the sets were limited.
         one_positive: task -> labels, where a batch must be one positive pair and negatives.
 
     >>> batches = Batches({"sst": [3, 4], "sts": [5]}, scheme="zipped", batch_size=1, seed=0)
@@ -57,12 +67,15 @@ class Batches:
         epochs: int = 1,
         steps_per_epoch: int | None = None,
         epochs_per_pass: int = 1,
+        fraction: float = 1.0,
+        sizes: Mapping[str, int] | None = None,
         one_positive: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        sizes = {name: len(rows) for name, rows in lengths.items()}
-        self.scheme = SCHEMES[scheme](
-            Frame(sizes, batch_size, partial_batch, epochs, steps_per_epoch, epochs_per_pass)
+        sizes = sizes or {name: len(rows) for name, rows in lengths.items()}
+        frame = Frame(
+            *(sizes, batch_size, partial_batch, epochs, steps_per_epoch, epochs_per_pass, fraction)
         )
+        self.scheme = SCHEMES[scheme](frame)
         self.generator = torch.Generator().manual_seed(seed_of(f"{seed}/draws"))
         labels, parts = one_positive or {}, self.scheme.batch_sizes()
         fewest = self.scheme.fewest()
@@ -119,6 +132,9 @@ class Batches:
 def build_batches(config: Config, train: Mapping[str, EncodedSet]) -> Batches:
     """The batches that the settings ask for."""
     ranked = config.trained_of("similarity") if config.sts_loss == "mnrl_one" else ()
+    whole = None
+    if config.fraction is not None:
+        whole = {name: examples.whole or len(examples) for name, examples in train.items()}
     return Batches(
         {name: examples.lengths() for name, examples in train.items()},
         scheme=config.batching,
@@ -128,6 +144,8 @@ def build_batches(config: Config, train: Mapping[str, EncodedSet]) -> Batches:
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
         # Two epochs of a third fit into two minutes on two CPU cores, and show a second evaluation.
-        epochs_per_pass=3 if config.data == "sample" and not config.task else 1,
+        epochs_per_pass=3 if config.data == "sample" and not config.task and whole is None else 1,
+        fraction=1.0 if config.fraction is None else config.fraction,
+        sizes=whole,
         one_positive={name: train[name].labels for name in ranked},
     )

@@ -10,6 +10,7 @@ Schemes that draw get the generator with every step: they hold no state of their
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Frame:
     epochs: int = 1
     steps_per_epoch: int | None = None  # None: as the scheme has it
     epochs_per_pass: int = 1  # then an epoch may still be a fraction of a pass
+    fraction: float = 1.0  # of an epoch's steps that are taken
 
     def passes(self) -> dict[str, int]:
         """Batches in one pass of each task."""
@@ -53,8 +55,8 @@ class Scheme(ABC):
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.tasks = list(frame.sizes)
-        steps = up(self.steps_per_pass(), frame.epochs_per_pass)
-        self.steps_per_epoch = frame.steps_per_epoch or steps
+        steps = frame.steps_per_epoch or up(self.steps_per_pass(), frame.epochs_per_pass)
+        self.steps_per_epoch = part(steps, frame.fraction)
         self.horizon = frame.epochs * self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
@@ -76,6 +78,15 @@ class Scheme(ABC):
     @abstractmethod
     def turn(self, step: int, generator: torch.Generator) -> Turn:
         """The tasks of the step that follows `step` steps."""
+
+
+def part(steps: int, fraction: float) -> int:
+    """A fraction of some steps, rounded up.
+
+    >>> part(54_000, 0.1), part(189, 0.1), part(5, 0.01)
+    (5400, 19, 1)
+    """
+    return math.ceil(round(steps * fraction, 6))
 
 
 def up(amount: int, size: int) -> int:

@@ -3,7 +3,7 @@
 `load` serves the tasks; the three others serve the stages before them.
 """
 
-from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
+from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits, dev_halves
 from bert_mtl_demo.data.label_sets import with_labels
 from bert_mtl_demo.data.loading import load
 from bert_mtl_demo.data.pretraining import load_inference, load_positives, load_texts
@@ -13,6 +13,7 @@ __all__ = [
     "Examples",
     "Skipped",
     "Splits",
+    "dev_halves",
     "load",
     "load_inference",
     "load_positives",

@@ -130,10 +130,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class Splits:
-    """The train and dev examples of a task."""
+    """The train and dev examples of a task; `whole` is the size of train before a limit."""
 
     train: Examples
     dev: Examples
+    whole: int | None = None
 
     def overlap(self) -> int:
         """Number of dev examples whose sentences are also in train, in either order.
@@ -149,4 +150,30 @@ class Splits:
 
     def limited(self, train: int | None, dev: int | None) -> Splits:
         """At most so many examples of each; see `Examples.limited`."""
-        return Splits(self.train.limited(train), self.dev.limited(dev))
+        return Splits(self.train.limited(train), self.dev.limited(dev), len(self.train))
+
+
+def dev_halves(size: int, task: str) -> tuple[list[int], list[int]]:
+    """The dev examples on which the epoch is chosen, and those whose scores are reported.
+
+    Decided by the task's name and the size alone: runs that differ in their seeds have the same.
+
+    Args:
+        size: number of dev examples.
+        task: the task's name.
+
+    Raises:
+        DataError: when there are fewer than two.
+
+    >>> chosen, reported = dev_halves(5, "sst")
+    >>> len(chosen), len(reported), sorted(chosen + reported)
+    (2, 3, [0, 1, 2, 3, 4])
+    """
+    if size < 2:
+        raise DataError(
+            f"dev_half = true with {size} dev example of {task}: each half needs one. Give more "
+            "dev data, or leave --dev-half out."
+        )
+    order = list(range(size))
+    random.Random(f"half {task}").shuffle(order)
+    return sorted(order[: size // 2]), sorted(order[size // 2 :])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -83,6 +83,7 @@ class EncodedSet:
         pad: the id that fills a row up.
         pairs: `"siamese"`, `"cross"` or `"ensemble"` (both); single sentences ignore it.
         max_length: most tokens in a row of a pair; None cuts nothing.
+        whole: examples before a limit; None: these are all.
 
     >>> from bert_mtl_demo.tasks import TASKS
     >>> few = EncodedSet(TASKS["sst"], [[101, 7, 102], [101, 102]], None, [4, 0], pad=0)
@@ -97,6 +98,7 @@ class EncodedSet:
     pad: int
     pairs: str = "siamese"
     max_length: int | None = None
+    whole: int | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -113,6 +115,20 @@ class EncodedSet:
         if self.pairs == "siamese":
             return [max(len(u), len(v)) for u, v in pairs]
         return [sum(kept_of_pair(len(u), len(v), self.max_length)) - 1 for u, v in pairs]
+
+    def spread(self, count: int) -> EncodedSet:
+        """At most `count` examples, evenly spread over all, in their order.
+
+        >>> from bert_mtl_demo.tasks import TASKS
+        >>> rows = EncodedSet(TASKS["sst"], [[1], [2], [3], [4]], None, [0, 1, 2, 3], pad=0)
+        >>> rows.spread(2).labels
+        [0, 2]
+        """
+        size = len(self)
+        indices = [i * size // count for i in range(count)] if count < size else range(size)
+        second = None if self.second is None else [self.second[i] for i in indices]
+        first, labels = ([column[i] for i in indices] for column in (self.first, self.labels))
+        return replace(self, first=first, second=second, labels=labels)
 
     def fingerprint(self) -> str:
         """A hash of all ids and labels: a resumed run must see the very same data."""

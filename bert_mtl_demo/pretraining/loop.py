@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bert_mtl_demo.batching.scheme import part
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.pretraining.objective import Objective
@@ -119,6 +120,8 @@ def count_steps(rows: int, config: Config) -> int:
     """
     batches = max(1, rows // config.pretrain_batch_size)
     steps = config.pretrain_epochs * -(-batches // config.pretrain_accumulation)
+    if config.fraction is not None:
+        steps = part(steps, config.fraction)
     return min(steps, config.pretrain_steps or steps)
 
 

@@ -142,6 +142,8 @@ def links_of(config: Config, source: Source, say: Say, skipped: list[Skipped]) -
             say(f"{name}: skipped {len(bad)} rows, the first of them {bad[0]}")
         skipped += bad
         values = {setting: getattr(config, setting) for setting in (*SETTINGS, *stage.settings)}
+        if config.fraction is not None:  # keys of finished stages know nothing of it
+            values["fraction"] = config.fraction
         rows = examples.fingerprint()
         key = key_of({"before": key, "stage": name, "settings": values, "rows": rows})
         links.append(Link(config.pretrain[:position], examples, key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
 from bert_mtl_demo.cli import EXIT_FAILED, guard
 from bert_mtl_demo.errors import ConfigError, unknown
@@ -13,7 +14,7 @@ from bert_mtl_demo.study.published import Paper
 from bert_mtl_demo.study.settings import StudySettings
 
 PROGRAM = "python -m bert_mtl_demo.study"
-STUDIES = ("list", "all", "conflicts", *PAPERS)
+STUDIES = ("list", "all", "conflicts", "claims", *PAPERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "an interruption, the same command goes on.",
     )
     parser.add_argument(
-        "study", metavar="STUDY", help=f"one of {', '.join(STUDIES)}; all: the five reports"
+        "study",
+        metavar="STUDY",
+        help=f"one of {', '.join(STUDIES)}; all: the five reports; claims: their scoreboard, from "
+        "the results below --output",
     )
     arguments = parser.parse_args(words)
     return guard(lambda: run(arguments.study, settings_of(arguments, PROGRAM, words)))
@@ -50,6 +54,8 @@ def run(study: str, settings: StudySettings) -> int:
             for row in paper.rows:
                 print(f"{paper.name}\t{row.name}")
         return 0
+    if study == "claims":
+        return _write_claims(settings)
     if study == "conflicts":
         return _run_conflicts(settings)
     return run_papers(list(PAPERS.values()) if study == "all" else [PAPERS[study]], settings)
@@ -61,14 +67,22 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
         raise ConfigError("rows with the study 'all': name the report whose rows they are")
     if settings.probe_batches is not None:
         raise ConfigError("probe_batches: only the study 'conflicts' has probes; leave it out")
+    if settings.as_published:
+        raise ConfigError("as_published: rows of a report always are; leave it out")
     rows = {paper.name: paper.select(settings.rows) for paper in papers}
     settings.refuse_missing()
+    from bert_mtl_demo.study.designs import coinciding, warnings
     from bert_mtl_demo.study.page import write_page
     from bert_mtl_demo.study.plan import Plan
+    from bert_mtl_demo.study.results import COLLECTED, write_results
     from bert_mtl_demo.study.runner import run_all
 
     # All of it is planned before anything runs: a setting that cannot be is refused at once.
     plans = {paper.name: Plan(rows[paper.name], settings) for paper in papers}
+    merged = {paper.name: warnings(rows[paper.name], settings) for paper in papers}
+    for paper in papers:
+        for sentence in merged[paper.name]:
+            print(f"{paper.name}: warning: {sentence}")
     for plan in plans.values():
         for row in plan.rows:
             plan.results(row)  # a damaged one is named now, and not after hours of the others
@@ -86,6 +100,7 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
                 return ended.exit_code
         skipped = len(paper.rows) - len(plan.rows)
         only = f"Only {len(plan.rows)} of the report's {len(paper.rows)} rows were asked for."
+        pairs = [frozenset(pair) for pair in coinciding(plan.rows, settings)]
         page = write_page(
             settings.directory,
             paper,
@@ -93,12 +108,36 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
             {row.name: plan.results(row) for row in plan.rows},
             settings.described(),
             texts=not settings.no_texts,
-            notes=[*([only] if skipped else []), *settings.substitutions()],
+            notes=[
+                *([only] if skipped else []),
+                *settings.substitutions(),
+                *paper.deviations,
+                *merged[paper.name],
+            ],
             shared=plan.shared(),
             failures={row.name: plan.failures(row, failed) for row in plan.rows},
+            coinciding=pairs,
         )
         print(f"page: {page}")
+        results = {row.name: plan.results(row) for row in plan.rows}
+        path = settings.directory / f"{paper.name}{COLLECTED}"
+        write_results(path, results, plan.shared(), pairs)
     return code
+
+
+def _write_claims(settings: StudySettings) -> int:
+    """The scoreboard; what decides its numbers is in the result files, so flags are refused."""
+    default = StudySettings()
+    for entry in fields(settings):
+        asked = getattr(settings, entry.name) != getattr(default, entry.name)
+        if asked and entry.name not in ("output", "command"):
+            raise ConfigError(
+                f"{entry.name} with the study 'claims': it reads results; leave it out"
+            )
+    from bert_mtl_demo.study.claims import write_claims
+
+    print(f"page: {write_claims(settings.directory)}")
+    return 0
 
 
 def _run_conflicts(settings: StudySettings) -> int:

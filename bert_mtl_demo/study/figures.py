@@ -70,15 +70,12 @@ def scores(outcomes: Outcomes) -> Drawing:
             if score in row.published:
                 axes.plot(row.published[score], y, "D", label="published", **DIAMOND)
     plots.legend(figure)
-    return figure, (
-        "Scores on dev: ours as bars with 95% intervals over seeds, published as diamonds."
-    )
+    return figure, ("Scores on dev: ours as bars with 95% intervals, published as diamonds.")
 
 
 def differences(outcomes: Outcomes) -> Drawing | None:
-    """Every row minus the baseline, paired by seed: what the bars are too coarse to show."""
-    base = outcomes.compared_with
-    rows = [row for row in outcomes.ran if row != base]
+    """Every row minus its control, paired by seed: what the bars are too coarse to show."""
+    rows = [row for row in outcomes.ran if outcomes.control_of(row)]
     names = outcomes.scored()
     columns = {name: [outcomes.comparison(row, name) for row in rows] for name in names}
     columns = {name: c for name, c in columns.items() if any(row.difference.n for row in c)}
@@ -95,8 +92,8 @@ def differences(outcomes: Outcomes) -> Drawing | None:
         axes.margins(x=0.15)
         axes.locator_params(axis="x", nbins=4)
     return figure, (
-        f"Differences to {base.name!r}, paired by seed, with 95% intervals. Filled: the interval "
-        "excludes 0. Hollow: inside the noise, or nothing to judge it by."
+        "Differences to each row's control, paired by seed, with 95% intervals. Filled: the "
+        "interval excludes 0. Hollow: inside the noise, or nothing to judge it by."
     )
 
 

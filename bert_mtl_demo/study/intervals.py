@@ -3,7 +3,8 @@
 With n seeds the interval is mean +- t(n - 1) s / sqrt(n), s the sample's standard deviation. Two
 rows are compared by the differences between runs of equal seeds (equal initial heads and batches
 where the settings allow it), which is a one-sample t interval again. A difference whose interval
-contains 0 is called inside the noise.
+contains 0 is called inside the noise; "no effect" is said of one that is shown to lie within a
+margin (`effects`). Where answers are kept, the sampling error of dev is added (`dev_error`).
 
 Intervals are not corrected for how many there are: each answers its own question, and of twenty
 true zeros one is expected outside. What would survive a correction is said beside them, by Holm's
@@ -13,14 +14,16 @@ step-down procedure (Holm 1979) over all comparisons of one score.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from scipy import stats
 
+from bert_mtl_demo.study.effects import MARGIN, detectable, equivalent
 from bert_mtl_demo.training.progress import short
 
+NEGLIGIBLE = f"no effect of {short(MARGIN)} or more"
 MISSING = "–"  # noqa: RUF001 - an en dash, where there is no number
 
 
@@ -38,6 +41,20 @@ class Interval:
     low: float | None
     high: float | None
     n: int  # values it stands on
+    # Standard error and degrees of freedom, where there are bounds.
+    error: float | None = field(default=None, repr=False, compare=False)
+    df: float | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true value that would be told from 0 with 80 % power."""
+        return detectable(self.error, self.df) if self.error and self.df else None
+
+    def within(self, margin: float) -> bool:
+        """Whether the value is shown to be closer to 0 than the margin (TOST at 5 %)."""
+        if not self.error or not self.df:
+            return False
+        return equivalent(self.mean, self.error, self.df, margin=margin)
 
     @property
     def half(self) -> float | None:
@@ -78,8 +95,9 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     if n < 2:
         return Interval(finite[0] if finite else math.nan, None, None, n)
     mean = fmean(finite)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(finite)
-    return Interval(mean, mean - half, mean + half, n)
+    error = _standard_error(finite)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return Interval(mean, mean - half, mean + half, n, error, n - 1)
 
 
 @dataclass(frozen=True)
@@ -113,23 +131,38 @@ class Comparison:
             return "one seed: cannot tell"
         if self.difference.low is None:
             return "equal in every seed: no spread to judge it by"
-        return "differs" if self.differs else "inside the noise"
+        if self.differs:
+            return "differs"
+        return NEGLIGIBLE if self.negligible else "inside the noise"
+
+    @property
+    def negligible(self) -> bool:
+        """Whether the difference is shown to be within the margin, by two one-sided tests."""
+        return self.difference.within(MARGIN)
 
 
-def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Comparison:
+def compare(
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    level: float = 0.95,
+    *,
+    judge: Callable[[Mapping[int, float]], Interval] | None = None,
+) -> Comparison:
     """a against b, paired by seed, over the seeds that both have.
 
     Args:
         a, b: seed -> score.
         level: of confidence.
+        judge: the interval of the differences, seed -> difference; None: Student's t over seeds.
 
     >>> compare({0: 0.5, 1: 0.7}, {0: 0.5, 1: 0.7}).describe()
     'identical'
     """
     # Rounded: equal differences are equal, however the last bit of a subtraction fell.
-    differences = [round(a[seed] - b[seed], 12) for seed in sorted(set(a) & set(b))]
-    differences = [value for value in differences if math.isfinite(value)]
-    difference = interval(differences, level)
+    by_seed = {seed: round(a[seed] - b[seed], 12) for seed in sorted(set(a) & set(b))}
+    by_seed = {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
+    differences = list(by_seed.values())
+    difference = judge(by_seed) if judge else interval(differences, level)
     identical = bool(differences) and not any(differences)
     if identical and difference.n > 1:
         return Comparison(difference, 1.0, identical)
@@ -137,8 +170,9 @@ def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95)
         # Scores are multiples of one over the dev examples, so a few seeds may well give the same
         # difference by chance: an interval of no width would be sure of what it cannot know.
         return Comparison(Interval(difference.mean, None, None, difference.n), None, identical)
-    statistic = abs(difference.mean) / _standard_error(differences)
-    return Comparison(difference, 2 * float(stats.t.sf(statistic, difference.n - 1)), identical)
+    assert difference.error is not None
+    p = 2 * float(stats.t.sf(abs(difference.mean) / difference.error, difference.df))
+    return Comparison(difference, p, identical)
 
 
 def holm(ps: Sequence[float | None], level: float = 0.95) -> list[bool]:

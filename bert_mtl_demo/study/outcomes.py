@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from bert_mtl_demo.errors import ConfigError, unknown
-from bert_mtl_demo.study.intervals import Comparison, Interval, compare, interval
+from bert_mtl_demo.study.dev_error import Array, resampled_scores, two_level
+from bert_mtl_demo.study.intervals import Comparison, Interval, compare
 from bert_mtl_demo.study.published import SCORES, Row
-from bert_mtl_demo.study.results import Pair, Result
+from bert_mtl_demo.study.results import THREE, Pair, Result
 from bert_mtl_demo.tasks import TASKS
 from gradsurgery.report import PairCounts
 
@@ -30,6 +31,8 @@ class Outcomes:
         baseline: name of the row that the others are compared with; None: the first.
         shared: row name -> name of the row whose runs it shares, as its settings are the same.
         failed: row name -> why it has no results, or not of all seeds, one reason a run.
+        coinciding: pairs of rows' names whose designs are one under this budget, though their
+            settings are not; they are not compared.
 
     >>> row = Row("demo", "naive", "Table 1", {"sst": 0.498})
     >>> outcomes = Outcomes("demo", [row], {"naive": {0: Result({"sst": 0.5}, 0.5, 0.5)}})
@@ -43,12 +46,17 @@ class Outcomes:
     baseline: str | None = None
     shared: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    coinciding: Collection[frozenset[str]] = ()
+    _resampled: dict[tuple[str, str, int], Array | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.rows:
             raise ConfigError(f"report {self.report!r}: has no rows, so there is nothing to show")
         names = [row.name for row in self.rows]
         mentioned = [*self.results, *self.shared, *self.shared.values(), *self.failed]
+        mentioned += [name for pair in self.coinciding for name in pair]
         for name in [*mentioned, *([self.baseline] if self.baseline else [])]:
             if name not in names:
                 raise ConfigError(f"report {self.report!r}: {unknown('row', name, names)}")
@@ -85,7 +93,7 @@ class Outcomes:
         for row in self._ranked():
             best, score = self._ranked()[0], self.overall
             if self.of(row) != self.of(best):
-                return row, compare(self.values(best, score), self.values(row, score))
+                return row, self.compare(best, row, score)
         return None
 
     def _ranked(self) -> list[Row]:
@@ -99,12 +107,68 @@ class Outcomes:
         return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
     def interval(self, row: Row, score: str) -> Interval:
-        """The score over seeds."""
-        return interval(list(self.values(row, score).values()))
+        """The score over seeds and, where answers were kept, over dev's examples."""
+        return two_level(self.values(row, score), self._draws(row, score))
+
+    def control_of(self, row: Row) -> Row | None:
+        """The row that this one is compared with: its control, else the baseline.
+
+        None for the baseline itself, and for a control that is not among the rows.
+        """
+        name = row.control or self.compared_with.name
+        return next((other for other in self.rows if other.name == name != row.name), None)
+
+    def same_design(self, a: Row, b: Row) -> bool:
+        """Whether two rows train the same thing under this budget."""
+        owners = {self.shared.get(row.name, row.name) for row in (a, b)}
+        return len(owners) == 1 or frozenset((a.name, b.name)) in self.coinciding
 
     def comparison(self, row: Row, score: str) -> Comparison:
-        """The row against the baseline."""
-        return compare(self.values(row, score), self.values(self.compared_with, score))
+        """The row against its control; without one, or with one of the same design, of nothing."""
+        control = self.control_of(row)
+        if control is None or self.same_design(row, control):
+            return compare({}, {})
+        return self.compare(row, control, score)
+
+    def compare(self, a: Row, b: Row, score: str) -> Comparison:
+        """One row against another, paired by seed and, where they share dev, by example."""
+        first, second = self._draws(a, score), self._draws(b, score)
+        paired = {
+            seed: first[seed] - second[seed]
+            for seed in first.keys() & second.keys()
+            if self._same_examples(a, b, score, seed)
+        }
+        return compare(
+            self.values(a, score),
+            self.values(b, score),
+            judge=lambda differences: two_level(differences, paired),
+        )
+
+    def _draws(self, row: Row, score: str) -> dict[int, Array]:
+        """Seed -> the score on resamples of dev, of the seeds whose answers were kept."""
+        draws = {}
+        for seed, result in self.of(row).items():
+            key = row.name, score, seed
+            if key not in self._resampled:
+                self._resampled[key] = resampled_scores(result, score)
+            if (scores := self._resampled[key]) is not None:
+                draws[seed] = scores
+        return draws
+
+    def _same_examples(self, a: Row, b: Row, score: str, seed: int) -> bool:
+        tasks = THREE if score in ("mean", "leaderboard") else (score,)
+        first, second = self.of(a)[seed].evaluation, self.of(b)[seed].evaluation
+        return all(first[task].truth == second[task].truth for task in tasks)
+
+    def majority(self, task: str) -> float | None:
+        """Accuracy of always answering dev's most frequent class; None of a regression."""
+        for row in self.ran:
+            for result in self.of(row).values():
+                evaluation = result.evaluation.get(task)
+                if evaluation and evaluation.confusion:
+                    sizes = [sum(counts) for counts in evaluation.confusion]
+                    return max(sizes) / sum(sizes)
+        return None
 
     def scored(self) -> list[str]:
         """The scores that any row has, of ours or published, in the order of every table."""

@@ -7,17 +7,18 @@ without the conflict counts of the same runs, and no difference without its inte
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.reporting.tables import cell, table
 from bert_mtl_demo.store import atomic
+from bert_mtl_demo.study.effects import POWER
 from bert_mtl_demo.study.figures import draw_figures
-from bert_mtl_demo.study.intervals import MISSING
+from bert_mtl_demo.study.intervals import MISSING, NEGLIGIBLE
 from bert_mtl_demo.study.outcomes import Outcomes, Seeds
-from bert_mtl_demo.study.published import SCORES, Paper, Row
+from bert_mtl_demo.study.published import PINNED, SCORES, Paper, Row
 from bert_mtl_demo.study.tables import (
     comparison_table,
     cost_table,
@@ -42,6 +43,7 @@ def write_page(
     notes: Sequence[str] = (),
     shared: Mapping[str, str] | None = None,
     failures: Mapping[str, Sequence[str]] | None = None,
+    coinciding: Collection[frozenset[str]] = (),
 ) -> Path:
     """Write <report>.md and its figures in <report>/ into a directory; the page's path.
 
@@ -55,9 +57,12 @@ def write_page(
         notes: what else has to be known, a sentence each.
         shared: row name -> name of the row whose runs it shares.
         failures: row name -> why seeds of it have no result.
+        coinciding: pairs of rows whose designs are one under this budget; they are not compared.
     """
     baseline = report.baseline if report.baseline in [row.name for row in rows] else None
-    outcomes = Outcomes(report.name, rows, results, baseline, shared or {}, failures or {})
+    outcomes = Outcomes(
+        report.name, rows, results, baseline, shared or {}, failures or {}, coinciding
+    )
     directory.mkdir(parents=True, exist_ok=True)
     pictures = draw_figures(outcomes, directory / report.name)
     figures = [f"![{p.path.stem}]({report.name}/{p.path.name})\n\n{p.caption}" for p in pictures]
@@ -67,7 +72,7 @@ def write_page(
         "## Budget\n\n" + _budget(outcomes, budget, notes),
         "## Scores on dev\n\n" + _scores(outcomes),
         _titled("Failed or not run", _missing(outcomes)),
-        _titled(f"Against {cell(outcomes.compared_with.name)!r}", _comparisons(outcomes)),
+        _titled("Against the controls", _comparisons(outcomes)),
         _titled("Cost", cost_table(outcomes) + "\n\n" + _COST if outcomes.ran else ""),
         _titled("Conflicts by pair and epoch", _conflicts(outcomes)),
         _titled("Figures", "\n\n".join(figures)),
@@ -136,10 +141,11 @@ def _statement(outcomes: Outcomes) -> str:
 
 
 _SCORES = (
-    "Ours: mean over seeds ± half of the 95% Student-t interval, of the epoch that is best "
-    "on dev by `mean`, and so a little too high; one seed has no interval. It says how runs "
-    "differ, not how well the dev examples stand for others: all rows are scored on the same "
-    "ones. `mean` averages the scores as they are, `leaderboard` takes (r + 1) / 2 of the "
+    "Ours: mean over seeds ± half of the 95% interval, of the epoch that is best on dev by "
+    "`mean`, and so a little too high; one seed has no interval. Where a run's answers were kept, "
+    "the interval is over seeds and dev's examples (resampled, the same for all runs); of older "
+    "results it is Student's t over seeds alone. `mean` averages the scores as they are, "
+    "`leaderboard` takes (r + 1) / 2 of the "
     "similarity task first; rows that are not scored on just these three tasks have neither."
 )
 
@@ -176,13 +182,15 @@ def _missing(outcomes: Outcomes) -> str:
 
 
 def _comparisons(outcomes: Outcomes) -> str:
-    base = outcomes.compared_with
-    rows = [row for row in outcomes.ran if row != base]
-    if not outcomes.of(base) or not rows:
+    rows = [row for row in outcomes.ran if outcomes.control_of(row)]
+    if not any(outcomes.of(control) for row in rows if (control := outcomes.control_of(row))):
         return "There is nothing to compare with." if rows else ""
     return (
-        f"{comparison_table(outcomes)}\n\nOurs minus {cell(base.name)!r}, paired by seed, ± half "
-        "of the 95% interval. Inside the noise: the interval contains 0. The intervals are not "
+        f"{comparison_table(outcomes)}\n\nOurs minus the row named under `against`, paired by seed "
+        "and by example of dev, ± half of the 95% interval. `could have seen`: the smallest true "
+        f"difference that would have been told from 0 with {100 * POWER:.0f}% power. Inside the "
+        f"noise: the interval contains 0, and may hold an effect of that size. `{NEGLIGIBLE}`: "
+        "shown to be smaller, by two one-sided tests at 5%. The intervals are not "
         "corrected for their number, so of twenty true zeros one is expected to differ; `also "
         "after Holm` marks what stands when all rows of a column are tested at once. "
         "`identical` is what two rows look like between which nothing was changed, or both of "
@@ -241,7 +249,7 @@ def _row(outcomes: Outcomes, row: Row) -> str:
 
 def _departures(outcomes: Outcomes, row: Row) -> dict[str, Any]:
     """Settings of our runs that are not the row's: the budget, and what the encoder asks for."""
-    defaults, theirs = Config().to_dict(), Config.from_mapping(row.settings).to_dict()
+    defaults, theirs = Config.from_mapping(PINNED).to_dict(), row.config().to_dict()
     hidden = (*_ELSEWHERE, "tasks") if row.separate else _ELSEWHERE
     departures: dict[str, Any] = {}
     for result in outcomes.of(row).values():

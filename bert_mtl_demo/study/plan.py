@@ -89,4 +89,4 @@ def key_of(config: Config) -> str:
     >>> key_of(Config(lr=1e-4)) == key_of(Config(output="elsewhere", lr=1e-4))
     True
     """
-    return store.key_of({k: v for k, v in config.to_dict().items() if k not in _BOOKKEEPING})
+    return store.key_of({k: v for k, v in config.key_values().items() if k not in _BOOKKEEPING})

@@ -6,17 +6,20 @@ data. Scores that do not exist (the r of constant predictions) are NaN here and 
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.errors import CheckpointError
-from bert_mtl_demo.store import write_json
+from bert_mtl_demo.store import read_json, write_json
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
+COLLECTED = ".results.json"  # of a paper's rows, in one file beside its page
 THREE = ("sst", "para", "sts")  # the tasks of the papers' overall scores
 
 
@@ -29,6 +32,7 @@ class Epoch:
     scores: Mapping[str, float]
     mean: float
     leaderboard: float
+    train: Mapping[str, float] = field(default_factory=dict)  # scores on examples of train
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class Evaluation:
 
     score: float
     confusion: tuple[tuple[int, ...], ...] = ()  # [true][predicted], of a classification
-    truth: tuple[float, ...] = ()  # of a regression
-    found: tuple[float, ...] = ()
+    truth: tuple[float, ...] = ()  # labels, one an example; older results have no classes
+    found: tuple[float, ...] = ()  # and the answers to them
     mistakes: tuple[Mistake, ...] = ()
 
 
@@ -152,6 +156,9 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with null for what is not a number."""
         plain: dict[str, Any] = _plain(asdict(self))
+        for evaluation in plain["evaluation"].values():
+            if evaluation["confusion"]:
+                evaluation |= {name: packed(evaluation[name]) for name in ("truth", "found")}
         return plain
 
     def value(self, score: str) -> float:
@@ -174,7 +181,7 @@ def read_result(path: Path) -> Result:
     """
     try:
         return Result.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise CheckpointError(
             f"{path}: is no result of a finished run ({type(error).__name__}); delete it and run "
             "the row again"
@@ -227,6 +234,66 @@ def merged(parts: Sequence[Result]) -> Result:
     )
 
 
+def write_results(
+    path: Path,
+    results: Mapping[str, Mapping[int, Result]],
+    shared: Mapping[str, str],
+    coinciding: Collection[frozenset[str]] = (),
+) -> Path:
+    """Write the results of a study's rows as one file, without sentences and directories.
+
+    Args:
+        path: ends in `COLLECTED`.
+        results: row name -> seed -> result.
+        shared: row name -> name of the row whose runs it shares.
+        coinciding: pairs of rows whose designs are one.
+    """
+    rows = {
+        name: {str(seed): _anonymous(result).to_dict() for seed, result in seeds.items()}
+        for name, seeds in results.items()
+        if seeds and name not in shared
+    }
+    pairs = sorted(sorted(pair) for pair in coinciding)
+    return write_json(path, {"rows": rows, "shared": dict(shared), "coinciding": pairs})
+
+
+def read_results(
+    path: Path,
+) -> tuple[dict[str, dict[int, Result]], dict[str, str], list[frozenset[str]]]:
+    """What `write_results` was given."""
+    content = read_json(path, remedy="write it again with --page-only")
+    rows = {
+        name: {int(seed): Result.from_dict(values) for seed, values in seeds.items()}
+        for name, seeds in content["rows"].items()
+    }
+    return rows, dict(content["shared"]), [frozenset(pair) for pair in content["coinciding"]]
+
+
+def _anonymous(result: Result) -> Result:
+    local = ("data", "output", "cache")
+    return replace(
+        result,
+        settings={name: value for name, value in result.settings.items() if name not in local},
+        evaluation={task: replace(e, mistakes=()) for task, e in result.evaluation.items()},
+    )
+
+
+def packed(classes: Sequence[float]) -> str:
+    """Classes as text: a byte each, deflated, in base64; 20,000 binary answers are about 3 KB.
+
+    >>> unpacked(packed([0, 4, 2]))
+    (0.0, 4.0, 2.0)
+    """
+    return base64.b64encode(zlib.compress(bytes(map(int, classes)), 9)).decode()
+
+
+def unpacked(values: str | Sequence[float]) -> tuple[float, ...]:
+    """The numbers of a packed text, or of a list."""
+    if isinstance(values, str):
+        values = list(zlib.decompress(base64.b64decode(values)))
+    return tuple(map(float, values))
+
+
 def _added(values: Sequence[Any]) -> Any:
     """The sum, and None where one is missing."""
     return None if any(value is None for value in values) else sum(values)
@@ -242,7 +309,8 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
 
 def _epoch(row: Mapping[str, Any]) -> Epoch:
     overall = _number(row.get("mean")), _number(row.get("leaderboard"))
-    return Epoch(row["epoch"], row["step"], _numbers(row["scores"]), *overall)
+    train = _numbers(row.get("train_scores") or row.get("train") or {})
+    return Epoch(row["epoch"], row["step"], _numbers(row["scores"]), *overall, train)
 
 
 def _conflicts(part: Mapping[str, Any] | None) -> Conflicts | None:
@@ -257,8 +325,8 @@ def _evaluation(part: Mapping[str, Any]) -> Evaluation:
     return Evaluation(
         _number(part["score"]),
         tuple(tuple(row) for row in part.get("confusion") or ()),
-        tuple(part.get("truth") or ()),
-        tuple(part.get("found") or ()),
+        unpacked(part.get("truth") or ()),
+        unpacked(part.get("found") or ()),
         tuple(
             Mistake(row["row"], tuple(row["texts"]), row["true"], row["found"], row["error"])
             for row in part.get("mistakes") or ()

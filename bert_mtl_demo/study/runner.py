@@ -152,6 +152,7 @@ def _progress(job: Job) -> float:
     except ValueError:  # a line that is just being written
         return 0.0
     step = max((row["step"] for row in rows), default=0)
+    steps *= job.settings.get("fraction") or 1
     return min(1.0, float(step / (epochs * steps)))
 
 

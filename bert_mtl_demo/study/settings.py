@@ -77,6 +77,13 @@ class StudySettings:
         optional(integer(1)),
         "at most this many epochs (default: each row's own number; conflicts: 3)",
     )
+    # Shares of the tasks, their order and the difference between two lengths stay as published.
+    fraction: float | None = flag(
+        None,
+        optional(real(0, 1, open_low=True)),
+        "fraction of each row's own schedule, pre-training included; data limits do not change "
+        "what tasks are drawn (default: all of it, or --steps)",
+    )
     # A scheme that gives a step one task takes as many times more steps, so that all rows see as
     # much data.
     steps: int | None = flag(
@@ -106,6 +113,13 @@ class StudySettings:
         optional(integer(1)),
         "conflicts only: micro-batches of each task at each stage (default: 256)",
     )
+    as_published: bool = flag(
+        False,
+        switch,
+        "conflicts only: heads, losses, dropout and optimizer of the report that it answers, "
+        "pals_gradvac's Gradient Vaccine row, in place of the demo's",
+        action="store_true",
+    )
     output: str = flag("runs/study", text, "directory of pages and runs (default: runs/study)")
     keep_weights: bool = flag(
         False, switch, "keep the weights of each run's best epoch", action="store_true"
@@ -125,6 +139,11 @@ class StudySettings:
         for entry in fields(self):
             if parse := entry.metadata.get("parse"):
                 object.__setattr__(self, entry.name, _checked(entry.name, parse, self))
+        if self.fraction is not None and self.steps is not None:
+            raise ConfigError(
+                f"fraction = {self.fraction:g} with steps = {self.steps}: both say how long an "
+                "epoch is; leave one out"
+            )
 
     @property
     def directory(self) -> Path:
@@ -153,13 +172,13 @@ class StudySettings:
         >>> config.epochs, config.steps_per_epoch
         (2, 300)
         """
-        joint = self._config(row.settings, seed)
+        joint = self._config(row, seed)
         if not row.separate:
             return [joint]
-        return [self._config({**row.settings, "tasks": (name,)}, seed) for name in joint.tasks]
+        return [self._config(row, seed, tasks=(name,)) for name in joint.tasks]
 
-    def _config(self, settings: Mapping[str, Any], seed: int) -> Config:
-        published = Config.from_mapping(settings)  # with every default in place
+    def _config(self, row: Row, seed: int, **tasks: Any) -> Config:
+        published = row.config(**tasks)
         changes: dict[str, Any] = {
             "data": self.data,
             "encoder": self.encoder,
@@ -169,24 +188,28 @@ class StudySettings:
         }
         if self.epochs is not None:
             changes["epochs"] = min(published.epochs, self.epochs)
+        if self.fraction is not None:
+            changes["fraction"] = self.fraction
         if self.steps is not None:
             steps = self.steps * turns(published)
             changes["steps_per_epoch"] = min(published.steps_per_epoch or steps, steps)
         if self.encoder == PACKAGED and published.pooling == "pooler":
             changes["pooling"] = "mean"
-        return Config.from_mapping({**settings, **changes, **self.set})
+        return row.config(**{**tasks, **changes, **self.set})
 
     def described(self) -> dict[str, str]:
         """The budget in words, for the page."""
         row = "each row's own"
         batches = f"{self.steps} batches of each task in an epoch"
         rate = f"{self.lr_scale:g} times each row's own"
+        part = {} if self.fraction is None else {"schedule": f"{self.fraction:g} of each row's own"}
         return {
             "command": self.portable_command,
             "data": self.data if self.data in NAMED else "a directory of tables",
             "encoder": self.encoder,
             "epochs": row if self.epochs is None else f"at most {self.epochs}",
             "steps": row if self.steps is None else batches,
+            **part,
             "learning rate": row if self.lr_scale == 1 else rate,
             "other settings": ", ".join(f"{k} = {v}" for k, v in self.set.items()) or row,
             "seeds": " ".join(map(str, self.seeds)),

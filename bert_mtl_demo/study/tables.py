@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 from bert_mtl_demo.reporting.tables import cell, table
-from bert_mtl_demo.study.intervals import MISSING, Comparison, holm, interval
+from bert_mtl_demo.study.intervals import MISSING, Comparison, Interval, holm, interval
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import Result
+from bert_mtl_demo.tasks import TASKS
 from bert_mtl_demo.training.progress import short
 from gradsurgery.report import PairCounts
 
@@ -32,7 +33,19 @@ def score_table(outcomes: Outcomes) -> str:
                 cells.append(short(row.published[name]) if name in row.published else MISSING)
             cells.append(_ours(outcomes, row, name))
         rows.append([*cells, *_rates(outcomes.total(row)), _change(outcomes, row)])
+    rows.append(_majority(outcomes, [name in published for name in names], len(heading), several))
     return table([*heading, "conflicts", "altered", "mean cosine", "change"], rows)
+
+
+def _majority(
+    outcomes: Outcomes, published: Sequence[bool], width: int, several: bool
+) -> list[object]:
+    """The row of a system that always answers the most frequent class."""
+    cells: list[object] = ["*majority class of dev*", *([MISSING] if several else []), MISSING]
+    for name, twice in zip(outcomes.scored(), published, strict=True):
+        share = outcomes.majority(name) if name in TASKS else None
+        cells += [*([MISSING] if twice else []), MISSING if share is None else short(share)]
+    return [*cells, *[MISSING] * (width + 4 - len(cells))]
 
 
 def cost_table(outcomes: Outcomes) -> str:
@@ -62,13 +75,36 @@ def cost_table(outcomes: Outcomes) -> str:
 
 
 def comparison_table(outcomes: Outcomes) -> str:
-    """Every row against the baseline, score by score."""
-    rows = [row for row in outcomes.ran if row != outcomes.compared_with]
+    """Every row against its control, score by score, and what each could have seen."""
+    rows = [row for row in outcomes.ran if outcomes.control_of(row)]
     names = [
         name for name in outcomes.scored() if any(outcomes.interval(row, name).n for row in rows)
     ]
-    columns = [_judged([outcomes.comparison(row, name) for row in rows]) for name in names]
-    return table(["row", *names], zip([cell(row.name) for row in rows], *columns, strict=True))
+    columns = []
+    for name in names:
+        comparisons = [outcomes.comparison(row, name) for row in rows]
+        columns += [_judged(comparisons), [seen(c.difference) for c in comparisons]]
+    heading = [part for name in names for part in (name, "could have seen")]
+    cells = [[cell(row.name), _control(outcomes, row)] for row in rows]
+    body = [[*first, *rest] for first, *rest in zip(cells, *columns, strict=True)]
+    return table(["row", "against", *heading], body)
+
+
+def seen(difference: Interval) -> str:
+    """The smallest effect that this comparison could have seen.
+
+    >>> seen(interval([0.01, 0.02, 0.03])), seen(interval([0.01])) == MISSING
+    ('.033', True)
+    """
+    effect = difference.detectable
+    return MISSING if effect is None else short(effect)
+
+
+def _control(outcomes: Outcomes, row: Row) -> str:
+    control = outcomes.control_of(row)
+    assert control is not None
+    same = ": the same design under this budget" if outcomes.same_design(row, control) else ""
+    return cell(control.name) + same
 
 
 def pair_table(outcomes: Outcomes) -> str:

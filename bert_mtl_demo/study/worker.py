@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bert_mtl_demo.cli import guard
 from bert_mtl_demo.config import Config, read_settings
+from bert_mtl_demo.study.published import unpinned
 from bert_mtl_demo.study.results import Result, write_result
 
 KEEP = "--keep-weights"
@@ -110,7 +111,7 @@ def collect(run: Path, directory: Path) -> Result:
             "peak_memory": max(row["peak_memory"] for row in dev),
             "trained_parameters": model[0]["trained_parameters"] if model else None,
             "evaluation": evaluation["tasks"],
-            "settings": config.changed(),
+            "settings": unpinned(config),
             "versions": versions(),
             "device": _device_name(config.device),
         }

@@ -36,6 +36,11 @@ class Answers:
         """The task's metric against the labels."""
         return METRICS[self.task.metric](labels, self.values)
 
+    def take(self, indices: list[int]) -> Answers:
+        """The answers to the examples at these positions, in this order."""
+        probabilities = None if self.probabilities is None else self.probabilities[indices]
+        return Answers(self.task, self.values[indices], probabilities)
+
     def is_constant(self) -> bool:
         """Whether a task of regression got the same score everywhere, for which r is undefined."""
         return self.task.classes is None and float(np.ptp(self.values)) == 0.0

@@ -20,8 +20,18 @@ class Progress:
     evaluated: int = 0  # the step after which dev was last scored
     nonfinite: int = 0  # steps skipped because a loss or gradient was not finite
     in_a_row: int = 0  # of those, the ones since the last good step
-    best_mean: float = -math.inf
+    best_score: float = -math.inf  # of the overall score that selects
     best_epoch: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """The progress in a checkpoint; one of 0.1.0 says `best_mean`.
+
+        >>> Progress.from_dict({"step": 7, "best_mean": 0.5}).best_score
+        0.5
+        """
+        names = {"best_mean": "best_score"}
+        return cls(**{names.get(name, name): value for name, value in values.items()})
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,11 @@ def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Enc
             for name in names
         }
 
-    return encoded("train", config.trained), encoded("dev", config.tasks)
+    train = {
+        name: replace(examples, whole=splits[name].whole)
+        for name, examples in encoded("train", config.trained).items()
+    }
+    return train, encoded("dev", config.tasks)
 
 
 def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.config import Config
+from bert_mtl_demo.data import dev_halves
 from bert_mtl_demo.data.tokenization import Batch, EncodedSet
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.model.multitask import MultitaskModel
@@ -28,11 +29,13 @@ from bert_mtl_demo.runtime import Interrupts, Precision, peak_memory
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 from bert_mtl_demo.training.checkpoint import RunDirectory, save_state, save_weights
 from bert_mtl_demo.training.data_parallel import Shard, begin_alike, random_states, restore_random
-from bert_mtl_demo.training.inference import score_all
+from bert_mtl_demo.training.inference import Answers, score_all
 from bert_mtl_demo.training.logs import Log
 from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.progress import Progress, Window, score_line
+
+CHOOSING, REPORTED = 0, 1  # the halves of dev under `dev_half`
 
 
 class Trainer:
@@ -73,6 +76,14 @@ class Trainer:
         self.optimizer = build_optimizer(config, model, group)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.halves = {}
+        if config.dev_half:
+            self.halves = {name: dev_halves(len(dev), name) for name, dev in self.dev_sets.items()}
+        self.train_subsets = {}
+        if config.train_scores:
+            self.train_subsets = {
+                name: examples.spread(config.train_scores) for name, examples in train.items()
+            }
         self.progress = Progress()
         self.window = Window()
         self.data = {
@@ -238,7 +249,7 @@ class Trainer:
         """Score dev, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
         answers = score_all(self.model, self.dev_sets, self.precision, self.processes)
-        scores = {name: dev.score(self.dev_sets[name].labels) for name, dev in answers.items()}
+        scores = self._scores(answers, REPORTED)
         for name, dev in answers.items():
             if dev.is_constant():
                 self.say(
@@ -246,7 +257,8 @@ class Trainer:
                 )
         tasks = self.config.definitions
         mean, leaderboard = mean_score(scores, tasks), leaderboard_score(scores, tasks)
-        best = mean > self.progress.best_mean
+        chosen_by = self._selection(answers, scores)
+        best = self.config.select == "last" or chosen_by > self.progress.best_score
         self.progress.evaluated = self.progress.step
         row = {
             "kind": "dev",
@@ -256,9 +268,10 @@ class Trainer:
             "mean": mean,
             "leaderboard": leaderboard,
             "best": best,
+            **self._extra_scores(chosen_by),
         }
         if best:
-            self.progress.best_mean, self.progress.best_epoch = mean, self.epoch
+            self.progress.best_score, self.progress.best_epoch = chosen_by, self.epoch
             if self.processes.is_main:
                 save_weights(self.run.best, self.model.state_dict(), row)
         spent = {
@@ -271,6 +284,34 @@ class Trainer:
             f"epoch {self.epoch}: "
             f"{score_line(scores, mean, leaderboard)}{'  (best)' if best else ''}"
         )
+
+    def _scores(self, answers: Mapping[str, Answers], half: int) -> dict[str, float]:
+        """The score of each task on one half of dev, or without `dev_half` on all of it."""
+        scores = {}
+        for name, dev in answers.items():
+            labels = self.dev_sets[name].labels
+            if self.config.dev_half:
+                indices = self.halves[name][half]
+                dev, labels = dev.take(indices), [labels[i] for i in indices]
+            scores[name] = dev.score(labels)
+        return scores
+
+    def _selection(self, answers: Mapping[str, Answers], reported: Mapping[str, float]) -> float:
+        """The overall score by which the best epoch is chosen."""
+        scores = self._scores(answers, CHOOSING) if self.config.dev_half else reported
+        overall = leaderboard_score if self.config.select == "leaderboard" else mean_score
+        return overall(scores, self.config.definitions)
+
+    def _extra_scores(self, chosen_by: float) -> dict[str, Any]:
+        """What is logged where a setting asks for it: the selecting score, and scores on train."""
+        extra: dict[str, Any] = {"chosen_by": chosen_by} if self.config.dev_half else {}
+        if self.train_subsets:
+            answers = score_all(self.model, self.train_subsets, self.precision, self.processes)
+            extra["train_scores"] = {
+                name: answer.score(self.train_subsets[name].labels)
+                for name, answer in answers.items()
+            }
+        return extra
 
     def _restart_clock(self) -> None:
         """Begin to time a window."""
@@ -310,7 +351,7 @@ class Trainer:
         self.precision.scaler.load_state_dict(state["scaler"])
         self.optimizer.conflicts.load_state_dict(state["conflicts"])
         self.batches.load_state_dict(state["batches"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.from_dict(state["progress"])
         self.window = Window(**state["window"])
         # Last: nothing after it may draw.
         restore_random(state, self.config, self.processes)

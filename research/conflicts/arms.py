@@ -7,7 +7,8 @@ from typing import Any
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import ConfigError
-from bert_mtl_demo.study.published import Row
+from bert_mtl_demo.study.papers import PAPERS
+from bert_mtl_demo.study.published import SURGERY, Row
 from bert_mtl_demo.study.settings import StudySettings
 
 # name of the arm -> the settings in which it differs from the others
@@ -17,6 +18,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "gradvac, always": {"method": "gradvac", "gradvac_update": "always"},
     "gradvac, on_alter": {"method": "gradvac", "gradvac_update": "on_alter"},
 }
+# The row whose counts of conflicts the study answers, but for its surgery.
+_ROW = PAPERS["pals_gradvac"].row("Gradient Vaccine multitask")
+ANSWERED = {name: value for name, value in _ROW.settings.items() if name not in SURGERY}
 WINDOWS = 20  # of a run: the resolution of every curve over time
 # Settings that --set cannot change: arms and probes, or flags of their own, decide them.
 FIXED = ("method", "gradvac_update", "grouping", "seed", "epochs", "steps_per_epoch", "max_steps")
@@ -28,8 +32,11 @@ def arms_of(settings: StudySettings) -> dict[str, Row]:
     >>> arms_of(StudySettings(epochs=2))["pcgrad"].settings["epochs"]
     2
     """
+    if settings.fraction is not None:
+        raise ConfigError("fraction with the study 'conflicts': give --epochs and --steps")
     epochs, steps = settings.epochs or 3, settings.steps or 300
     common = {
+        **(ANSWERED if settings.as_published else {}),
         "epochs": epochs,
         "steps_per_epoch": steps,
         "batch_size": 8,

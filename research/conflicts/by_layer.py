@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from bert_mtl_demo.reporting.tables import table
-from research.conflicts import estimate
+from research.conflicts import estimate, simultaneous
 from research.conflicts.estimate import Probed
 from research.conflicts.findings import SAYS, listed, number, percent
 
@@ -21,9 +21,9 @@ def layer_table(probes: Mapping[str, Probed]) -> str:
     levels = next(iter(probes.values())).levels
     sizes = min(levels), max(levels)
     rows = []
-    for stage, part, i, j in _cosines(probes):
+    for (stage, part, i, j), expected in simultaneous.of_layers(probes).items():
+        assert part is not None
         probed = probes[stage]
-        expected = estimate.expected(probed.kept(part), i, j)
         floors = [number(estimate.cosine_at(probed, sizes[1], k, k, part)) for k in (i, j)]
         rows.append(
             [
@@ -44,21 +44,13 @@ def layer_table(probes: Mapping[str, Probed]) -> str:
 
 
 def layer_answer(probes: Mapping[str, Probed]) -> str:
-    """How many of all layers, pairs and stages conflict, beside what chance alone gives."""
-    answers = Counter(
-        estimate.expected(probes[stage].kept(part), i, j).verdict
-        for stage, part, i, j in _cosines(probes)
-    )
+    """How many of all layers, pairs and stages conflict, judged together."""
+    answers = Counter(e.verdict for e in simultaneous.of_layers(probes).values())
     total = answers.total()
     counts = [f"{answers[verdict]} {words}" for verdict, words in SAYS.items() if answers[verdict]]
-    known = total - answers["n/a"]
-    chance = (
-        f" If all {known} that have an interval were truly 0, about {known / 40:.1f} of them would "
-        "lie below 0 and as many above it by chance."
-    )
     return (
-        f"Part by part, of {total} cosines of expected gradients (stages x parts x pairs): "
-        f"{listed(counts)}.{chance if known else ''}"
+        f"Part by part, of {total} cosines of expected gradients (stages x parts x pairs), with "
+        f"intervals that hold all at once: {listed(counts)}."
     )
 
 

@@ -121,6 +121,7 @@ class Expected:
     """
 
     cosine: Interval | None  # None: one of the expected gradients cannot be told from zero
+    p: float | None = None  # that the truth is 0, adjusted for all that were judged together
 
     @property
     def verdict(self) -> str:
@@ -138,11 +139,16 @@ def length(blocks: Array, i: int) -> Interval:
 
 
 def expected(blocks: Array, i: int, j: int) -> Expected:
-    """The cosine of tasks i's and j's expected gradients, from [B, K, B, K] products."""
-    if any((length(blocks, k).low or 0.0) <= 0 for k in (i, j)):
-        return Expected(None)
+    """The cosine of tasks i's and j's expected gradients, from [B, K, B, K] products, by itself."""
+    single = expected_values(blocks, i, j)
+    return Expected(single[0] if single else None)
 
-    return Expected(jackknife(blocks, lambda kept: _cosine(kept, i, j, math.inf)))
+
+def expected_values(blocks: Array, i: int, j: int) -> tuple[Interval, Array] | None:
+    """The same with its pseudo-values, [B]; None where it cannot be told from zero."""
+    if any((length(blocks, k).low or 0.0) <= 0 for k in (i, j)):
+        return None
+    return jackknifed(blocks, lambda kept: _cosine(kept, i, j, math.inf))
 
 
 def cosine_at(probed: Probed, batch: int, i: int, j: int, segment: str | None = None) -> Interval:
@@ -178,17 +184,24 @@ def jackknife(blocks: Array, statistic: Callable[[Array], float]) -> Interval:
     draw a block twice and multiply it with itself, which is the noise this estimate avoids. No
     bounds where the function does not exist without one of the blocks.
     """
+    return jackknifed(blocks, statistic)[0]
+
+
+def jackknifed(blocks: Array, statistic: Callable[[Array], float]) -> tuple[Interval, Array]:
+    """The interval and the pseudo-values, [B]."""
     count = blocks.shape[0]
     estimate = statistic(blocks)
     values = []
     for a in range(count):
         rest = np.delete(np.delete(blocks, a, axis=0), a, axis=2)
         values.append(count * estimate - (count - 1) * statistic(rest))
-    half = interval(values).half
+    spread = interval(values)
+    half = spread.half
     if half is None or not all(math.isfinite(value) for value in values):
-        return Interval(estimate, None, None, count)
+        return Interval(estimate, None, None, count), np.array(values)
     # Around the estimate itself: t corrects no bias here.
-    return Interval(estimate, estimate - half, estimate + half, count)
+    around = estimate - half, estimate + half
+    return Interval(estimate, *around, count, spread.error, spread.df), np.array(values)
 
 
 def change(grams: Array, target: Array | None = None) -> Array:
@@ -216,25 +229,6 @@ def change(grams: Array, target: Array | None = None) -> Array:
         changes.append((changed / gram.sum((1, 2))).sqrt())
     mean: Array = torch.stack(changes).mean(0).numpy()
     return mean
-
-
-def expected_change(blocks: Array) -> Interval | None:
-    """The change of the expected gradients' sum under PCGrad.
-
-    None where an expected gradient, or their sum, cannot be told from zero.
-
-    Args:
-        blocks: [B, K, B, K].
-    """
-    if any((length(blocks, k).low or 0.0) <= 0 for k in range(blocks.shape[1])):
-        return None
-
-    def changed(blocks: Array) -> float:
-        products = expected_products(blocks)
-        return float(change(products[None])[0]) if products.sum() > 0 else math.nan
-
-    limit = jackknife(blocks, changed)
-    return limit if math.isfinite(limit.mean) else None
 
 
 def batches_of(grams: Array) -> Array:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.study.intervals import Interval, interval
 from gradsurgery.report import PairCounts
-from research.conflicts import estimate
+from research.conflicts import estimate, simultaneous
 from research.conflicts.estimate import Probed
+from research.conflicts.simultaneous import Cosine
 
 DOTTED: dict[str, Any] = {"color": plots.COLORS[1], "linewidth": 0.8, "linestyle": ":"}
 COLORS = {"always": plots.COLORS[0], "on_alter": plots.COLORS[1]}
@@ -112,12 +113,14 @@ def cosine_by_batch(probes: Mapping[str, Probed]) -> Figure:
         ylim=(-1.02, 1.02),
     )
     colors = dict(zip(tasks, plots.COLORS[:1] + plots.COLORS[2:], strict=False))
-    for axes, (probed, (i, j)) in zip(panels, product(probes.values(), pairs), strict=True):
+    judged = simultaneous.of_pairs(probes)
+    for axes, (stage, (i, j)) in zip(panels, product(probes, pairs), strict=True):
+        probed = probes[stage]
         _batches(axes, probed, "two tasks", (i, j), color=plots.COLORS[1])
         for k in (i, j):
             color, label = colors[tasks[k]], f"two halves of {tasks[k]}"
             _batches(axes, probed, label, (k, k), color=color, linestyle="--")
-        cosine = estimate.expected(probed.kept(), i, j).cosine
+        cosine = judged[Cosine(stage, None, i, j)].cosine
         if cosine is not None and cosine.low is not None and cosine.high is not None:
             axes.axhspan(cosine.low, cosine.high, color=plots.COLORS[1], alpha=0.12, lw=0)
             axes.axhline(cosine.mean, label="expected gradients of two tasks", **DOTTED)
@@ -137,10 +140,10 @@ def expected_by_layer(probes: Mapping[str, Probed]) -> Figure:
         ylim=(-1.1, 1.1),
         xlim=(-0.5, len(first.segments) - 0.5),
     )
+    judged = simultaneous.of_layers(probes)
     for axes, (i, j) in zip(panels, pairs, strict=True):
-        for n, (stage, probed) in enumerate(probes.items()):
-            blocks = map(probed.kept, probed.segments)
-            cosines = [estimate.expected(block, i, j).cosine for block in blocks]
+        for n, stage in enumerate(probes):
+            cosines = [judged[Cosine(stage, part, i, j)].cosine for part in first.segments]
             known = [(x + 0.2 * (n - 1), c) for x, c in enumerate(cosines) if c is not None]
             means, halves = [c.mean for _, c in known], [c.half or 0.0 for _, c in known]
             points = plots.style(n) | {"linestyle": "", "capsize": 3}

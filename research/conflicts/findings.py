@@ -12,10 +12,15 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from bert_mtl_demo.study.intervals import Comparison, Interval, compare, interval
-from research.conflicts import estimate
+from research.conflicts import estimate, simultaneous
 from research.conflicts.estimate import Expected, Probed
 from research.conflicts.figures import altered_rate, changes
+from research.conflicts.limit import expected_change
+from research.conflicts.simultaneous import Cosine
 
 SAYS = {
     "conflict": "conflict (below 0)",
@@ -52,23 +57,69 @@ def percent(value: float) -> str:
     return f"{value:.{0 if value >= 10 else 1 if value >= 1 else 2}f}%"
 
 
-def verdicts(probed: Probed) -> dict[tuple[str, str], Expected]:
-    """The expected gradients' cosine of every pair, over the whole encoder."""
-    blocks = probed.kept()
-    return {
-        (probed.tasks[i], probed.tasks[j]): estimate.expected(blocks, i, j)
-        for i, j in combinations(range(len(probed.tasks)), 2)
-    }
+def expectation(stage: str, probes: Mapping[str, Probed]) -> str:
+    """The verdicts on a stage's expected gradients, pairs with the same one in one sentence.
 
-
-def expectation(stage: str, probed: Probed) -> str:
-    """The verdicts on a stage's expected gradients, pairs with the same one in one sentence."""
+    Judged together with those of all other stages.
+    """
     groups: dict[str, list[str]] = {}
-    for (i, j), expected in verdicts(probed).items():
-        cosine = "" if expected.cosine is None else f" ({number(expected.cosine)})"
-        groups.setdefault(expected.verdict, []).append(f"{i}/{j}{cosine}")
+    for key, expected in simultaneous.of_pairs(probes).items():
+        if key.stage == stage:
+            cosine = "" if expected.cosine is None else f" ({number(expected.cosine)})"
+            groups.setdefault(expected.verdict, []).append(f"{named(key, probes)}{cosine}")
     parts = [f"{listed(pairs)} {CONCLUSIONS[verdict]}" for verdict, pairs in groups.items()]
     return f"{stage.capitalize()}, the expected gradients of {'; those of '.join(parts)}."
+
+
+def named(cosine: Cosine, probes: Mapping[str, Probed]) -> str:
+    """The pair's name."""
+    tasks = probes[cosine.stage].tasks
+    return f"{tasks[cosine.i]}/{tasks[cosine.j]}"
+
+
+def p_alone(cosine: Interval | None) -> float | None:
+    """The p of a cosine by itself, two-sided; None without an interval.
+
+    >>> p_alone(Interval(0.2, 0.0, 0.4, 16, 0.094, 15))  # doctest: +ELLIPSIS
+    0.0503...
+    """
+    if cosine is None or cosine.error is None or cosine.df is None:
+        return None
+    if cosine.error == 0:
+        return float(cosine.mean == 0)
+    return 2 * float(stats.t.sf(abs(cosine.mean) / cosine.error, cosine.df))
+
+
+def headline(probes: Mapping[str, Probed]) -> str:
+    """Whether any pair's expected gradients differ from orthogonal when all are judged together."""
+    judged = simultaneous.of_pairs(probes)
+    apart = {key: e for key, e in judged.items() if e.verdict in ("conflict", "agree")}
+    conflicts = [key for key, e in apart.items() if e.verdict == "conflict"]
+    count = sum(e.cosine is not None for e in judged.values())
+    if not count:
+        return "No expected gradient can be told from zero here, so none can be said to conflict."
+
+    def case(key: Cosine, expected: Expected) -> str:
+        alone = p_alone(expected.cosine)
+        ps = "" if alone is None else f" (p = {alone:.3f} by itself, {expected.p:.2f} with all)"
+        return f"{named(key, probes)} {key.stage}{ps}"
+
+    nearly = [
+        case(key, e)
+        for key, e in judged.items()
+        if key not in apart and (p := p_alone(e.cosine)) is not None and p < 0.05
+    ]
+    first = (
+        f"Of {count} pairs and stages judged together, {len(conflicts)} conflict"
+        + (f": {listed([case(key, apart[key]) for key in conflicts])}" if conflicts else "")
+        + f"; {len(apart) - len(conflicts)} agree."
+    )
+    second = (
+        f" By itself {listed(nearly)} would stand out, which is not enough among {count}."
+        if nearly
+        else ""
+    )
+    return f"{first}{second} It is one run of one seed: another may answer otherwise."
 
 
 def noise(stage: str, probed: Probed) -> str:
@@ -97,11 +148,13 @@ def resized(stage: str, probed: Probed) -> str:
     """The change that PCGrad makes to a batch, to many, and to the expectation."""
     sizes = (min(probed.levels), max(probed.levels))
     small, large = (_percents(interval(changes(probed.level(n), "pcgrad"))) for n in sizes)
-    limit = estimate.expected_change(probed.kept())
+    limit = expected_change(probed.kept())
     last = (
-        "the expected gradients cannot all be told from zero, so no limit can be given"
+        "the expected gradients cannot all be told from zero, or there are too few blocks, so no "
+        "limit can be given"
         if limit is None
-        else f"of the expected gradients' sum it would change {_percents(limit)}"
+        else f"of the expected gradients' sum it would change {_percents(limit)}, where no "
+        "conflict at all would give 0 on average"
     )
     return (
         f"{stage.capitalize()}, PCGrad moves the update by {small} of its length at "
@@ -166,19 +219,19 @@ def rules(runs: Mapping[str, Any]) -> str:
 
 
 def _turn(seeds: Mapping[str, Any]) -> str:
-    """The turn of the share of altered pairs from first to last epoch, paired by seed."""
-    first, last = (
-        {int(seed): altered_rate(r["epochs"][n]["pairs"]) for seed, r in seeds.items()}
-        for n in (0, -1)
-    )
-    comparison = compare(last, first)
-    mean, half = comparison.difference.mean, comparison.difference.half
-    turn = "went" if not comparison.differs else "fell" if mean < 0 else "rose"
-    ends = [percent(interval(list(shares.values())).mean) for shares in (first, last)]
-    size = comparison.describe()
-    if comparison.differs and half is not None:
-        size = f"by {abs(mean):.1f} ± {half:.1f} points over seeds"
-    return f"{turn} from {ends[0]} in the first epoch to {ends[1]} in the last ({size})"
+    """The slope of the share of altered pairs over all epochs, a line by seed."""
+    rates = [
+        [altered_rate(epoch["pairs"]) for epoch in record["epochs"]] for record in seeds.values()
+    ]
+    slopes = interval([float(np.polyfit(range(len(r)), r, 1)[0]) for r in rates if len(r) > 1])
+    ends = [percent(interval([r[n] for r in rates]).mean) for n in (0, -1)]
+    span = f"from {ends[0]} in the first epoch to {ends[1]} in the last"
+    if not slopes.error or slopes.low is None or slopes.high is None:
+        return f"went {span} (one seed, one epoch or no spread: cannot tell)"
+    turn = "went" if slopes.low <= 0 <= slopes.high else "fell" if slopes.mean < 0 else "rose"
+    trend = "inside the noise: " if turn == "went" else ""
+    size = f"{slopes.mean:+.1f} ± {slopes.half:.1f} points an epoch over all epochs and seeds"
+    return f"{turn} {span} ({trend}{size})"
 
 
 def published(simulated: Mapping[str, Any]) -> str:

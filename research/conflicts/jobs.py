@@ -48,7 +48,7 @@ def probe_pieces(study: Path, config: Config, batches: int) -> dict[str, Piece]:
 
 
 def _deciding(config: Config) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
+    return {name: value for name, value in config.key_values().items() if name not in ELSEWHERE}
 
 
 def stages_of(config: Config) -> dict[str, int]:

@@ -10,11 +10,12 @@ from typing import Any
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.reporting.tables import table
 from bert_mtl_demo.study.intervals import Interval, interval
-from research.conflicts import estimate, figures, findings
+from research.conflicts import estimate, figures, findings, simultaneous
 from research.conflicts.by_layer import layer_answer, layer_conflicts, layer_table
 from research.conflicts.counts import alteration_table, pair_table
 from research.conflicts.estimate import Probed
 from research.conflicts.findings import number, percent
+from research.conflicts.limit import expected_change
 
 PAGE = "conflicts.md"
 
@@ -76,7 +77,8 @@ def _answer(pieces: Mapping[str, Any], probes: Mapping[str, Probed]) -> str:
     stage = list(probes)[-1]
     points = [
         findings.noise(stage, probes[stage]),
-        *(findings.expectation(name, probed) for name, probed in probes.items()),
+        findings.headline(probes),
+        *(findings.expectation(name, probes) for name in probes),
         layer_answer(probes),
         findings.resized(stage, probes[stage]),
         findings.scores(pieces["runs"]),
@@ -132,18 +134,22 @@ def _signal(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
 
 def _expected(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
     rows = [
-        [stage, f"{i}, {j}", number(expected.cosine), findings.SAYS[expected.verdict]]
-        for stage, probed in probes.items()
-        for (i, j), expected in findings.verdicts(probed).items()
+        [
+            *(key.stage, findings.named(key, probes), number(expected.cosine)),
+            *(_p(findings.p_alone(expected.cosine)), _p(expected.p)),
+            findings.SAYS[expected.verdict],
+        ]
+        for key, expected in simultaneous.of_pairs(probes).items()
     ]
-    answers = "\n\n".join(findings.expectation(stage, probed) for stage, probed in probes.items())
+    heading = ["stage", "pair", "cosine", "p by itself", "p with all", "the tasks"]
+    answers = "\n\n".join(findings.expectation(stage, probes) for stage in probes)
     return (
         "The cosine of the *expected* gradients, free of the noise that pulls a batch's cosine "
         "towards 0: the mean product of independent batches of two tasks, over the root of the "
         "mean products of independent batches of each. Intervals (95%) are jackknifed over blocks "
-        "of batches; a bootstrap would multiply a block with itself. They hold for one seed's "
-        f"run, and each is its own: of twenty, one may miss.\n\n{answers}\n\n"
-        f"{table(['stage', 'pair', 'cosine', 'the tasks'], rows)}\n\n"
+        "of batches; a bootstrap would multiply a block with itself. All of a table hold at once "
+        "(max-t: the quantile of the largest of the correlated t statistics), for one run.\n\n"
+        f"{findings.headline(probes)}\n\n{answers}\n\n{table(heading, rows)}\n\n"
         f"{pictures['expected_by_layer']}\n\n{layer_answer(probes)}\n\n"
         '<details markdown="1">\n<summary>Every part of the encoder</summary>\n\n'
         "Cosines with the share of negative ones, the cosine of two batches of the same task, and "
@@ -152,20 +158,26 @@ def _expected(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
     )
 
 
+def _p(p: float | None) -> str:
+    return "n/a" if p is None else "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _change(probes: Mapping[str, Probed], pictures: Mapping[str, str]) -> str:
     rows = []
     for stage, probed in probes.items():
         for batch in probed.levels:
             samples = [figures.changes(probed.level(batch), arm) for arm in ("pcgrad", "gradvac")]
             rows.append([stage, f"{batch:,}", *(_length(interval(sample)) for sample in samples)])
-        limit = estimate.expected_change(probed.kept())
+        limit = expected_change(probed.kept())
         rows.append([stage, "expectation", _length(limit), ""])
     answers = "\n\n".join(findings.resized(stage, probed) for stage, probed in probes.items())
     return (
         "The length of (update - plain sum), relative to the plain sum, over the encoder and "
         "before the optimizer. GradVac's targets stand at the mean cosine of each batch size, "
         f"where the paper's rule takes them (n/a with fewer than {estimate.FEW} pairs of halves, "
-        "whose own mean is no target); from a target of 0 it is PCGrad.\n\n"
+        "whose own mean is no target); from a target of 0 it is PCGrad. In the expectation, half "
+        "of the blocks decide what is projected and the others measure it: without a conflict that "
+        "is 0 on average, and it may be negative.\n\n"
         f"{answers}\n\n{pictures['change_by_batch']}\n\n"
         f"{table(['stage', 'examples', 'PCGrad', 'GradVac'], rows)}"
     )
@@ -217,7 +229,7 @@ def _published(pieces: Mapping[str, Any], probes: Mapping[str, Probed]) -> str:
         f"{findings.rules(pieces['runs'])}\n\n"
         "The paper's rule does not measure conflict either: its target follows the mean, and about "
         "half of any sequence of cosines lies below its mean.\n\n"
-        f"What holds instead: {_lower(findings.expectation(last, probes[last]))} "
+        f"What holds instead: {_lower(findings.expectation(last, probes))} "
         f"{findings.resized(last, probes[last])} "
         f"{findings.scores(pieces['runs'])}"
     )

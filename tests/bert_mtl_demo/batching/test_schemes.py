@@ -129,6 +129,7 @@ def test_one_task_alone_is_trained_by_every_scheme(scheme):
         ("sqrt", 4 + 25 + 8),
         ("annealed", 4 + 25 + 8),
         ("sequential", 4 + 25 + 8),
+        ("interleaved", 4 + 25 + 8),
     ],
 )
 def test_steps_in_a_pass_an_epoch_and_a_run(scheme, steps):
@@ -393,3 +394,40 @@ def test_batches_without_room_for_a_negative_are_refused(scheme, batch_size, par
     sizes = {"para": 1000, "sts": len(LABELS)}
     with pytest.raises(ConfigError, match="a batch of 1 example of sts"):
         batches_of(scheme, sizes, batch_size, partial_batch=partial, one_positive={"sts": LABELS})
+
+
+# ----------------------------------------------------------------------------- interleaved
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_interleaved_gives_every_epoch_a_whole_pass_of_each_task_in_order(epochs):
+    batches = batches_of("interleaved", epochs=epochs)
+    assert order(batches, batches.horizon) == (["sst"] * 4 + ["para"] * 25 + ["sts"] * 8) * epochs
+
+
+def test_interleaved_with_a_number_of_steps_has_equal_parts():
+    batches = batches_of("interleaved", epochs=2, steps_per_epoch=6)
+    assert order(batches, 12) == (["sst"] * 2 + ["para"] * 2 + ["sts"] * 2) * 2
+
+
+# ------------------------------------------------------------------- fractions, whole sizes
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_fraction_is_of_every_epoch(scheme):
+    whole, part = (batches_of(scheme, epochs=3, fraction=f) for f in (1.0, 0.2))
+    assert part.steps_per_epoch == math.ceil(round(whole.steps_per_epoch / 5, 6))
+    assert part.horizon == 3 * part.steps_per_epoch
+    asked = batches_of(scheme, epochs=3, steps_per_epoch=50, fraction=0.1)
+    assert asked.steps_per_epoch == 5
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_laid_out_for_whole_sets_does_not_see_the_limit(scheme):
+    few = dict.fromkeys(SIZES, 10)
+    whole, rows = batches_of(scheme, epochs=2), {name: lengths(10) for name in few}
+    limited = Batches(rows, scheme=scheme, batch_size=8, seed=0, epochs=2, sizes=SIZES)
+    assert limited.steps_per_epoch == whole.steps_per_epoch
+    turns = [[list(step) for step in taken(b, 0, whole.horizon)] for b in (whole, limited)]
+    assert turns[0] == turns[1]
+    assert all(set(seen(taken(limited, 0, 40), name)) <= set(range(10)) for name in few)

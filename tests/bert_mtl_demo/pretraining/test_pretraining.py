@@ -349,6 +349,9 @@ def test_a_pass_reads_every_row_once_in_batches_of_like_length() -> None:
         ({"pretrain_steps": 5}, 5),
         ({"pretrain_steps": 500}, 6),
         ({"pretrain_batch_size": 64}, 1),
+        ({"pretrain_epochs": 4, "fraction": 0.25}, 6),
+        ({"fraction": 0.4}, 3),
+        ({"pretrain_epochs": 4, "fraction": 0.25, "pretrain_steps": 5}, 5),
     ],
     ids=str,
 )
@@ -356,7 +359,7 @@ def test_the_plan_has_as_many_steps_as_are_counted(changes: dict[str, Any], step
     config = Config(**changes)
     plan = list(loop.plan([5] * 100, config))
     assert len(plan) == loop.count_steps(100, config) == steps
-    if "pretrain_steps" not in changes:
+    if not {"pretrain_steps", "fraction"} & set(changes):
         assert sum(map(len, plan)) == config.pretrain_epochs * (
             100 // config.pretrain_batch_size or 1
         )

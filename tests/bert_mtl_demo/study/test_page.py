@@ -148,11 +148,11 @@ def test_every_number_stands_on_the_page(tmp_path: Path) -> None:
 
 def test_noise_is_called_noise(tmp_path: Path) -> None:
     text = write(tmp_path, study())
-    section = "Against 'naive'"
-    assert row_of(text, "vaccine", section)[1] == "**+.051 ± .013** differs, also after Holm"
-    assert row_of(text, "noisy", section)[1] == "+.001 ± .140 inside the noise"
-    assert row_of(text, "noisy", section)[2] == "identical in every seed"
-    assert "| naive |" not in text.split(section)[1].split("## ")[0]
+    section = "Against the controls"
+    assert row_of(text, "vaccine", section)[2] == "**+.051 ± .013** differs, also after Holm"
+    assert row_of(text, "noisy", section)[2] == "+.001 ± .140 inside the noise"
+    assert row_of(text, "noisy", section)[4] == "identical in every seed"
+    assert "\n| naive |" not in text.split(section)[1].split("## ")[0]
 
 
 def test_another_budget_is_said_and_the_published_one_too(tmp_path: Path) -> None:
@@ -189,15 +189,15 @@ def test_a_failed_seed_is_listed_beside_the_others(tmp_path: Path) -> None:
     text = write(tmp_path, study(results=results), failures={"noisy": ["killed"], "naive": []})
     assert "- noisy, some seeds: killed" in text
     assert row_of(text, "noisy", "Scores")[1:4] == ["1", ".498", ".532"]
-    assert row_of(text, "noisy", "Against")[1] == "+.012 one seed: cannot tell"
+    assert row_of(text, "noisy", "Against")[2] == "+.012 one seed: cannot tell"
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     results = {name: {0: seeds[0]} for name, seeds in study().results.items()}
     text = write(tmp_path, study(results=results))
     assert row_of(text, "naive", "Scores")[3] == ".500"
-    assert row_of(text, "vaccine", "Against")[1] == "+.050 one seed: cannot tell"
-    assert row_of(text, "vaccine", "Against")[2] == "identical in the one seed"
+    assert row_of(text, "vaccine", "Against")[2] == "+.050 one seed: cannot tell"
+    assert row_of(text, "vaccine", "Against")[4] == "identical in the one seed"
     assert row_of(text, "naive", "Cost")[2] == "61.5 s"
 
 
@@ -238,7 +238,37 @@ def test_without_the_reports_baseline_the_first_row_is_it(tmp_path: Path) -> Non
     )
     assert "There is nothing to compare with." in text
     both = {name: seeds for name, seeds in study().results.items() if name != "naive"}
-    assert "## Against 'vaccine'" in write(tmp_path, study(rows=study().rows[1:], results=both))
+    text = write(tmp_path, study(rows=study().rows[1:], results=both))
+    assert row_of(text, "noisy", "Against")[1] == "vaccine"
+
+
+def test_a_row_is_compared_with_its_control(tmp_path: Path) -> None:
+    rows = list(study().rows)
+    rows[2] = dataclasses.replace(rows[2], control="vaccine")
+    text = write(tmp_path, study(rows=rows))
+    assert row_of(text, "vaccine", "Against")[1:3] == [
+        *("naive", "**+.051 ± .013** differs, also after Holm"),
+    ]
+    # t(1) of -.060 and -.040; power: noncentral t with one degree of freedom
+    assert row_of(text, "noisy", "Against")[1:4] == [
+        *("vaccine", "-.050 ± .127 inside the noise", ".163"),
+    ]
+    alone = study(rows=[rows[0], rows[2]], results={"noisy": study().results["noisy"]})
+    assert alone.control_of(rows[2]) is None  # and not the baseline, which differs in more
+
+
+def test_rows_of_one_design_are_not_compared_but_named(tmp_path: Path) -> None:
+    pair = frozenset(("naive", "noisy"))
+    text = write(tmp_path, study(), coinciding=[pair])
+    assert row_of(text, "noisy", "Against")[1:4] == [
+        *("naive: the same design under this budget", "–", "–"),  # noqa: RUF001
+    ]
+    assert row_of(text, "vaccine", "Against")[2].endswith("also after Holm")
+
+
+def test_the_majority_class_stands_below_the_scores(tmp_path: Path) -> None:
+    row = row_of(write(tmp_path, study()), "*majority class of dev*", "Scores")
+    assert row[2:6] == ["–", ".200", ".500", "–"]  # noqa: RUF001
 
 
 def test_a_row_that_shares_its_runs_shows_their_scores_once(tmp_path: Path) -> None:

@@ -234,8 +234,17 @@ def test_a_damaged_result_is_named_before_anything_runs(command, tmp_path: Path,
 def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
     assert main(command("optimusbert", "--rows", "multitask finetune", "--page-only")) == 0
     page = (tmp_path / "study" / "optimusbert.md").read_text(encoding="utf-8")
-    assert "Only 1 of the report's 9 rows were asked for." in page.split("## Scores")[0]
+    assert "Only 1 of the report's 19 rows were asked for." in page.split("## Scores")[0]
     assert str(tmp_path / "study") not in page
+
+
+def test_a_page_names_the_rows_that_its_budget_makes_one(command, tmp_path: Path, capsys):
+    assert main(command("bert_mastery", "--rows", "method 2", "method 3", "--page-only")) == 0
+    sentence = "'method 2' and 'method 3' are one design under this budget"
+    assert f"warning: {sentence}" in capsys.readouterr().out
+    page = (tmp_path / "study" / "bert_mastery.md").read_text(encoding="utf-8")
+    assert sentence in page.split("## Scores")[0]
+    assert "highest sum of dev scores" in page  # the paper's deviations
 
 
 @pytest.mark.parametrize(
@@ -250,6 +259,10 @@ def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
         (["all", "--rows", "Naive multitask"], "name the report whose rows they are"),
         (["pals_gradvac", "--probe-batches", "8"], "only the study 'conflicts'"),
         (["conflicts", "--keep-weights"], "leave it out"),
+        (["conflicts", "--fraction", ".1"], "give --epochs and --steps"),
+        (["pals_gradvac", "--as-published"], "leave it out"),
+        (["pals_gradvac", "--fraction", "2"], "fraction = 2"),
+        (["pals_gradvac", "--fraction", ".1", "--steps", "5"], "both say how long an epoch is"),
         (["conflicts", "--page-only"], "without --page-only"),
         (["pals_gradvac", "--lr-scale", "0"], "lr_scale = 0"),
         (["pals_gradvac", "--data", "no-such-directory"], "no-such-directory"),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from bert_mtl_demo.data import dev_halves
+from bert_mtl_demo.evaluate import evaluate
 from bert_mtl_demo.model.multitask import MultitaskModel
 from bert_mtl_demo.runtime import peak_memory
+from bert_mtl_demo.training import run as run_module
+from bert_mtl_demo.training.checkpoint import load_state
 from bert_mtl_demo.training.logs import read_lines
 from bert_mtl_demo.training.run import start_run
-from bert_mtl_demo.training.trainer import Trainer
+from bert_mtl_demo.training.trainer import CHOOSING, REPORTED, Trainer
 
 
 @pytest.fixture
@@ -123,3 +129,94 @@ def test_a_step_without_a_task_leaves_its_head_alone(settings, monkeypatch):
     assert {len(tasks) for tasks, _ in moved} == {1, 2}
     for tasks, heads in moved:
         assert heads == tasks - {"sts"}  # the cosine has no parameters
+
+
+# ----------------------------------------------------------------- which epoch, on which examples
+
+
+@pytest.mark.parametrize("select", ["mean", "leaderboard", "last"])
+def test_the_epoch_that_the_setting_asks_for_is_kept(settings, monkeypatch, select):
+    """The mean is highest in epoch 1, the leaderboard in 2; the last is 3."""
+    scores = iter(
+        [
+            {"sst": 0.2, "para": 0.2, "sts": 0.9},  # .433, .450
+            {"sst": 0.5, "para": 0.5, "sts": 0.0},  # .333, .500
+            {"sst": 0.1, "para": 0.1, "sts": 0.1},
+        ]
+    )
+    monkeypatch.setattr(Trainer, "_scores", lambda self, answers, half: next(scores))
+    run = start_run(settings(select=select, epochs=3, steps_per_epoch=1))
+    kept = [row["epoch"] for row in rows(run, "dev") if row["best"]]
+    assert kept == {"mean": [1], "leaderboard": [1, 2], "last": [1, 2, 3]}[select]
+    assert load_state(run.path / "last.pt")["progress"]["best_epoch"] == kept[-1]
+
+
+def test_the_epoch_is_chosen_on_the_half_of_dev_that_is_not_reported(settings, monkeypatch):
+    """Reported scores fall from epoch to epoch, those of the other half rise."""
+    values = {CHOOSING: iter([0.1, 0.2, 0.3]), REPORTED: iter([0.9, 0.8, 0.7])}
+    monkeypatch.setattr(
+        Trainer, "_scores", lambda self, answers, half: dict.fromkeys(answers, next(values[half]))
+    )
+    dev = rows(start_run(settings(dev_half=True, epochs=3, steps_per_epoch=1)), "dev")
+    assert [row["best"] for row in dev] == [True, True, True]
+    assert [row["mean"] for row in dev] == pytest.approx([0.9, 0.8, 0.7])
+    assert [row["chosen_by"] for row in dev] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_the_halves_of_dev_are_disjoint_and_evaluate_scores_the_reported_one(settings, tmp_path):
+    run = start_run(settings(dev_half=True, epochs=2, select="last"))
+    evaluate(run.path, output=tmp_path / "evaluation", device="cpu")
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text("utf-8"))
+    assert found["mean"] == pytest.approx(rows(run, "dev")[-1]["mean"], abs=1e-6)
+    sizes = json.loads((run.path / "data.json").read_text("utf-8"))["sizes"]
+    for name, size in sizes.items():
+        chosen, reported = dev_halves(size["dev"], name)
+        assert not set(chosen) & set(reported)
+        assert found["tasks"][name]["examples"] == len(reported)
+
+
+def test_settings_that_only_look_do_not_change_training(settings):
+    """Halves, train scores and the choice of the epoch: the weights at the end are the same."""
+    plain = start_run(settings("plain", epochs=2))
+    looked = start_run(settings("looked", epochs=2, dev_half=True, train_scores=7, select="last"))
+    ends = [load_state(run.path / "last.pt")["model"] for run in (plain, looked)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert [row["loss"] for row in rows(plain, "train")] == [
+        row["loss"] for row in rows(looked, "train")
+    ]
+    for row in rows(looked, "dev"):
+        assert set(row["train_scores"]) == {"sst", "para", "sts"}
+        assert row["train_scores"]["sst"] * 7 == pytest.approx(
+            round(row["train_scores"]["sst"] * 7)
+        )
+    assert not any("train_scores" in row for row in rows(plain, "dev"))
+
+
+def test_a_limit_does_not_change_shares_under_a_fraction(settings, asked, monkeypatch):
+    """The same tasks are drawn, with fewer examples; without a fraction the limit decides."""
+    few = run_module.load
+
+    def unequal(*arguments, **keywords):
+        splits, skipped = few(*arguments, **keywords)
+        sizes = {"sst": 5, "para": 40, "sts": 5}
+        return {
+            name: replace(s, train=s.train.take(range(sizes[name]))) for name, s in splits.items()
+        }, skipped
+
+    monkeypatch.setattr(run_module, "load", unequal)
+    drawn = {}
+    for name, changes in {
+        "whole": {"fraction": 1.0},
+        "limited": {"fraction": 1.0, "train_limit": 5},
+        "by the limit": {"train_limit": 5},
+    }.items():
+        asked.clear()
+        start_run(settings(name, batching="proportional", steps_per_epoch=20, epochs=1, **changes))
+        drawn[name] = [task for task, _, _ in asked]
+    assert drawn["whole"] == drawn["limited"]
+    assert drawn["whole"].count("para") > drawn["by the limit"].count("para") + 4
+
+
+def test_the_epoch_under_a_fraction_is_as_long_as_that_of_the_whole_set(settings):
+    run = start_run(settings(steps_per_epoch=None, fraction=0.2, train_limit=8, epochs=2))
+    assert [row["step"] for row in rows(run, "dev")] == [3, 6]  # a fifth of 44 / 4, rounded up

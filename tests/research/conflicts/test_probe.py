@@ -16,6 +16,7 @@ from research.conflicts import estimate
 from research.conflicts.counter import Counter, Vectors, upper_levels
 from research.conflicts.estimate import Probed
 from research.conflicts.gradients import Sampler, load_material, shared
+from research.conflicts.limit import expected_change
 from research.conflicts.probe import packed, probe, probe_model, unpacked
 
 
@@ -195,7 +196,7 @@ def test_the_change_in_the_limit_is_zero_where_expectations_agree() -> None:
     agree: Any = Gaussians(means(0.5), noise=0.1, seed=0)
     conflict: Any = Gaussians(means(-0.5), noise=0.1, seed=0)
     kept = [Probed.of(probe(source, batches=16, blocks=8)).kept() for source in (agree, conflict)]
-    none, half = (estimate.expected_change(each) for each in kept)
+    none, half = (expected_change(each) for each in kept)
     assert none is not None
     assert half is not None
     assert (none.mean, none.half) == (0, 0)

@@ -1,0 +1,164 @@
+"""The scoreboard on made-up results: every verdict by its rule, and only what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bert_mtl_demo.study import claims
+from bert_mtl_demo.study.__main__ import main
+from bert_mtl_demo.study.claims import VERDICTS, Answer, ClaimTest, answers_of, read_claims, verdict
+from bert_mtl_demo.study.intervals import Comparison, compare
+from bert_mtl_demo.study.papers import PAPERS
+from bert_mtl_demo.study.results import Evaluation, Mistake, Result, read_results, write_results
+
+NOISE = (0.001, -0.001, 0.0005, 0.0)
+BIG = (0.02, -0.02, 0.01, 0.0)
+
+
+def difference(mean: float, noise: Sequence[float] = NOISE) -> Comparison:
+    """A comparison with that mean difference."""
+    return compare({s: 0.5 + mean + e for s, e in enumerate(noise)}, dict.fromkeys(range(4), 0.5))
+
+
+def answer(says: str, ours: Comparison | None, published: float | None = None) -> Answer:
+    """A test's answer."""
+    return Answer(ClaimTest("a", "b", "sst", says), published, 0.001, ours)
+
+
+@pytest.mark.parametrize(
+    ("says", "ours", "expected"),
+    [
+        ("more", difference(0.02), "holds"),
+        ("less", difference(-0.02), "holds"),
+        ("none", difference(0.0), "holds"),
+        ("more", difference(-0.02), "does not hold"),
+        ("less", difference(0.02), "does not hold"),
+        ("more", difference(0.0), "does not hold"),  # shown to be below the margin
+        ("none", difference(0.02), "does not hold"),
+        ("more", difference(0.0, BIG), "cannot tell here"),
+        ("none", difference(0.0, BIG), "cannot tell here"),
+        ("none", difference(0.0, (0.0,) * 4), "cannot tell here"),  # identical: nothing was changed
+        ("more", difference(0.02, (0.0,)), "cannot tell here"),  # one seed
+        ("more", None, "not run"),
+        ("more", compare({0: 0.5}, {1: 0.5}), "not run"),
+    ],
+)
+def test_one_test_decides(says: str, ours: Comparison | None, expected: str) -> None:
+    assert verdict([answer(says, ours)]) == expected
+
+
+def test_several_tests_decide_together() -> None:
+    holds, fails = answer("more", difference(0.02)), answer("more", difference(-0.02))
+    unclear, not_run = answer("more", difference(0.0, BIG)), answer("more", None)
+    assert verdict([holds, holds]) == "holds"
+    assert verdict([holds, unclear, fails]) == "does not hold"
+    assert verdict([holds, unclear]) == verdict([holds, not_run]) == "cannot tell here"
+    assert verdict([not_run, not_run]) == verdict([]) == "not run"
+
+
+@pytest.mark.parametrize(
+    ("says", "published", "contradicted"),
+    [
+        *(("more", -0.004, True), ("more", -0.001, False), ("more", 0.02, False)),
+        *(("less", 0.002, True), ("less", -0.1, False), ("none", 0.1, False)),
+        *(("same", -0.023, True), ("same", 0.001, False), ("more", None, False)),
+    ],
+)
+def test_the_reports_own_numbers_come_first(
+    says: str, published: float | None, contradicted: bool
+) -> None:
+    ours = answer(says, difference(0.02), published)
+    assert (verdict([ours]) == VERDICTS[3]) == contradicted
+
+
+def test_every_test_names_rows_of_its_paper() -> None:
+    found = read_claims()
+    assert len(found) == len({claim.id for claim in found}) == 58
+    for claim in found:
+        assert claim.tests or claim.missing
+        answers_of(claim, {})  # an unknown row is an error
+
+
+def study(directory: Path, differences: dict[str, float]) -> None:
+    """Results of the first report: sts of every row moved by that from the baseline's."""
+    rows = {}
+    for name, moved in differences.items():
+        seeds = {}
+        for seed, noise in enumerate(NOISE):
+            sts = 0.4 + moved + seed / 100 + noise * (moved != 0)
+            scores = {"sst": 0.5, "para": 0.7, "sts": sts}
+            mistake = Mistake(3, ("a sentence",), "bad", "good", 1.0)
+            dev = {"sst": Evaluation(0.5, ((1, 1), (1, 1)), mistakes=(mistake,))}
+            local = {"data": "/home/somebody", "seed": seed}
+            overall = sum(scores.values()) / 3
+            seeds[seed] = Result(scores, overall, overall, evaluation=dev, settings=local)
+        rows[name] = seeds
+    write_results(directory / "pals_gradvac.results.json", rows, {})
+
+
+def row_of(text: str, claim: str) -> list[str]:
+    """The cells of a claim's row."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {claim} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_counts_and_shows_what_the_results_say(tmp_path: Path) -> None:
+    moved = {"Naive multitask": 0.0, "Cosine similarity": 0.3, "Baseline (separate)": -0.3}
+    study(tmp_path / "block", moved)
+    assert main(["claims", "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "claims.md").read_text("utf-8")
+    assert row_of(text, "P4")[2:6] == [
+        "sts (Cosine similarity) +0.393",
+        "sts (Cosine similarity) +.300 ± .001, differs",
+        *(".002", "holds"),
+    ]
+    assert row_of(text, "P1")[5] == "does not hold"
+    assert row_of(text, "P6")[5] == "cannot tell here"  # identical
+    assert row_of(text, "P3")[3:6] == ["–", "–", "not run"]  # noqa: RUF001
+    assert row_of(text, "S6")[5] == "contradicted by the report's own numbers"
+    counts = dict(row.strip("| ").split(" | ") for row in text.splitlines()[4:9])
+    assert [*counts] == list(VERDICTS)
+    assert sum(map(int, counts.values())) == 58
+    assert (counts["holds"], counts["does not hold"]) == ("1", "1")
+
+
+def test_of_several_studies_the_one_with_most_seeds_answers(tmp_path: Path) -> None:
+    study(tmp_path / "a", {"Naive multitask": 0.0, "PALs multitask": 0.1})
+    study(tmp_path / "b", {"Naive multitask": 0.0, "Cosine similarity": 0.2})
+    text = claims.write_claims(tmp_path).read_text("utf-8")
+    assert [row_of(text, claim)[5] for claim in ("P3", "P4")] == ["holds", "holds"]
+
+
+def test_collected_results_hold_no_sentence_and_no_directory(tmp_path: Path) -> None:
+    study(tmp_path, {"Naive multitask": 0.0})
+    path = tmp_path / "pals_gradvac.results.json"
+    assert "sentence" not in path.read_text("utf-8")
+    assert "somebody" not in path.read_text("utf-8")
+    rows, shared, coinciding = read_results(path)
+    assert rows["Naive multitask"][1].scores["sts"] == pytest.approx(0.41)
+    assert (shared, coinciding) == ({}, [])
+
+
+def test_settings_of_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["claims", "--output", str(tmp_path), "--seeds", "0", "1"]) == 2
+    assert "seeds with the study 'claims': it reads results" in capsys.readouterr().err
+
+
+def test_results_of_no_paper_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.results.json").write_text("{}")
+    assert main(["claims", "--output", str(tmp_path)]) == 2
+    assert "'other', which is none of the papers" in capsys.readouterr().err
+
+
+def test_the_committed_scoreboard_follows_from_the_committed_results(tmp_path: Path) -> None:
+    directory = Path(__file__).parents[3] / "docs" / "study"
+    for path in directory.rglob("*.results.json"):
+        copy = tmp_path / path.relative_to(directory)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    written = claims.write_claims(tmp_path).read_bytes()
+    assert written == (directory / "claims.md").read_bytes()
+    assert set(PAPERS) < {claim.paper for claim in read_claims()}
