@@ -23,6 +23,7 @@ from bert_mtl_demo.setting_types import (
     choice,
     default_of,
     integer,
+    layers,
     names,
     optional,
     real,
@@ -46,6 +47,9 @@ STS_LOSSES = (
 COUNT = optional(integer(1))
 RATE = real(0, 1, open_low=True)
 rare = partial(setting, rare=True)
+
+# Settings that came after the first published results; each is empty or false at its default.
+LATER = ("task", "encoder_layers", "cache_features")
 
 # The first setting of each group of flags -> the group's title.
 GROUPS = {
@@ -90,6 +94,12 @@ class Config:
     freeze_encoder: bool = setting(False, switch, "keep the encoder's weights fixed")
     encoder_dropout: float | None = rare(
         None, optional(real(0, 0.99)), "dropout probability in the encoder; none: its own"
+    )
+    encoder_layers: tuple[int, ...] = rare(
+        (), layers, "layers of the encoder to keep, as 0,2,5; none: all"
+    )
+    cache_features: bool = rare(
+        False, switch, "compute the vectors of a frozen encoder once, before the first step"
     )
     adapter: str = rare("none", choice("none", "pals", "low_rank"), "task-specific layer adapters")
     adapter_size: int | None = rare(
@@ -208,9 +218,10 @@ class Config:
             "pretrain": list(self.pretrain),
             "untrained": list(self.untrained),
             "task": written(self.task),
+            "encoder_layers": list(self.encoder_layers),
         }
         # Keys of finished runs are hashes of this: what is new must not show at its default.
-        return values if self.task else {k: v for k, v in values.items() if k != "task"}
+        return {k: v for k, v in values.items() if v or k not in LATER}
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults.

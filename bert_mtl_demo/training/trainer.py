@@ -33,6 +33,7 @@ from bert_mtl_demo.training.logs import Log
 from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.progress import Progress, Window, score_line
+from gradsurgery import Method
 
 
 class Trainer:
@@ -47,6 +48,7 @@ class Trainer:
         precision: autocast, scaler and device.
         say: prints one line of text.
         processes: those that train together; the model gets the weights of the first.
+        method: of surgery, in place of the one that the settings name.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Trainer:
         precision: Precision,
         say: Callable[[str], None] = print,
         processes: Processes = ALONE,
+        method: Method | None = None,
     ) -> None:
         self.config, self.model, self.train_sets, self.dev_sets = config, model, train, dev
         self.run, self.log, self.precision, self.say = run, log, precision, say
@@ -70,7 +73,7 @@ class Trainer:
         self.goal = min(self.horizon, config.max_steps or self.horizon)
         group = processes.gradients(precision.device)
         begin_alike(model, group)
-        self.optimizer = build_optimizer(config, model, group)
+        self.optimizer = build_optimizer(config, model, group, method)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.progress = Progress()
