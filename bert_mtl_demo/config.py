@@ -49,7 +49,7 @@ RATE = real(0, 1, open_low=True)
 rare = partial(setting, rare=True)
 
 # Settings that came after the first published results; each is empty or false at its default.
-LATER = ("task", "encoder_layers", "cache_features")
+LATER = ("task", "encoder_layers", "cache_features", "trim_vocabulary")
 
 # The first setting of each group of flags -> the group's title.
 GROUPS = {
@@ -100,6 +100,9 @@ class Config:
     )
     cache_features: bool = rare(
         False, switch, "compute the vectors of a frozen encoder once, before the first step"
+    )
+    trim_vocabulary: bool = rare(
+        False, switch, "keep word embeddings of the data's tokens alone in memory"
     )
     adapter: str = rare("none", choice("none", "pals", "low_rank"), "task-specific layer adapters")
     adapter_size: int | None = rare(

@@ -119,6 +119,10 @@ class EncodedSet:
             return [max(len(u), len(v)) for u, v in pairs]
         return [sum(kept_of_pair(len(u), len(v), self.max_length)) - 1 for u, v in pairs]
 
+    def tokens(self) -> set[int]:
+        """All ids that a batch can hold."""
+        return {self.pad}.union(*self.first, *(self.second or []))
+
     def fingerprint(self) -> str:
         """A hash of all ids and labels: a resumed run must see the very same data."""
         content = repr((self.first, self.second, [float(label) for label in self.labels]))

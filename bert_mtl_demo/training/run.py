@@ -26,6 +26,7 @@ from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
+from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
@@ -104,7 +105,7 @@ def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
     encoder = load_encoder(source, pooler=needs_pooler(config), layers=config.encoder_layers)
     config = portable(config)
     sets = _encode(config, splits, tokenizer)
-    model = _build(config, encoder, device)
+    model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     sets = _with_features(config, model, sets, precision)
     build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
@@ -142,7 +143,7 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
     sets = _encode(config, splits, tokenizer)
-    model = _build(config, encoder, device)
+    model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     if config.cache_features:  # of the encoder as it was trained, or not at all
         model.load_state_dict(state["model"])
@@ -212,10 +213,14 @@ def _with_features(
     return train, dev
 
 
-def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel:
+def _build(config: Config, encoder: Any, sets: Encoded, device: torch.device) -> MultitaskModel:
     """The model on its device; from here on nothing else may draw, dropout comes next."""
     seed_all(config.seed)
-    return new_model(config, encoder).to(device)
+    model = new_model(config, encoder)
+    if config.trim_vocabulary:
+        parts = [examples for part in sets for examples in part.values()]
+        trim(encoder, set().union(*(examples.tokens() for examples in parts)))
+    return model.to(device)
 
 
 def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcome:

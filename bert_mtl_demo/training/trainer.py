@@ -24,6 +24,7 @@ from bert_mtl_demo.config import Config
 from bert_mtl_demo.data.tokenization import Batch, EncodedSet
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.model.multitask import MultitaskModel
+from bert_mtl_demo.model.vocabulary import TrimmedEmbedding
 from bert_mtl_demo.runtime import Interrupts, Precision, peak_memory
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 from bert_mtl_demo.training.checkpoint import RunDirectory, save_state, save_weights
@@ -281,6 +282,9 @@ class Trainer:
 
     def _log_size(self) -> None:
         size = sum(parameter.numel() for parameter in self.trained)
+        for module in self.model.modules():  # whether it is all in memory or not
+            if isinstance(module, TrimmedEmbedding) and module.weight.requires_grad:
+                size += module.left_out
         self.log.write({"kind": "model", "step": 0, "trained_parameters": size})
 
     def save(self) -> None:

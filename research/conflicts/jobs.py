@@ -20,8 +20,12 @@ from bert_mtl_demo.study.worker import drop_weights, train
 from research.conflicts.pieces import Piece
 
 MODULE = "research.conflicts.jobs"
-# Settings that a piece does not depend on: where things are kept, and how its run was watched.
-ELSEWHERE = ("output", "device", "cache", "checkpoint_every", "max_nonfinite")
+# Settings that a piece does not depend on: where things are kept, and how its run was
+# watched and computed.
+ELSEWHERE = (
+    *("output", "device", "cache", "checkpoint_every", "max_nonfinite"),
+    *("cache_features", "trim_vocabulary"),
+)
 
 
 def arm_piece(study: Path, arm: str, config: Config) -> Piece:

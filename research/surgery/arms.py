@@ -24,6 +24,7 @@ COMMON: dict[str, Any] = {
     "batching": "zipped",
     "batch_size": 32,
     "encoder_layers": (0, 2, 5),
+    "trim_vocabulary": True,
     "pooling": "mean",
     "lr": 1e-4,
     "schedule": "linear",
