@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import features as _features
+from gradsurgery._chained import ChainedOptimizer, chained, refuse_shared
 from gradsurgery._wrapper import OptimizerWrapper
 from gradsurgery.features import Boundary, Features
 from gradsurgery.grouping import Grouping
@@ -41,8 +42,9 @@ class GradientSurgery(OptimizerWrapper):
     will use: GradScaler, clipping, hooks and loggers rely on nothing else.
 
     Args:
-        base: any ``torch.optim.Optimizer``. Schedulers, GradScaler and everything else that takes
-            an optimizer get the wrapper.
+        base: any ``torch.optim.Optimizer``, or a sequence of them (Muon for the matrices, AdamW for
+            the rest), over whose parameters surgery is one. Schedulers, GradScaler and everything
+            else that takes an optimizer get the wrapper.
         method: :class:`PCGrad`, :class:`GradVac`, :class:`Sum`, or another :class:`Method`.
         tasks: the tasks' names, once and in order.
         grouping: what is compared as one vector, a segment: ``"model"``, ``"layer"``, ``"tensor"``,
@@ -56,14 +58,16 @@ class GradientSurgery(OptimizerWrapper):
             ``model.named_parameters()``.
 
     Attributes:
-        base: the wrapped optimizer.
+        base: the wrapped optimizer; of several, one that stands for all of them.
+        bases: the wrapped optimizers, in order.
         method: the method.
         tasks: the tasks' names.
         conflicts: the :class:`ConflictStatistics` since its last ``reset()``.
 
     Raises:
         TypeError: when ``base`` or ``method`` is not what it should be.
-        ValueError: for task names that are no names, or repeated, or an unknown grouping.
+        ValueError: for task names that are no names, or repeated, an unknown grouping, no base, a
+            parameter that two bases hold, or LBFGS beside others.
 
     Example:
         >>> from gradsurgery import GradientSurgery, PCGrad
@@ -80,7 +84,7 @@ class GradientSurgery(OptimizerWrapper):
 
     def __init__(
         self,
-        base: Optimizer,
+        base: Optimizer | Sequence[Optimizer],
         method: Method,
         *,
         tasks: Sequence[str],
@@ -88,12 +92,18 @@ class GradientSurgery(OptimizerWrapper):
         process_group: dist.ProcessGroup | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
-        _check_base(base)
+        bases = _checked_bases(base)
         check_method(method)
         self.method, self.tasks = method, _checked_tasks(tasks)
         named = {p: name for name, p in named_parameters or ()}
+        base = chained(bases, named)
         self._pipeline = Pipeline(base, method, self.tasks, grouping, named, process_group)
         super().__init__(base)
+
+    @property
+    def bases(self) -> tuple[Optimizer, ...]:
+        """The wrapped optimizers, in order."""
+        return self.base.bases if isinstance(self.base, ChainedOptimizer) else (self.base,)
 
     @property
     def conflicts(self) -> ConflictStatistics:
@@ -238,11 +248,11 @@ class GradientSurgery(OptimizerWrapper):
     # ------------------------------------------------------------------ the optimizer's interface
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Let the base optimizer step on what ``.grad`` holds.
+        """Let the base optimizer step on what ``.grad`` holds; of several, one after the other.
 
         Args:
             closure: recomputes the loss, as for the base (LBFGS); it has to combine as well, which
-                ``join(losses).backward()`` does.
+                ``join(losses).backward()`` does. For several bases it is called once.
 
         Returns:
             What the base's ``step`` returns.
@@ -288,17 +298,32 @@ class GradientSurgery(OptimizerWrapper):
         self.base.load_state_dict(state_dict)
         state.attach()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base; segments that come with it start afresh.
+    def add_param_group(self, param_group: dict[str, Any], base: Optimizer | None = None) -> None:
+        """Add a parameter group to a base; segments that come with it start afresh.
+
+        Args:
+            param_group: the group, as for the base.
+            base: one of ``bases``; None for the last.
 
         Raises:
-            ValueError: for what the base refuses, or a grouping by name without names.
+            ValueError: for what the base refuses, a parameter that another base holds, a grouping
+                by name without names, or by tensor, with none, for a base that is not the last.
         """
-        self.base.add_param_group(param_group)
+        base = self.bases[-1] if base is None else base
+        if not any(base is known for known in self.bases):
+            raise ValueError("base is one of optimizer.bases; this optimizer is not wrapped here")
+        if base is not self.bases[-1] and self._pipeline.numbered():
+            raise ValueError(
+                "grouping='tensor' numbers parameters that have no names, and a group among them "
+                "would renumber them: build the bases from model.named_parameters(), or add it to "
+                "the last base"
+            )
+        base.add_param_group(param_group)
         try:
+            refuse_shared(self.bases, self._pipeline.named)
             segments = len(self._pipeline.segments()[1])
         except ValueError:
-            self.base.param_groups.pop()
+            base.param_groups.pop()
             raise
         self._pipeline.state.grow(segments)
 
@@ -317,11 +342,15 @@ class GradientSurgery(OptimizerWrapper):
         return f"{head} of {self.base!r}"
 
 
-def _check_base(base: Optimizer) -> None:
-    if isinstance(base, GradientSurgery) or not isinstance(base, Optimizer):
-        raise TypeError(
-            f"GradientSurgery wraps a torch.optim.Optimizer, not a {type(base).__name__}"
-        )
+def _checked_bases(base: object) -> list[Optimizer]:
+    bases = []
+    for wrapped in base if isinstance(base, list | tuple) else [base]:
+        if isinstance(wrapped, GradientSurgery) or not isinstance(wrapped, Optimizer):
+            raise TypeError(
+                f"GradientSurgery wraps a torch.optim.Optimizer, not a {type(wrapped).__name__}"
+            )
+        bases.append(wrapped)
+    return bases
 
 
 def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class Pipeline:
     ) -> None:
         _grouping.resolve(grouping)
         self._base, self._method, self._tasks = base, method, tuple(tasks)
-        self._grouping, self._named = grouping, dict(named)
+        self._grouping, self.named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
         self._segmented: _Segmented = ([], ([], []))
@@ -215,7 +215,11 @@ class Pipeline:
 
     def names(self) -> list[str | None]:
         """Return the parameters' names, None where unknown."""
-        return _grouping.names(self._base.param_groups, self._named)
+        return _grouping.names(self._base.param_groups, self.named)
+
+    def numbered(self) -> bool:
+        """Whether segments go by the positions of parameters without names."""
+        return self._grouping == "tensor" and None in self.names()
 
     def segments(self) -> tuple[list[int], list[str]]:
         """Return each parameter's segment, and the segments' names.

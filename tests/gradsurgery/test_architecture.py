@@ -19,7 +19,7 @@ LAYERS = [
     {"kernels"},
     {"methods", "distributed"},
     {"capture", "combine", "losses", "state", "statistics", "split"},
-    {"features"},
+    {"features", "_chained"},
     {"pipeline", "_wrapper"},
     {"join", "log", "functional", "_plots"},
     {"optimizer", "report"},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader
 
 pytest.importorskip("accelerate")
@@ -40,10 +41,16 @@ def forget() -> None:
 class Run:
     """The loop of docs/recipes/accelerate.md, which remembers the batches that it saw."""
 
-    def __init__(self, accelerator: Accelerator, dropout: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        dropout: float = 0.0,
+        build: Callable[[nn.Module], Any] = problem.adamw,
+        **options: Any,
+    ) -> None:
         self.accelerator = accelerator
         self.bare = problem.net(dropout)
-        self.surgery = problem.wrapped(problem.adamw(self.bare), **options)
+        self.surgery = problem.wrapped(build(self.bare), **options)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self.surgery,
             # A prepared schedule takes a step for each process.
@@ -82,8 +89,18 @@ def accelerator(**options: Any) -> Accelerator:
     return Accelerator(cpu=True, gradient_accumulation_steps=MICROS, **options)
 
 
-def test_the_prepared_loop_is_the_plain_loop() -> None:
-    run, again = Run(accelerator()), problem.net()
+def an_optimizer_a_group(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """What ``problem.adamw`` builds, in two optimizers."""
+    return [torch.optim.AdamW([group]) for group in problem.adamw(model).param_groups]
+
+
+@pytest.fixture(params=[problem.adamw, an_optimizer_a_group], ids=["one base", "two bases"])
+def build(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_the_prepared_loop_is_the_plain_loop(build: Any) -> None:
+    run, again = Run(accelerator(), build=build), problem.net()
     run.train()
     plain = problem.plain_loop(again, problem.micro_batches([run.seen], MICROS))
     assert run.optimizer.optimizer is run.surgery
@@ -110,9 +127,9 @@ def test_task_and_combine_are_join() -> None:
     assert same(problem.learned(joined.surgery), problem.learned(apart.surgery))
 
 
-def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_run_that_never_stopped(build: Any, tmp_path: Path) -> None:
     def run() -> Run:
-        loop = Run(accelerator(), dropout=0.2)
+        loop = Run(accelerator(), dropout=0.2, build=build)
         loop.accelerator.register_for_checkpointing(loop.surgery.conflicts)
         return loop
 
@@ -131,27 +148,27 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     assert second.surgery.conflicts.summary() == uninterrupted.surgery.conflicts.summary()
 
 
-def loss_scaled(scale: float) -> Run:
+def loss_scaled(scale: float, build: Any) -> Run:
     """Loss scaling as of ``mixed_precision="fp16"``, without its autocast."""
     forget()
     accel = accelerator(mixed_precision="fp16")
     accel.scaler = torch.amp.GradScaler("cpu", init_scale=scale)  # Accelerate: on a GPU only
-    run = Run(accel)
+    run = Run(accel, build=build)
     accel.native_amp = True
     return run
 
 
-def test_loss_scaling_changes_nothing() -> None:
+def test_loss_scaling_changes_nothing(build: Any) -> None:
     plain = Run(accelerator())
     plain.train()
-    scaled = loss_scaled(2.0**10)
+    scaled = loss_scaled(2.0**10, build)
     scaled.train()
     assert same(problem.weights(plain.bare), problem.weights(scaled.bare))
     assert same(problem.learned(plain.surgery), problem.learned(scaled.surgery))
 
 
-def test_an_overflow_skips_the_step_the_schedule_and_the_targets() -> None:
-    run = loss_scaled(1e38)
+def test_an_overflow_skips_the_step_the_schedule_and_the_targets(build: Any) -> None:
+    run = loss_scaled(1e38, build)
     before = problem.weights(run.bare), problem.learned(run.surgery)
     run.train(last=MICROS)
     assert run.skipped[-1]
