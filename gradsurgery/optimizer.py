@@ -94,10 +94,11 @@ class GradientSurgery(OptimizerWrapper):
     ) -> None:
         bases = _checked_bases(base)
         check_method(method)
-        self.method, self.tasks = method, _checked_tasks(tasks)
+        self.tasks = _checked_tasks(tasks)
+        self.method = method.bind(self.tasks)
         named = {p: name for name, p in named_parameters or ()}
         base = chained(bases, named)
-        self._pipeline = Pipeline(base, method, self.tasks, grouping, named, process_group)
+        self._pipeline = Pipeline(base, self.method, self.tasks, grouping, named, process_group)
         super().__init__(base)
 
     @property

@@ -19,7 +19,7 @@ from gradsurgery.distributed import consistency
 from gradsurgery.distributed.placement import Processes
 from gradsurgery.losses import StepLosses
 from gradsurgery.methods import Method, State, Verdict
-from gradsurgery.methods.order import visiting_order
+from gradsurgery.methods.order import normal_draws, visiting_order
 from gradsurgery.state import SurgeryState
 from gradsurgery.statistics import ConflictStatistics
 from gradsurgery.transfer import to_device
@@ -182,13 +182,16 @@ class Pipeline:
         return self._method(measured.gram, state=state, **facts)
 
     def _facts(self, measured: Measured, scale: Tensor | float) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the facts that the method needs, and the visiting order's next generator."""
+        """Return the facts that the method needs, and the generator's next state."""
         needs, device = self._method.needs, measured.gram.device
         rng: Tensor = self.state.values["rng"]
         facts = {}
         if "order" in needs:
             order, rng = visiting_order(rng, len(self._tasks))
             facts["order"] = to_device(order, device)
+        if "draws" in needs:
+            draws, rng = normal_draws(rng, len(self._tasks))
+            facts["draws"] = to_device(draws, device)
         if "present" in needs:
             facts["present"] = to_device(measured.present(), device)
         if "losses" in needs:

@@ -15,7 +15,7 @@ C = TypeVar("C")
 OURS = "gradsurgery PCGrad"
 
 INSTALL = {
-    "torchjd": "pip install torchjd==0.18.0",
+    "torchjd": "pip install torchjd[quadprog_projector,cagrad,nash_mtl]==0.18.0",
     "pytorch_optimizer": "pip install pytorch-optimizer==4.1.0",
     # Its requirement torchvision is for models that the comparison does not touch.
     "LibMTL": "pip install --no-deps LibMTL==1.1.5",

@@ -14,6 +14,7 @@ THEMES = {
     "memory": "the peak of a step over the plain one's",
     "scaling": "growth with K and N",
     "peers": "other implementations",
+    "methods": "the K x K maths of every method, beside torchjd's",
     "trunk": "one forward for all tasks: surgery the exact way, and at the features",
     "distributed": "several ranks: time, bytes sent, gradients held",
     "integrations": "each framework's step over its own plain one",

@@ -1,6 +1,7 @@
 """The contract of a method: pure arithmetic on the K x K Gram matrix of the task gradients.
 
-A method never sees a parameter or a random number generator. It is called as
+A method never sees a parameter or a random number generator, nor a task's name: it knows the tasks
+by position, unless it asks for their names once (:meth:`Method.bind`). It is called as
 
     ``method(gram, state=state, **facts) -> Verdict``
 
@@ -15,6 +16,7 @@ present    ``[S, K]`` bool    whether task k has a gradient on a shared paramete
 losses     ``[K]`` float64    the tasks' losses in this step, averaged over the ranks and added up
                               over micro-batches as gradients are; NaN for a task that did not run
 scale      ``[]`` float64     the factor that the gradients carry, such as a GradScaler's
+draws      ``[K]`` float64    a standard normal number for each task, afresh at every step
 =========  =================  =====================================================================
 
 A task that is absent, or whose gradient is zero, has a zero row and column in ``gram``; ``present``
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -36,7 +39,7 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 #: The facts of a step that a method may need.
-NEEDS = ("order", "present", "losses", "scale")
+NEEDS = ("order", "present", "losses", "scale", "draws")
 
 
 class Verdict(NamedTuple):
@@ -70,8 +73,19 @@ class Method(ABC):
 
     #: The facts of a step that the method is given, by keyword.
     needs: ClassVar[frozenset[str]] = frozenset()
-    #: Where the visiting order's generator starts.
+    #: Where the generator of the visiting order and of the draws starts.
     seed: int = 0
+    #: Losses times s give the update times s**degree: 1 where it grows with them, 0 where its
+    #: length does not depend on their scale. With another degree than 1, a loss scale that the
+    #: gradients carry changes the update.
+    degree: float = 1.0
+
+    def bind(self, tasks: Sequence[str]) -> Method:
+        """Return the method for tasks of these names, in order: itself, if names tell it nothing.
+
+        :class:`GradientSurgery` calls this once, before everything else.
+        """
+        return self
 
     def init(self, segments: int, tasks: int) -> State:
         """Return the state before the first step; no tensor in it is empty."""

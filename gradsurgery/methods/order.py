@@ -1,8 +1,8 @@
-"""The visiting order: random, from a generator that belongs to the optimizer's state alone.
+"""Chance: visiting orders and normal draws, from a generator of the optimizer's state alone.
 
-PCGrad and GradVac visit the other tasks in a fresh random order at each step. The generator's state
-is a tensor that travels with the checkpoint; no global generator is read or moved, and every rank
-that starts from the same seed draws the same orders.
+PCGrad and GradVac visit the other tasks in a fresh random order at each step, and random weights
+are drawn afresh. The generator's state is a tensor that travels with the checkpoint; no global
+generator is read or moved, and every rank that starts from the same seed draws the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,27 @@ def visiting_order(rng: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
         >>> order.sort(dim=1).values.tolist() == 4 * [[0, 1, 2, 3]]
         True
     """
-    generator = torch.Generator()
-    generator.set_state(rng.cpu())
+    generator = _restored(rng)
     draws = torch.rand(tasks, tasks, dtype=torch.float64, generator=generator)
     return draws.argsort(dim=1), generator.get_state()
+
+
+def normal_draws(rng: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
+    """Draw a standard normal number for each task.
+
+    Returns:
+        ``[K]`` float64, and the state to draw from next.
+
+    Example:
+        >>> draws, rng = normal_draws(initial_rng(0), 4)
+        >>> draws.shape, torch.equal(draws, normal_draws(rng, 4)[0])
+        (torch.Size([4]), False)
+    """
+    generator = _restored(rng)
+    return torch.randn(tasks, dtype=torch.float64, generator=generator), generator.get_state()
+
+
+def _restored(rng: Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(rng.cpu())
+    return generator
