@@ -26,6 +26,8 @@ class Measured(NamedTuple):
         dense: ``[P'][K]``, the shared parameters' gradients, dense.
         unions: of those that were sparse, the rows that ``dense`` stands for.
         segments: the segment of each shared parameter.
+        alone: ``[P''][K]``, the gradients of the parameters that one task has one for.
+        alone_segments: the segment of each of these.
     """
 
     gram: Tensor
@@ -36,6 +38,8 @@ class Measured(NamedTuple):
     dense: list[Column]
     unions: dict[int, Tensor]
     segments: list[int]
+    alone: list[Column]
+    alone_segments: list[int]
 
     def present(self) -> Tensor:
         """Return ``[S, K]`` bool on the CPU: whether task k has a shared gradient in segment s."""
@@ -75,7 +79,7 @@ def measure(
     if True in [grad.is_sparse for grad in every]:
         dense, unions = _aligned(dense, shared)
         single = [_values(column) for column in single]
-    homes = [segments[p] for p in shared]
+    homes, alone_homes = ([segments[p] for p in part] for part in (shared, alone))
     gram = placement.gram(
         dense + single,
         homes + [count] * len(alone),  # one more segment for those of one task
@@ -87,21 +91,30 @@ def measure(
     if not resident:
         gram = gram.cpu()  # launch by launch, arithmetic on K x K numbers is faster there
     finite = gram.isfinite().all()
-    return Measured(gram[:count], finite, resident, grads, shared, dense, unions, homes)
+    return Measured(
+        gram[:count], finite, resident, grads, shared, dense, unions, homes, single, alone_homes
+    )
 
 
-def apply_(measured: Measured, weights: Tensor) -> list[Tensor | None]:
+def apply_(measured: Measured, weights: Tensor, alone: Tensor | None = None) -> list[Tensor | None]:
     """Return each parameter's update, written into the first of its gradients.
 
     Args:
         measured: the gradients.
         weights: ``[S, K]`` float64.
+        alone: ``[S, K]`` float64, the weights of gradients of an only task; None leaves them as
+            they are.
 
     Returns:
-        P gradients: the weighted sum where two or more tasks have one, that of the only task as it
-        is, or None.
+        P gradients: the weighted sum where two or more tasks have one, that of the only task, or
+        None.
     """
-    sums = kernels.combine_(measured.dense, weights, measured.segments)
+    columns, segments = measured.dense, measured.segments
+    if alone is not None:
+        columns = columns + measured.alone
+        segments = segments + [len(weights) + segment for segment in measured.alone_segments]
+        weights = torch.cat([weights, alone])
+    sums = kernels.combine_(columns, weights, segments)[: len(measured.shared)]
     update = [column[0] if column else None for column in measured.grads]
     for p, values in zip(measured.shared, sums, strict=True):
         assert values is not None

@@ -83,10 +83,10 @@ class _Backwards:
 
     def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         for (name, loss), keep in zip(losses.items(), shared(losses.values()), strict=True):
-            with self.pipeline.task(name, sync=self.combine, loss=loss):
+            with self.pipeline.task(name, sync=self.combine, loss=loss, factor=scale):
                 torch.autograd.backward(loss, _like(loss, scale), retain_graph=keep)
         if self.combine:
-            self.pipeline.combine(scale=scale)
+            self.pipeline.combine()
 
 
 class _BackwardsToFeatures(_Backwards):
@@ -102,9 +102,9 @@ class _BackwardsToFeatures(_Backwards):
         keeps = shared(losses.values(), boundary.edges)
         with self.pipeline.feature_leaves(boundary.leaves):
             for (name, loss), keep in zip(losses.items(), keeps, strict=True):
-                with self.pipeline.task(name, loss=loss):
+                with self.pipeline.task(name, loss=loss, factor=scale):
                     boundary.backward_above(name, loss, _like(loss, scale), keep)
-            self.pipeline.combine(scale=scale)
+            self.pipeline.combine()
         boundary.backward_trunk()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ class GradientSurgery(OptimizerWrapper):
 
     with weights w that the method decides on the K x K matrix of dot products g_i . g_j, once per
     segment of parameters. Parameters that only one task used (heads) keep that task's gradient as
-    it is, and parameters without a gradient keep ``grad is None``.
+    it is (see ``task_only``), and parameters without a gradient keep ``grad is None``.
 
     Each task's backward pass is captured apart, as the tensors autograd made, and combined in
     place. Between :meth:`combine` and :meth:`step`, ``.grad`` is exactly what the base optimizer
@@ -56,6 +56,16 @@ class GradientSurgery(OptimizerWrapper):
             tensor parallel), which know their own processes.
         named_parameters: the model's, for a grouping by name when ``base`` was not built from
             ``model.named_parameters()``.
+        task_only: what parameters of one task get: ``"plain"``, its gradient; ``"weighted"``, w_k
+            times that, with the task's weight in the parameter's segment, and 1 in a segment where
+            it shares nothing with others. None for the method's own ``task_only``: plain, but for
+            methods that weight losses.
+        reduction: ``"mean"`` divides the update of shared parameters by the number of tasks that
+            ran, so that the learning rate of code that takes the mean carries over. Parameters of
+            one task are not divided; dividing the joined loss divides all alike.
+        smoothing: 0 to decide on this step's Gram matrix, beta in (0, 1) to decide on its
+            exponential mean over the steps (0.9 is usual), with bias correction. Absent tasks and
+            pairs keep theirs. The statistics stay this step's.
 
     Attributes:
         base: the wrapped optimizer; of several, one that stands for all of them.
@@ -66,8 +76,9 @@ class GradientSurgery(OptimizerWrapper):
 
     Raises:
         TypeError: when ``base`` or ``method`` is not what it should be.
-        ValueError: for task names that are no names, or repeated, an unknown grouping, no base, a
-            parameter that two bases hold, or LBFGS beside others.
+        ValueError: for task names that are no names, or repeated, an unknown grouping,
+            ``task_only`` or ``reduction``, a ``smoothing`` outside [0, 1), no base, a parameter
+            that two bases hold, or LBFGS beside others.
 
     Example:
         >>> from gradsurgery import GradientSurgery, PCGrad
@@ -91,14 +102,29 @@ class GradientSurgery(OptimizerWrapper):
         grouping: Grouping = "model",
         process_group: dist.ProcessGroup | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+        task_only: Literal["plain", "weighted"] | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+        smoothing: float = 0.0,
     ) -> None:
         bases = _checked_bases(base)
         check_method(method)
+        _check_choice("task_only", task_only, (None, "plain", "weighted"))
+        _check_choice("reduction", reduction, ("sum", "mean"))
         self.tasks = _checked_tasks(tasks)
         self.method = method.bind(self.tasks)
         named = {p: name for name, p in named_parameters or ()}
         base = chained(bases, named)
-        self._pipeline = Pipeline(base, self.method, self.tasks, grouping, named, process_group)
+        self._pipeline = Pipeline(
+            base,
+            self.method,
+            self.tasks,
+            grouping,
+            named,
+            process_group,
+            task_only=task_only,
+            reduction=reduction,
+            smoothing=smoothing,
+        )
         super().__init__(base)
 
     @property
@@ -149,7 +175,7 @@ class GradientSurgery(OptimizerWrapper):
         self,
         *,
         losses: Mapping[str, Tensor | float] | None = None,
-        scale: Tensor | float = 1.0,
+        scale: Tensor | float | None = None,
     ) -> None:
         """Combine what was captured, into ``.grad``.
 
@@ -161,8 +187,11 @@ class GradientSurgery(OptimizerWrapper):
         Args:
             losses: the tasks' losses in this step, by name, for methods that decide by them and
                 were not told by :meth:`task` or :meth:`join`.
-            scale: the factor that the gradients carry, such as ``scaler.get_scale()``, for methods
-                that need it; :meth:`join` knows it by itself.
+            scale: the factor that the whole gradients of the step carry, such as
+                ``scaler.get_scale()``. It is undone for methods whose ``degree`` is not 1, and with
+                ``smoothing``. None for what :meth:`join` knows (of a task, the sum of the factors
+                that its backward passes were given; of the step, the largest of its tasks'), and 1
+                for gradients captured by :meth:`task`.
 
         Raises:
             RuntimeError: when nothing was captured (with a ``process_group``: on no rank), a loss
@@ -179,7 +208,9 @@ class GradientSurgery(OptimizerWrapper):
 
         The drop-in for ``sum(losses).backward()``. The losses may share one forward or have batches
         of their own. Factors applied to the result reach every task: ``scaler.scale(joined)``,
-        ``joined / len(tasks)`` (the mean). Under ``no_grad`` it is a plain sum.
+        ``joined / len(tasks)`` (the mean). They multiply the update, whatever the method: a method
+        whose update is not proportional to the losses (``degree``) does not see them. For gradient
+        accumulation, divide the result rather than each loss. Under ``no_grad`` it is a plain sum.
 
         Losses of one forward need K backward passes through what they share. With ``features``, the
         output of a trunk that they share, the passes end there, and the trunk has one. That is
@@ -352,6 +383,11 @@ def _checked_bases(base: object) -> list[Optimizer]:
             )
         bases.append(wrapped)
     return bases
+
+
+def _check_choice(option: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option} is one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:

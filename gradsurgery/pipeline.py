@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from gradsurgery.distributed.placement import Processes
 from gradsurgery.losses import StepLosses
 from gradsurgery.methods import Method, State, Verdict
 from gradsurgery.methods.order import normal_draws, visiting_order
+from gradsurgery.methods.smoothing import Smoothed
+from gradsurgery.scale import StepScale, largest
 from gradsurgery.state import SurgeryState
 from gradsurgery.statistics import ConflictStatistics
 from gradsurgery.transfer import to_device
@@ -38,6 +40,9 @@ class Pipeline:
         grouping: what is compared as one vector.
         named: the parameters' names, where ``base`` does not know them.
         process_group: that the gradients are averaged over, or None.
+        task_only: whether gradients of an only task are weighted; None as the method has it.
+        reduction: whether the update is divided by the number of tasks.
+        smoothing: of the Gram matrix's running mean, 0 for none.
     """
 
     def __init__(
@@ -48,9 +53,18 @@ class Pipeline:
         grouping: _grouping.Grouping,
         named: Mapping[Tensor, str],
         process_group: dist.ProcessGroup | None,
+        task_only: Literal["plain", "weighted"] | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+        smoothing: float = 0.0,
     ) -> None:
         _grouping.resolve(grouping)
+        if smoothing != 0:
+            method = Smoothed(method, smoothing)
         self._base, self._method, self._tasks = base, method, tuple(tasks)
+        self._task_only, self._reduction = task_only or method.task_only, reduction
+        #: Whether the method is shown the Gram matrix without the loss scale; a mean over steps
+        #: would otherwise mix the scales of all of them.
+        self._unscales = method.degree != 1 or smoothing != 0
         self._grouping, self.named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
@@ -61,10 +75,11 @@ class Pipeline:
     def _begin(self) -> None:
         """Start without a step under way."""
         self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
+        self._scale = StepScale(self._tasks)
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_feature_leaves")
+        transient = ("_capture", "_losses", "_scale", "_feature_leaves")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -75,7 +90,12 @@ class Pipeline:
 
     @contextmanager
     def task(
-        self, name: str, *, sync: bool = True, loss: Tensor | float | None = None
+        self,
+        name: str,
+        *,
+        sync: bool = True,
+        loss: Tensor | float | None = None,
+        factor: Tensor | None = None,
     ) -> Iterator[None]:
         """Capture the gradients of the backward passes run inside, for task ``name``."""
         parameters = self.parameters()
@@ -85,8 +105,11 @@ class Pipeline:
                 yield
                 if loss is not None and "losses" in self._method.needs:
                     self._losses.add(name, loss)
+                if factor is not None and self._needs_scale():
+                    self._scale.add(name, factor)
         except BaseException:
             self._losses.drop(name)
+            self._scale.drop(name)
             self.processes.failed(name)
             raise
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
@@ -120,17 +143,22 @@ class Pipeline:
         """Forget the step under way; ``.grad`` stays as it is."""
         self._capture.clear()
         self._losses.clear()
+        self._scale.clear()
         self.processes.drop(self.parameters())
 
     # ------------------------------------------------------------------ measure, decide, apply
 
     def combine(
-        self, losses: Mapping[str, Tensor | float] | None = None, scale: Tensor | float = 1.0
+        self,
+        losses: Mapping[str, Tensor | float] | None = None,
+        scale: Tensor | float | None = None,
     ) -> None:
         """Combine what was captured, into ``.grad``."""
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
         self._losses.replace(losses or {}, self._capture.waiting)
+        if self._needs_scale():
+            self._scale.settle(self._capture.waiting, scale)
         segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
@@ -147,23 +175,24 @@ class Pipeline:
         measured = measure(
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
-        weights = self._decide(measured, names, torch.tensor(gradients.active), scale)
-        update = gradients.placement.restored(apply_(measured, weights))
+        weights = self._decide(measured, names, torch.tensor(gradients.active))
+        alone = self._alone(measured, weights)
+        if self._reduction == "mean":
+            weights = weights / sum(gradients.active)
+        update = gradients.placement.restored(apply_(measured, weights, alone))
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
         self.discard()
 
-    def _decide(
-        self, measured: Measured, segments: Sequence[str], active: Tensor, scale: Tensor | float
-    ) -> Tensor:
+    def _decide(self, measured: Measured, segments: Sequence[str], active: Tensor) -> Tensor:
         """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
         gram, finite = measured.gram, measured.finite
         if not measured.resident and not finite:
             self.processes.compare(active, gram)
             self.conflicts.skip()
             return torch.ones(gram.shape[:-1], dtype=gram.dtype)
-        facts, rng = self._facts(measured, scale)
+        facts, rng = self._facts(measured)
         before = self.state.of_method(len(segments), gram.device)
         verdict = self._verdict(measured, before, facts)
         self.processes.compare(active, gram, facts.get("order"), verdict.weights)
@@ -175,13 +204,32 @@ class Pipeline:
         return verdict.weights
 
     def _verdict(self, measured: Measured, state: State, facts: dict[str, Tensor]) -> Verdict:
+        gram = measured.gram
+        if self._unscales:
+            gram = gram / self._step_scale(gram.device).square()
         if measured.resident:
             from gradsurgery.methods import fused  # needs triton
 
-            return fused.decide(self._method, measured.gram, state, facts)
-        return self._method(measured.gram, state=state, **facts)
+            return fused.decide(self._method, gram, state, facts)
+        return self._method(gram, state=state, **facts)
 
-    def _facts(self, measured: Measured, scale: Tensor | float) -> tuple[dict[str, Tensor], Tensor]:
+    def _alone(self, measured: Measured, weights: Tensor) -> Tensor | None:
+        """Return the weights of gradients of an only task, ``[S, K]``, or None for plain ones."""
+        if self._task_only == "plain":
+            return None
+        if self._method.task_only == "weighted":  # these weights are the losses', in all segments
+            return weights
+        # A task that shares nothing in a segment has no weight there.
+        return torch.where(to_device(measured.present(), weights.device), weights, 1.0)
+
+    def _needs_scale(self) -> bool:
+        return self._unscales or "scale" in self._method.needs
+
+    def _step_scale(self, device: torch.device) -> Tensor:
+        """Return the factor that the gradients of the step carry, on all ranks the same."""
+        return largest(self.processes.mean_factors(self._scale.vector(device))).to(device)
+
+    def _facts(self, measured: Measured) -> tuple[dict[str, Tensor], Tensor]:
         """Return the facts that the method needs, and the generator's next state."""
         needs, device = self._method.needs, measured.gram.device
         rng: Tensor = self.state.values["rng"]
@@ -197,7 +245,7 @@ class Pipeline:
         if "losses" in needs:
             facts["losses"] = self.processes.mean_losses(self._losses.vector(device)).to(device)
         if "scale" in needs:
-            facts["scale"] = torch.as_tensor(scale, dtype=torch.float64).detach().to(device)
+            facts["scale"] = self._step_scale(device)
         return facts, rng
 
     def _refuse_missing_losses(self) -> None:
@@ -247,7 +295,8 @@ class Pipeline:
     def _common(self) -> tuple[object, ...]:
         """Return what the optimizers of all ranks must have in common."""
         settings = consistency.settings_of(self._method)
-        return self._tasks, settings, self._segmented, self.state.values["rng"]
+        options = self._task_only, self._reduction
+        return self._tasks, settings, options, self._segmented, self.state.values["rng"]
 
 
 def _if_finite(finite: Tensor, verdict: Verdict, before: State) -> Verdict:

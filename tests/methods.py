@@ -28,7 +28,7 @@ from gradsurgery import (
     UPGrad,
     Verdict,
 )
-from tests.throwaway import DWA
+from tests.throwaway import DWA, Unit
 from tests.throwaway import MGDA as ThrowawayMGDA  # noqa: N811
 
 #: Laws that not every method obeys.
@@ -115,6 +115,7 @@ METHODS: dict[str, Row] = {
     ),
     "throwaway mgda": Row(lambda seed: ThrowawayMGDA(), frozenset({SEGMENTS})),
     "throwaway dwa": Row(lambda seed: DWA(), frozenset({SCALE, SYMMETRY, SEGMENTS, ON_DEVICE})),
+    "throwaway unit": Row(lambda seed: Unit(), frozenset({SYMMETRY, SEGMENTS, ON_DEVICE})),
 }
 
 #: A test that runs over all methods, or over those that obey a law.

@@ -1,4 +1,4 @@
-"""Two methods that the library does not have: one of the Gram matrix, one of the losses.
+"""Three methods that the library does not have: two of the Gram matrix, one of the losses.
 
 They stand for all methods to come. Each is written against the public contract, as a user would.
 """
@@ -76,3 +76,17 @@ class DWA(Method):
 
     def __repr__(self) -> str:
         return f"DWA(temperature={self.temperature})"
+
+
+@final
+class Unit(Method):
+    """The sum of the unit gradients, whose length does not depend on that of the gradients."""
+
+    degree = 0.0
+
+    def __call__(self, gram: Tensor, *, state: State) -> Verdict:
+        squared = gram.diagonal(dim1=-2, dim2=-1)
+        return Verdict(torch.where(squared > 0, squared.rsqrt(), 0), None, state)
+
+    def __repr__(self) -> str:
+        return "Unit()"

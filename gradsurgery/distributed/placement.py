@@ -207,6 +207,17 @@ class Processes:
             "ddp.no_sync()"
         )
 
+    def mean_factors(self, factors: Tensor) -> Tensor:
+        """Return the mean of each task's factor over the ranks that ran it, as of its gradients.
+
+        Args:
+            factors: ``[K]`` float64, NaN for a task that did not run here. Without a
+                ``process_group`` all ranks run the same, and have the same.
+        """
+        if self._averaging is None:
+            return factors
+        return mean_known(factors.to(self._device), [self._averaging.group])
+
     def compare(
         self,
         active: Tensor,

@@ -15,7 +15,8 @@ order      ``[K, K]`` int64   row i: the random order in which task i visits the
 present    ``[S, K]`` bool    whether task k has a gradient on a shared parameter of segment s
 losses     ``[K]`` float64    the tasks' losses in this step, averaged over the ranks and added up
                               over micro-batches as gradients are; NaN for a task that did not run
-scale      ``[]`` float64     the factor that the gradients carry, such as a GradScaler's
+scale      ``[]`` float64     the factor that the gradients carry, such as a GradScaler's; not in
+                              ``gram`` where the method's ``degree`` is not 1
 draws      ``[K]`` float64    a standard normal number for each task, afresh at every step
 =========  =================  =====================================================================
 
@@ -32,7 +33,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -79,6 +80,9 @@ class Method(ABC):
     #: length does not depend on their scale. With another degree than 1, a loss scale that the
     #: gradients carry changes the update.
     degree: float = 1.0
+    #: What parameters get that only one task has: ``"plain"``, its gradient as it is, or
+    #: ``"weighted"``, times the task's weight, where that is the weight of a loss.
+    task_only: Literal["plain", "weighted"] = "plain"
 
     def bind(self, tasks: Sequence[str]) -> Method:
         """Return the method for tasks of these names, in order: itself, if names tell it nothing.

@@ -14,10 +14,13 @@ from gradsurgery.methods.base import Method, State, Verdict
 from gradsurgery.methods.gradvac import CAP, HIGHEST, GradVac
 from gradsurgery.methods.pcgrad import PCGrad
 from gradsurgery.methods.projection import CANCELLED
+from gradsurgery.methods.smoothing import Smoothed
 
 
 def decide(method: Method, gram: Tensor, state: State, facts: Mapping[str, Tensor]) -> Verdict:
     """Return the verdict of ``method``, by its kernel where it has one."""
+    if isinstance(method, Smoothed):
+        return method.decide(gram, state, facts, decide)
     kernel = KERNELS.get(type(method))
     if kernel is None:
         return method(gram, state=state, **facts)

@@ -18,7 +18,7 @@ LAYERS = [
     {"transfer", "autograd_graph", "grouping", "sparse", "summary"},
     {"kernels"},
     {"methods", "distributed"},
-    {"capture", "combine", "losses", "state", "statistics", "split"},
+    {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
     {"features", "_chained"},
     {"pipeline", "_wrapper"},
     {"join", "log", "functional", "_plots"},

@@ -17,9 +17,11 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
+from gradsurgery import GradientSurgery
 from tests.gradsurgery.problems import same
 from tests.integration import hf_problem as problem
 from tests.integration import hf_ranks
+from tests.throwaway import Unit
 
 STEPS = 5  # of two micro-batches
 MICROS = 2
@@ -197,3 +199,17 @@ def test_two_processes_are_the_plain_loop_on_both_batches(tmp_path: Path) -> Non
     again = problem.net()
     problem.plain_loop(again, problem.micro_batches([first["seen"], second["seen"]], MICROS))
     problem.assert_near(first["weights"], again)
+
+
+def test_a_method_that_is_not_linear_decides_on_the_accumulated_batch() -> None:
+    """Accelerate divides the joined loss by the micro-batches; the update is a batch's."""
+    accelerate, model = accelerator(), torch.nn.Linear(2, 1, bias=False)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    surgery = GradientSurgery(base, Unit(), tasks=("a", "b"))
+    model, _ = accelerate.prepare(model, surgery)
+    for number in range(MICROS):
+        with accelerate.accumulate(model):
+            rows = torch.tensor([[3.0, 4.0], [0.0, 2.0]]) * (2 * number / (MICROS - 1))
+            joined = surgery.join(list(model(rows).flatten()), combine=number == MICROS - 1)
+            accelerate.backward(joined)
+    assert surgery.param_groups[0]["params"][0].grad.flatten().tolist() == pytest.approx([0.6, 1.8])
