@@ -23,6 +23,7 @@ VECTOR_LOSSES = ("cosine_embedding", "simcse", "triplet")
 
 def check(config: Config) -> None:
     """Refuse settings that cannot work together."""
+    _check_cache(config)
     similarity = ", ".join(config.trained_of("similarity"))
     if _similarity_has_nothing_to_train(config):
         raise ConfigError(
@@ -51,6 +52,23 @@ def check(config: Config) -> None:
             f"weighting = inverse_share with one trained task ({config.trained[0]}): its weight "
             "is the share of the others. Use --weighting none, or train more tasks."
         )
+
+
+def _check_cache(config: Config) -> None:
+    """Refuse to cache vectors that change during training."""
+    reason = (
+        "freeze_encoder = false: its encoder trains"
+        if not config.freeze_encoder
+        else f"adapter = {config.adapter}: the adapters train"
+        if config.adapter != "none"
+        else f"pooling = {config.pooling}: its networks train"
+        if _shares_a_pooling(config)
+        else f"pairs = {config.pairs}: only vectors of single sentences are cached"
+        if config.pairs != "siamese"
+        else None
+    )
+    if config.cache_features and reason:
+        raise ConfigError(f"cache_features = true with {reason}. Leave cache_features out.")
 
 
 def _similarity_has_nothing_to_train(config: Config) -> bool:

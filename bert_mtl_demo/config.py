@@ -23,6 +23,7 @@ from bert_mtl_demo.setting_types import (
     choice,
     default_of,
     integer,
+    layers,
     names,
     optional,
     real,
@@ -90,6 +91,18 @@ class Config:
     freeze_encoder: bool = setting(False, switch, "keep the encoder's weights fixed")
     encoder_dropout: float | None = rare(
         None, optional(real(0, 0.99)), "dropout probability in the encoder; none: its own"
+    )
+    encoder_layers: tuple[int, ...] = rare(
+        (), layers, "layers of the encoder to keep, as 0,2,5; none: all", before=()
+    )
+    cache_features: bool = rare(
+        False,
+        switch,
+        "compute the vectors of a frozen encoder once, before the first step",
+        before=False,
+    )
+    trim_vocabulary: bool = rare(
+        False, switch, "keep word embeddings of the data's tokens alone in memory", before=False
     )
     adapter: str = rare("none", choice("none", "pals", "low_rank"), "task-specific layer adapters")
     adapter_size: int | None = rare(
@@ -234,6 +247,7 @@ class Config:
             "pretrain": list(self.pretrain),
             "untrained": list(self.untrained),
             "task": written(self.task),
+            "encoder_layers": list(self.encoder_layers),
         }
         return values if self.task else {k: v for k, v in values.items() if k != "task"}
 
@@ -251,7 +265,7 @@ class Config:
             if "before" in entry.metadata
         }
         values = self.to_dict()
-        return {k: v for k, v in values.items() if k not in before or v != before[k]}
+        return {k: v for k, v in values.items() if k not in before or getattr(self, k) != before[k]}
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults.

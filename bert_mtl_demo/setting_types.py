@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from bert_mtl_demo.errors import unknown
@@ -153,6 +154,19 @@ def names(value: Any) -> tuple[str, ...]:
     if len(set(unique)) != len(unique):
         raise ValueError("must not name anything twice")
     return unique
+
+
+def layers(value: Any) -> tuple[int, ...]:
+    """Numbers of layers from 0, rising, as a list or a text; `none` for no number.
+
+    >>> layers("0,2,5"), layers([0, 2]), layers("none")
+    ((0, 2, 5), (0, 2), ())
+    """
+    parts = names(value) if isinstance(value, str) else value or ()
+    numbers = tuple(integer(0)(part) for part in parts)
+    if any(low >= high for low, high in pairwise(numbers)):
+        raise ValueError("must be numbers of layers from 0, each above the one before")
+    return numbers
 
 
 def default_of(entry: Any) -> Any:

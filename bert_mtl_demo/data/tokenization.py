@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -39,10 +39,12 @@ class Batch:
     2
     """
 
-    ids: Tensor | None  # [B or 2B, T] int64, u rows before v rows; None if pairs are crossed only
+    # [B or 2B, T] int64, u rows before v rows; None if pairs are crossed only, or vectors known
+    ids: Tensor | None
     mask: Tensor | None  # [B or 2B, T] int64, 1 where there is a token
     labels: Tensor  # [B] int64 classes or float32 scores
     cross: Cross | None = None
+    vectors: Tensor | None = None  # [B or 2B, W] of the sentences, where they are known already
 
     @property
     def size(self) -> int:
@@ -84,6 +86,8 @@ class EncodedSet:
         pairs: `"siamese"`, `"cross"` or `"ensemble"` (both); single sentences ignore it.
         max_length: most tokens in a row of a pair; None cuts nothing.
         whole: examples before a limit; None: these are all.
+        vectors: of the sentences, [N, W] or [2N, W] of a pair's first and second ones, if an
+            encoder that does not train has computed them; batches then hold them in place of ids.
 
     >>> from bert_mtl_demo.tasks import TASKS
     >>> few = EncodedSet(TASKS["sst"], [[101, 7, 102], [101, 102]], None, [4, 0], pad=0)
@@ -99,6 +103,7 @@ class EncodedSet:
     pairs: str = "siamese"
     max_length: int | None = None
     whole: int | None = None
+    vectors: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -130,6 +135,10 @@ class EncodedSet:
         first, labels = ([column[i] for i in indices] for column in (self.first, self.labels))
         return replace(self, first=first, second=second, labels=labels)
 
+    def tokens(self) -> set[int]:
+        """All ids that a batch can hold."""
+        return {self.pad}.union(*self.first, *(self.second or []))
+
     def fingerprint(self) -> str:
         """A hash of all ids and labels: a resumed run must see the very same data."""
         content = repr((self.first, self.second, [float(label) for label in self.labels]))
@@ -139,6 +148,9 @@ class EncodedSet:
         """The examples at `indices` as one batch, padded to the longest of them."""
         chosen = torch.tensor(indices, dtype=torch.int64)
         labels = self._labels[chosen].to(device)
+        if self.vectors is not None:
+            rows = chosen if self.second is None else torch.cat([chosen, chosen + len(self)])
+            return Batch(None, None, labels, vectors=self.vectors[rows].to(device))
         if self.second is None:
             ids, mask = self._sentences.pad(chosen, self.pad)
             return Batch(ids.to(device), mask.to(device), labels)

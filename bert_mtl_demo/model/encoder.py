@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,27 +101,51 @@ def verify(weights: Path, expected: str) -> None:
         )
 
 
-def load_encoder(source: Source, *, pooler: bool) -> Any:
+def load_encoder(source: Source, *, pooler: bool, layers: Sequence[int] = ()) -> Any:
     """The pretrained BertModel of a source.
 
     `pooler` keeps BERT's dense + tanh layer on [CLS]; without it those weights are not created at
-    all, so they cannot sit in the optimizer doing nothing.
+    all, so they cannot sit in the optimizer doing nothing. `layers` are those to keep, none for
+    all.
     """
     from transformers import BertModel
 
     try:
         with quiet():
-            return BertModel.from_pretrained(
+            encoder = BertModel.from_pretrained(
                 source.place,
                 local_files_only=source.local,
                 add_pooling_layer=pooler,
                 attn_implementation=ATTENTION,
             )
+        return cut(encoder, layers) if layers else encoder
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EncoderError(
             f"encoder {source.place!r}: its weights cannot be loaded ({reason})"
         ) from None
+
+
+def cut(encoder: Any, layers: Sequence[int]) -> Any:
+    """The encoder with these of its layers alone, in place; its config counts what is left.
+
+    Raises:
+        EncoderError: when it has no such layer.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> shape = BertConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, vocab_size=9)
+    >>> cut(BertModel(shape), [0, 2]).config.num_hidden_layers
+    2
+    """
+    stack = encoder.encoder.layer
+    if layers[-1] >= len(stack):
+        raise EncoderError(
+            f"encoder_layers = {', '.join(map(str, layers))}: this encoder has layers 0 to "
+            f"{len(stack) - 1}"
+        )
+    encoder.encoder.layer = type(stack)([stack[n] for n in layers])
+    encoder.config.num_hidden_layers = len(layers)
+    return encoder
 
 
 @contextmanager

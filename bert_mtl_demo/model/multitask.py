@@ -94,6 +94,8 @@ class MultitaskModel(nn.Module):
 
     def sentences(self, batch: Batch) -> Tensor:
         """One vector per row of the batch, [B or 2B, width of the sentence model]."""
+        if batch.vectors is not None:
+            return batch.vectors
         assert batch.ids is not None, "this batch holds pairs in one row only"
         assert batch.mask is not None, "as above"
         hidden, pooled = self._encode(input_ids=batch.ids, attention_mask=batch.mask)

@@ -13,8 +13,11 @@ from bert_mtl_demo.study.runner import Job
 from bert_mtl_demo.study.settings import StudySettings
 from bert_mtl_demo.study.worker import KEEP
 
-# Settings that say where a run is kept, not what it is.
-_BOOKKEEPING = ("output", "cache", "checkpoint_every", "log_every")
+# Settings that say where a run is kept or how it is computed, not what it is.
+_BOOKKEEPING = (
+    *("output", "cache", "checkpoint_every", "log_every"),
+    *("cache_features", "trim_vocabulary"),
+)
 
 
 class Plan:

@@ -12,11 +12,15 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bert_mtl_demo.cli import guard
 from bert_mtl_demo.config import Config, read_settings
 from bert_mtl_demo.study.published import unpinned
 from bert_mtl_demo.study.results import Result, write_result
+
+if TYPE_CHECKING:
+    from gradsurgery import Method
 
 KEEP = "--keep-weights"
 
@@ -51,8 +55,10 @@ def run(directory: Path, *, keep: bool = False) -> int:
     return 0
 
 
-def train(config: Config, directory: Path, step: int | None) -> Path:
+def train(config: Config, directory: Path, step: int | None, method: Method | None = None) -> Path:
     """A run, begun or taken up where it is, that stands after `step`, or at its end.
+
+    A `method` of surgery stands in for the one that the settings name.
 
     Raises:
         SystemExit: when a signal stopped it, with the signal's exit code; its checkpoint is kept.
@@ -62,11 +68,12 @@ def train(config: Config, directory: Path, step: int | None) -> Path:
 
     last = RunDirectory(directory).last
     if last.exists() and (step is None or load_state(last)["progress"]["step"] <= step):
-        outcome = continue_run(directory, {"max_steps": step})
+        outcome = continue_run(directory, {"max_steps": step}, method=method)
     else:
         if directory.exists():
             shutil.rmtree(directory)  # past that step, or interrupted before its first checkpoint
-        outcome = start_run(dataclasses.replace(config, output=str(directory), max_steps=step))
+        settings = dataclasses.replace(config, output=str(directory), max_steps=step)
+        outcome = start_run(settings, method=method)
     if not outcome.done:
         raise SystemExit(outcome.exit_code)
     return directory

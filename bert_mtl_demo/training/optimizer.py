@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import ConfigError
-from gradsurgery import GradientSurgery, GradVac, PCGrad, Sum
+from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Sum
 
 # name -> the library's method, from the settings that concern it
 METHODS: dict[str, Callable[[Config], Sum | PCGrad | GradVac]] = {
@@ -34,16 +34,19 @@ METHODS: dict[str, Callable[[Config], Sum | PCGrad | GradVac]] = {
 }
 
 
-def build_optimizer(config: Config, model: nn.Module, process_group: Any = None) -> GradientSurgery:
+def build_optimizer(
+    config: Config, model: nn.Module, process_group: Any = None, method: Method | None = None
+) -> GradientSurgery:
     """AdamW under gradient surgery, for every parameter that trains.
 
     It is a `torch.optim.Optimizer` like any other: the scheduler and the gradient scaler take it as
-    they would AdamW. With a process group, each task's gradient is averaged over it.
+    they would AdamW. With a process group, each task's gradient is averaged over it. A `method`
+    stands in for the one that the settings name.
     """
     groups = decay_groups(model, config.weight_decay, config.lr, config.layer_decay)
     return GradientSurgery(
         torch.optim.AdamW(groups, lr=config.lr, fused=True),
-        METHODS[config.method](config),
+        method or METHODS[config.method](config),
         tasks=config.trained,
         grouping=config.grouping,
         process_group=process_group,

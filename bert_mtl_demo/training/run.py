@@ -26,10 +26,12 @@ from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
+from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
+from bert_mtl_demo.training.features import with_features
 from bert_mtl_demo.training.logs import Log, RunLog
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.run_settings import (
@@ -40,6 +42,7 @@ from bert_mtl_demo.training.run_settings import (
     refuse_module_names,
 )
 from bert_mtl_demo.training.trainer import Trainer
+from gradsurgery import Method
 
 Encoded = tuple[dict[str, EncodedSet], dict[str, EncodedSet]]  # train, dev: task -> its set
 
@@ -69,8 +72,10 @@ class _Parts:
     state: dict[str, Any] | None = None  # to go on from
 
 
-def start_run(config: Config, processes: Processes = ALONE) -> Outcome:
-    """Train from the beginning.
+def start_run(
+    config: Config, processes: Processes = ALONE, method: Method | None = None
+) -> Outcome:
+    """Train from the beginning; with a `method` of surgery that the settings cannot name.
 
     >>> start_run(Config(encoder="no-such-encoder"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -79,7 +84,7 @@ def start_run(config: Config, processes: Processes = ALONE) -> Outcome:
     run = RunDirectory(processes.from_main(output_of(config)))
     parts = processes.agree(lambda: _begun(config, run, processes))
     draw_apart(config, processes)
-    return _train(parts, processes)
+    return _train(parts, processes, method)
 
 
 def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
@@ -97,28 +102,34 @@ def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
     if processes.is_main:  # the others get the weights that come of it
         source = pretrained(config, source, device, skipped=skipped)
     tokenizer = load_tokenizer(source)
-    encoder = load_encoder(source, pooler=needs_pooler(config))
+    encoder = load_encoder(source, pooler=needs_pooler(config), layers=config.encoder_layers)
     config = portable(config)
     sets = _encode(config, splits, tokenizer)
-    model = _build(config, encoder, device)
+    model = _build(config, encoder, sets, device)
+    precision = Precision(config.amp, device)
+    sets = _with_features(config, model, sets, precision)
     build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
     if processes.is_main:
         run.create(config, encoder, tokenizer)
         _note_data(run, splits, skipped)
-    return _Parts(config, run, model, sets, Precision(config.amp, device))
+    return _Parts(config, run, model, sets, precision)
 
 
 def continue_run(
-    directory: str | Path, settings: Mapping[str, Any], processes: Processes = ALONE
+    directory: str | Path,
+    settings: Mapping[str, Any],
+    processes: Processes = ALONE,
+    method: Method | None = None,
 ) -> Outcome:
-    """Train on from a run's last checkpoint.
+    """Train on from a run's last checkpoint; `method` as the run was started with.
 
     >>> continue_run("no-such-run", {})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
     run = RunDirectory(Path(directory))
-    return _train(processes.agree(lambda: _continued(run, settings, processes)), processes)
+    parts = processes.agree(lambda: _continued(run, settings, processes))
+    return _train(parts, processes, method)
 
 
 def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Processes) -> _Parts:
@@ -132,8 +143,12 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
     sets = _encode(config, splits, tokenizer)
-    model = _build(config, encoder, device)
-    return _Parts(config, run, model, sets, Precision(config.amp, device), state)
+    model = _build(config, encoder, sets, device)
+    precision = Precision(config.amp, device)
+    if config.cache_features:  # of the encoder as it was trained, or not at all
+        model.load_state_dict(state["model"])
+    sets = _with_features(config, model, sets, precision)
+    return _Parts(config, run, model, sets, precision, state)
 
 
 def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
@@ -189,13 +204,30 @@ def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Enc
     return train, encoded("dev", config.tasks)
 
 
-def _build(config: Config, encoder: Any, device: torch.device) -> MultitaskModel:
+def _with_features(
+    config: Config, model: MultitaskModel, sets: Encoded, precision: Precision
+) -> Encoded:
+    """The sets with the encoder's vectors, if they are to be computed once."""
+    if not config.cache_features:
+        return sets
+    train, dev = (
+        {name: with_features(model, examples, precision) for name, examples in part.items()}
+        for part in sets
+    )
+    return train, dev
+
+
+def _build(config: Config, encoder: Any, sets: Encoded, device: torch.device) -> MultitaskModel:
     """The model on its device; from here on nothing else may draw, dropout comes next."""
     seed_all(config.seed)
-    return new_model(config, encoder).to(device)
+    model = new_model(config, encoder)
+    if config.trim_vocabulary:
+        parts = [examples for part in sets for examples in part.values()]
+        trim(encoder, set().union(*(examples.tokens() for examples in parts)))
+    return model.to(device)
 
 
-def _train(parts: _Parts, processes: Processes) -> Outcome:
+def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcome:
     """Build the trainer, restore its state, and run it."""
     run, state = parts.run, parts.state
     log = Log()
@@ -204,7 +236,7 @@ def _train(parts: _Parts, processes: Processes) -> Outcome:
         log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
     say = tqdm.write if processes.is_main else _nothing
     trainer = Trainer(
-        parts.config, parts.model, *parts.sets, run, log, parts.precision, say, processes
+        parts.config, parts.model, *parts.sets, run, log, parts.precision, say, processes, method
     )
     if state is not None:
         processes.agree(lambda: _restore(trainer, state, run))

@@ -25,6 +25,7 @@ from bert_mtl_demo.data import dev_halves
 from bert_mtl_demo.data.tokenization import Batch, EncodedSet
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.model.multitask import MultitaskModel
+from bert_mtl_demo.model.vocabulary import TrimmedEmbedding
 from bert_mtl_demo.runtime import Interrupts, Precision, peak_memory
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 from bert_mtl_demo.training.checkpoint import RunDirectory, save_state, save_weights
@@ -34,6 +35,7 @@ from bert_mtl_demo.training.logs import Log
 from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.progress import Progress, Window, score_line
+from gradsurgery import Method
 
 CHOOSING, REPORTED = 0, 1  # the halves of dev under `dev_half`
 
@@ -50,6 +52,7 @@ class Trainer:
         precision: autocast, scaler and device.
         say: prints one line of text.
         processes: those that train together; the model gets the weights of the first.
+        method: of surgery, in place of the one that the settings name.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Trainer:
         precision: Precision,
         say: Callable[[str], None] = print,
         processes: Processes = ALONE,
+        method: Method | None = None,
     ) -> None:
         self.config, self.model, self.train_sets, self.dev_sets = config, model, train, dev
         self.run, self.log, self.precision, self.say = run, log, precision, say
@@ -73,7 +77,7 @@ class Trainer:
         self.goal = min(self.horizon, config.max_steps or self.horizon)
         group = processes.gradients(precision.device)
         begin_alike(model, group)
-        self.optimizer = build_optimizer(config, model, group)
+        self.optimizer = build_optimizer(config, model, group, method)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.halves = {}
@@ -319,6 +323,9 @@ class Trainer:
 
     def _log_size(self) -> None:
         size = sum(parameter.numel() for parameter in self.trained)
+        for module in self.model.modules():  # whether it is all in memory or not
+            if isinstance(module, TrimmedEmbedding) and module.weight.requires_grad:
+                size += module.left_out
         self.log.write({"kind": "model", "step": 0, "trained_parameters": size})
 
     def save(self) -> None:

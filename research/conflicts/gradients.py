@@ -47,7 +47,8 @@ def load_material(config: Config) -> Material:
         task.name: encode(splits[task.name].train, task, tokenizer, config.max_length, config.pairs)
         for task in resolve(config.trained)
     }
-    model = new_model(config, load_encoder(source, pooler=needs_pooler(config))).to(device)
+    encoder = load_encoder(source, pooler=needs_pooler(config), layers=config.encoder_layers)
+    model = new_model(config, encoder).to(device)
     return Material(config, model, sets, device)
 
 

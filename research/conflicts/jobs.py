@@ -20,18 +20,22 @@ from bert_mtl_demo.study.worker import drop_weights, train
 from research.conflicts.pieces import Piece
 
 MODULE = "research.conflicts.jobs"
-# Settings that a piece does not depend on: where things are kept, and how its run was watched.
-ELSEWHERE = ("output", "device", "cache", "checkpoint_every", "max_nonfinite")
+# Settings that a piece does not depend on: where things are kept, and how its run was
+# watched and computed.
+ELSEWHERE = (
+    *("output", "device", "cache", "checkpoint_every", "max_nonfinite"),
+    *("cache_features", "trim_vocabulary"),
+)
 
 
 def arm_piece(study: Path, arm: str, config: Config) -> Piece:
     """The record of an arm's run with one seed."""
-    return Piece(study / "pieces", f"run {arm} {config.seed}", _deciding(config))
+    return Piece(study / "pieces", f"run {arm} {config.seed}", deciding(config))
 
 
 def layers_piece(study: Path, config: Config) -> Piece:
     """The map of cosines over layers and time."""
-    return Piece(study / "pieces", "layers", _deciding(config))
+    return Piece(study / "pieces", "layers", deciding(config))
 
 
 def probe_pieces(study: Path, config: Config, batches: int) -> dict[str, Piece]:
@@ -41,13 +45,18 @@ def probe_pieces(study: Path, config: Config, batches: int) -> dict[str, Piece]:
         stage: Piece(
             study / "pieces",
             f"probe {stage}",
-            {**_deciding(config), **size, "stage": stage, "step": step},
+            {**deciding(config), **size, "stage": stage, "step": step},
         )
         for stage, step in stages_of(config).items()
     }
 
 
-def _deciding(config: Config) -> dict[str, Any]:
+def deciding(config: Config) -> dict[str, Any]:
+    """The settings that a piece depends on.
+
+    >>> "seed" in deciding(Config()), "device" in deciding(Config())
+    (True, False)
+    """
     return {name: value for name, value in config.key_values().items() if name not in ELSEWHERE}
 
 

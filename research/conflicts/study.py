@@ -75,7 +75,7 @@ def _compute(settings: StudySettings, directory: Path) -> int:
     probes = probe_pieces(directory, probed, batches)
     index = {
         "options": _options(settings, probed),
-        "about": _about(settings),
+        "about": about(settings),
         "pieces": {
             "probes": {stage: piece.path.name for stage, piece in probes.items()},
             "layers": layers_piece(directory, probed).path.name,
@@ -181,7 +181,7 @@ def _options(settings: StudySettings, config: Config) -> dict[str, Any]:
     }
 
 
-def _about(settings: StudySettings) -> dict[str, Any]:
+def about(settings: StudySettings) -> dict[str, Any]:
     """Machine and versions."""
     import torch
 
