@@ -83,6 +83,8 @@ class Smoothed(Method):
         if gram.is_cuda or _uneven(count, pairs):
             shown = _of_vectors(shown)
         needed = {name: facts[name] for name in self.method.needs}
+        if "scale" in needed and self.method.degree == 1:  # which is not in the mean
+            needed["scale"] = torch.ones_like(needed["scale"])
         kept = {name: value for name, value in state.items() if name not in means}
         verdict = decide(self.method, shown, kept, needed)
         there = gram.diagonal(dim1=-2, dim2=-1) > 0

@@ -367,3 +367,20 @@ def test_statistics_of_a_version_that_always_measured_load() -> None:
     loaded = ConflictStatistics(TASKS, repr(optimizer.method))
     loaded.load_state_dict({**state, "sums": old})
     assert loaded.summary() == optimizer.conflicts.summary()
+
+
+def test_gradnorm_smoothed_sees_the_scale_once() -> None:
+    models = []
+    for start, growth in ((1.0, 1.0), (1024.0, 4.0)):
+        scale = start
+        model, optimizer = fresh(GradNorm(lr=0.1), smoothing=0.5)
+        for step in range(4):
+            (optimizer.join(losses_of(model, step)) * scale).backward()
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+            optimizer.step()
+            optimizer.zero_grad()
+            scale *= growth
+        models.append(model)
+    close(*models)
