@@ -172,5 +172,4 @@ def test_a_study_is_found_and_its_page_written(tmp_path: Path) -> None:
     # Intervals and the tables around them have changed since; the scores of finished runs may not.
     for name in ("Naive multitask", "Gradient Vaccine multitask"):
         assert scores_of(name, old) == scores_of(name, page)
-    pictures = (tmp_path / "study" / "pals_gradvac").iterdir()
-    assert sorted(path.name for path in pictures) == read("pals_gradvac.json")
+    assert (tmp_path / "study" / "pals_gradvac" / "scores.png").exists()
