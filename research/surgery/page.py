@@ -10,6 +10,7 @@ from scipy import stats
 
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.reporting.tables import table
+from bert_mtl_demo.study import effects
 from bert_mtl_demo.study.intervals import Comparison, Interval, compare, holm, interval
 from bert_mtl_demo.training.progress import short
 from research.surgery import figures
@@ -19,7 +20,6 @@ from research.surgery.records import by_task
 from research.surgery.study import PUBLISHED_STEPS, load
 
 PAGE = "surgery.md"
-POWER = 0.8
 PUBLISHED = 2_000  # alterations of the first epoch, in the published run; of 54,000 gradients
 PUBLISHED_LATER = 0.005  # the share that every later epoch stayed below
 NEVER = "–"  # noqa: RUF001 - an en dash, where there is no number
@@ -97,19 +97,16 @@ def comparisons(runs: Runs) -> dict[str, dict[str, Comparison]]:
     }
 
 
-def detectable(difference: Interval, power: float = POWER) -> float | None:
-    """The smallest true difference that the interval would have excluded 0 for, with that power.
-
-    With n seeds and standard error e it is about (t(.975, n - 1) + t(power, n - 1)) e.
+def detectable(difference: Interval) -> float | None:
+    """The smallest true difference that the seeds could have shown, at 80 % power.
 
     >>> round(detectable(Interval(0.0, -0.0124, 0.0124, 3)), 4)
-    0.0155
+    0.0163
     """
     if difference.half is None:
         return None
     df = difference.n - 1
-    high, side = float(stats.t.ppf(0.975, df)), float(stats.t.ppf(power, df))
-    return difference.half * (high + side) / high
+    return effects.detectable(difference.half / float(stats.t.ppf(0.975, df)), df)
 
 
 def weights_of(records: Mapping[str, Any], name: str) -> dict[str, Interval]:
@@ -269,10 +266,7 @@ def _law_sentence(replays: Mapping[str, Any]) -> str:
     for beta, counts in replays["counts"].items():
         expected = sum(_expected(replays, beta, epoch) for epoch in range(1, len(counts) + 1))
         parts.append(f"{sum(counts):,} with beta = {beta} (law: {expected:,.0f})")
-    return (
-        "Under the copied rule the same gradients are altered "
-        f"{', '.join(parts)} times: the rate decides how often, not the tasks."
-    )
+    return f"Under the copied rule the same gradients are altered {', '.join(parts)} times."
 
 
 def _published(simulated: Mapping[str, Any]) -> str:
