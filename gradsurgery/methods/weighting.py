@@ -56,10 +56,12 @@ class LossWeighting(Method):
 def check_positive(losses: Tensor, method: Method) -> None:
     """Refuse losses below zero. On a GPU the host waits for them.
 
+    An infinite one belongs to a non-finite step, which is skipped.
+
     Raises:
         ValueError: for a negative loss.
     """
-    if bool((losses < 0).any()):
+    if bool(((losses < 0) & losses.isfinite()).any()):
         raise ValueError(
             f"{method!r} compares the losses by their ratios, and they are {losses.tolist()} (NaN: "
             "absent): add a constant, such that no loss can fall below zero"

@@ -91,7 +91,7 @@ def test_every_peer_steps_like_ours(peer: Peer, tmp_path: Path) -> None:
         (twice, "not timed: its update differs from ours by"),
         (implementations.plain_sum, "not timed: its update differs from ours by"),
         (broken, "fails here: ValueError: no such dtype"),
-        (missing, "not installed: pip install torchjd==0.18.0"),
+        (missing, f"not installed: {INSTALL['torchjd']}"),
     ],
 )
 def test_a_peer_that_is_wrong_or_broken_or_missing_is_a_row_without_times(

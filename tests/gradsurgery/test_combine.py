@@ -102,13 +102,13 @@ def test_several_parameter_groups_are_one_problem() -> None:
 def test_a_nonfinite_step_changes_no_state(where: str, value: float, name: str) -> None:
     w, head = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
     optimizer = wrap([w, head], METHODS[name].make(0), tasks=("a", "b"))
-    good = linear_losses([w], vectors((1, 0), (-1, 1)))
+    good = [loss + 2 for loss in linear_losses([w], vectors((1, 0), (-1, 1)))]
     optimizer.join(good).backward()
     optimizer.step()
     before = copy.deepcopy(optimizer.state_dict()), optimizer.conflicts.summary()
     optimizer.zero_grad()
     broken = w if where == "shared" else head
-    optimizer.join([w[0] + value * broken.sum(), w[1] - w[0]]).backward()
+    optimizer.join([2 + w[0] + value * broken.sum(), 2 + w[1] - w[0]]).backward()
     assert not all(p.grad.isfinite().all() for p in (w, head) if p.grad is not None)
     if where == "head" and not isinstance(optimizer.method, LossWeighting):  # decides before
         assert w.grad.tolist() == [0, 1]  # weights of one
