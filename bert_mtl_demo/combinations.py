@@ -54,9 +54,9 @@ def check(config: Config) -> None:
         )
 
 
-def _check_cache(config: Config) -> None:
-    """Refuse to cache vectors that change during training."""
-    reason = (
+def why_not_cached(config: Config) -> str | None:
+    """Why the encoder's vectors cannot be computed once, as they change; None where they can."""
+    return (
         "freeze_encoder = false: its encoder trains"
         if not config.freeze_encoder
         else f"adapter = {config.adapter}: the adapters train"
@@ -67,7 +67,10 @@ def _check_cache(config: Config) -> None:
         if config.pairs != "siamese"
         else None
     )
-    if config.cache_features and reason:
+
+
+def _check_cache(config: Config) -> None:
+    if config.cache_features and (reason := why_not_cached(config)):
         raise ConfigError(f"cache_features = true with {reason}. Leave cache_features out.")
 
 

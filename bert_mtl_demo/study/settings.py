@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bert_mtl_demo.combinations import why_not_cached
 from bert_mtl_demo.config import ALTERNATING, Config
 from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.model.encoder import PACKAGED, locate
@@ -195,7 +196,10 @@ class StudySettings:
             changes["steps_per_epoch"] = min(published.steps_per_epoch or steps, steps)
         if self.encoder == PACKAGED and published.pooling == "pooler":
             changes["pooling"] = "mean"
-        return row.config(**{**tasks, **changes, **self.set})
+        config = row.config(**{**tasks, **changes, **self.set})
+        # Both are exact, and shorten a run.
+        cached = config.cache_features or why_not_cached(config) is None
+        return replace(config, cache_features=cached, trim_vocabulary=True)
 
     def described(self) -> dict[str, str]:
         """The budget in words, for the page."""

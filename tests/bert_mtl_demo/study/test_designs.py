@@ -134,3 +134,16 @@ def test_fraction_and_steps_exclude_each_other():
 def test_the_budget_names_its_fraction():
     assert StudySettings(fraction=0.1).described()["schedule"] == "0.1 of each row's own"
     assert "schedule" not in StudySettings(steps=5).described()
+
+
+def test_rows_take_the_exact_shortcuts_that_they_can() -> None:
+    paper = PAPERS["pals_gradvac"]
+    cached = {
+        name: StudySettings().configs(paper.row(name), 0)[0].cache_features
+        for name in ("Frozen encoder, round robin", "Frozen encoder + PALs", "Naive multitask")
+    }
+    assert cached == {
+        "Frozen encoder, round robin": True,
+        "Frozen encoder + PALs": False,  # the adapters train
+        "Naive multitask": False,
+    }
