@@ -6,6 +6,7 @@ Wrap any ``torch.optim`` optimizer in :class:`GradientSurgery` with a method (:c
 """
 
 from gradsurgery import functional
+from gradsurgery._warnings import SurgeryWarning
 from gradsurgery.log import ConflictLog
 from gradsurgery.methods import (
     FAMO,
@@ -62,6 +63,7 @@ __all__ = [
     "RandomWeights",
     "SmoothTchebycheff",
     "Sum",
+    "SurgeryWarning",
     "UPGrad",
     "UncertaintyWeighting",
     "Verdict",
