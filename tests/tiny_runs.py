@@ -76,6 +76,7 @@ def settings(tiny_encoder: str, tmp_path: Path, small_data: None) -> Callable[..
         base: dict[str, object] = {
             "encoder": tiny_encoder,
             "output": str(tmp_path / output),
+            "cache": str(tmp_path / "cache"),
             "device": "cpu",
             "batch_size": 4,
             "steps_per_epoch": 6,

@@ -28,6 +28,7 @@ from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
+from bert_mtl_demo.pretraining.cache import cache_directory
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
@@ -210,8 +211,9 @@ def _with_features(
     """The sets with the encoder's vectors, if they are to be computed once."""
     if not config.cache_features:
         return sets
+    cache = cache_directory(config.cache)
     train, dev = (
-        {name: with_features(model, examples, precision) for name, examples in part.items()}
+        {name: with_features(model, examples, precision, cache) for name, examples in part.items()}
         for part in sets
     )
     return train, dev
