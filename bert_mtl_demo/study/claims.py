@@ -17,12 +17,12 @@ from pathlib import Path
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.reporting.tables import cell, table
 from bert_mtl_demo.store import atomic
+from bert_mtl_demo.study.collected import COLLECTED, read_collected
 from bert_mtl_demo.study.effects import MARGIN
 from bert_mtl_demo.study.intervals import MISSING, Comparison
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.papers import PAPERS
 from bert_mtl_demo.study.published import Paper, Row
-from bert_mtl_demo.study.results import COLLECTED, read_results
 from bert_mtl_demo.study.tables import seen
 from bert_mtl_demo.training.progress import short
 
@@ -161,10 +161,12 @@ def read_outcomes(directory: Path) -> dict[str, list[Outcomes]]:
         name = path.name[: -len(COLLECTED)]
         if name not in PAPERS:
             raise CheckpointError(f"{path}: holds results of {name!r}, which is none of the papers")
-        results, shared, coinciding = read_results(path)
-        paper = PAPERS[name]
+        paper, study = PAPERS[name], read_collected(path)
         outcomes[name].append(
-            Outcomes(name, paper.rows, results, paper.baseline, shared, coinciding=coinciding)
+            Outcomes(
+                *(name, paper.rows, study.results(), paper.baseline, study.shared),
+                coinciding=study.coinciding,
+            )
         )
     return outcomes
 

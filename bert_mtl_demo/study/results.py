@@ -10,16 +10,15 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.errors import CheckpointError
-from bert_mtl_demo.store import read_json, write_json
+from bert_mtl_demo.store import write_json
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
-COLLECTED = ".results.json"  # of a paper's rows, in one file beside its page
 THREE = ("sst", "para", "sts")  # the tasks of the papers' overall scores
 
 
@@ -231,50 +230,6 @@ def merged(parts: Sequence[Result]) -> Result:
         settings={k: v for k, v in parts[0].settings.items() if k not in ("tasks", "output")},
         versions=parts[0].versions,
         device=parts[0].device,
-    )
-
-
-def write_results(
-    path: Path,
-    results: Mapping[str, Mapping[int, Result]],
-    shared: Mapping[str, str],
-    coinciding: Collection[frozenset[str]] = (),
-) -> Path:
-    """Write the results of a study's rows as one file, without sentences and directories.
-
-    Args:
-        path: ends in `COLLECTED`.
-        results: row name -> seed -> result.
-        shared: row name -> name of the row whose runs it shares.
-        coinciding: pairs of rows whose designs are one.
-    """
-    rows = {
-        name: {str(seed): _anonymous(result).to_dict() for seed, result in seeds.items()}
-        for name, seeds in results.items()
-        if seeds and name not in shared
-    }
-    pairs = sorted(sorted(pair) for pair in coinciding)
-    return write_json(path, {"rows": rows, "shared": dict(shared), "coinciding": pairs})
-
-
-def read_results(
-    path: Path,
-) -> tuple[dict[str, dict[int, Result]], dict[str, str], list[frozenset[str]]]:
-    """What `write_results` was given."""
-    content = read_json(path, remedy="write it again with --page-only")
-    rows = {
-        name: {int(seed): Result.from_dict(values) for seed, values in seeds.items()}
-        for name, seeds in content["rows"].items()
-    }
-    return rows, dict(content["shared"]), [frozenset(pair) for pair in content["coinciding"]]
-
-
-def _anonymous(result: Result) -> Result:
-    local = ("data", "output", "cache")
-    return replace(
-        result,
-        settings={name: value for name, value in result.settings.items() if name not in local},
-        evaluation={task: replace(e, mistakes=()) for task, e in result.evaluation.items()},
     )
 
 

@@ -12,7 +12,8 @@ from bert_mtl_demo.study.__main__ import main
 from bert_mtl_demo.study.claims import VERDICTS, Answer, ClaimTest, answers_of, read_claims, verdict
 from bert_mtl_demo.study.intervals import Comparison, compare
 from bert_mtl_demo.study.papers import PAPERS
-from bert_mtl_demo.study.results import Evaluation, Mistake, Result, read_results, write_results
+from bert_mtl_demo.study.collected import Collected, read_collected, write_collected
+from bert_mtl_demo.study.results import Evaluation, Mistake, Result
 
 NOISE = (0.001, -0.001, 0.0005, 0.0)
 BIG = (0.02, -0.02, 0.01, 0.0)
@@ -84,9 +85,9 @@ def test_every_test_names_rows_of_its_paper() -> None:
 
 def study(directory: Path, differences: dict[str, float]) -> None:
     """Results of the first report: sts of every row moved by that from the baseline's."""
-    rows = {}
+    runs, rows = {}, {}
     for name, moved in differences.items():
-        seeds = {}
+        rows[name] = {seed: (f"{name} {seed}",) for seed in range(len(NOISE))}
         for seed, noise in enumerate(NOISE):
             sts = 0.4 + moved + seed / 100 + noise * (moved != 0)
             scores = {"sst": 0.5, "para": 0.7, "sts": sts}
@@ -94,9 +95,9 @@ def study(directory: Path, differences: dict[str, float]) -> None:
             dev = {"sst": Evaluation(0.5, ((1, 1), (1, 1)), mistakes=(mistake,))}
             local = {"data": "/home/somebody", "seed": seed}
             overall = sum(scores.values()) / 3
-            seeds[seed] = Result(scores, overall, overall, evaluation=dev, settings=local)
-        rows[name] = seeds
-    write_results(directory / "pals_gradvac.results.json", rows, {})
+            (key,) = rows[name][seed]
+            runs[key] = Result(scores, overall, overall, evaluation=dev, settings=local)
+    write_collected(directory / "pals_gradvac.results.json", Collected(runs, rows))
 
 
 def row_of(text: str, claim: str) -> list[str]:
@@ -137,9 +138,9 @@ def test_collected_results_hold_no_sentence_and_no_directory(tmp_path: Path) -> 
     path = tmp_path / "pals_gradvac.results.json"
     assert "sentence" not in path.read_text("utf-8")
     assert "somebody" not in path.read_text("utf-8")
-    rows, shared, coinciding = read_results(path)
-    assert rows["Naive multitask"][1].scores["sts"] == pytest.approx(0.41)
-    assert (shared, coinciding) == ({}, [])
+    collected = read_collected(path)
+    scores = collected.results()["Naive multitask"][1].scores
+    assert scores["sts"] == pytest.approx(0.41)
 
 
 def test_settings_of_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
