@@ -198,6 +198,12 @@ class Config:
         "choose the epoch on one half of dev and report the scores of the other",
         before=False,
     )
+    dev_sample: int | None = rare(
+        None,
+        COUNT,
+        "number of dev examples of each task to score after an epoch, always the same; none: all",
+        before=None,
+    )
     train_scores: int | None = rare(
         None,
         COUNT,

@@ -133,7 +133,11 @@ class EncodedSet:
         indices = [i * size // count for i in range(count)] if count < size else range(size)
         second = None if self.second is None else [self.second[i] for i in indices]
         first, labels = ([column[i] for i in indices] for column in (self.first, self.labels))
-        return replace(self, first=first, second=second, labels=labels)
+        vectors = self.vectors
+        if vectors is not None:
+            rows = [*indices, *(size + i for i in indices if second is not None)]
+            vectors = vectors[rows]
+        return replace(self, first=first, second=second, labels=labels, vectors=vectors)
 
     def tokens(self) -> set[int]:
         """All ids that a batch can hold."""

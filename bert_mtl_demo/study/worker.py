@@ -106,7 +106,7 @@ def collect(run: Path, directory: Path) -> Result:
     config = files.load_config()
     return Result.from_dict(
         {
-            **{name: best[name] for name in ("scores", "mean", "leaderboard")},
+            **_scores(config, best, evaluation),
             "best_epoch": best["epoch"],
             "epochs": dev,
             "losses": _thinned(windows),
@@ -125,6 +125,16 @@ def collect(run: Path, directory: Path) -> Result:
             "device": _device_name(config.device),
         }
     )
+
+
+def _scores(
+    config: Config, best: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The scores of the best epoch: on all of dev, also where a sample of it chose the epoch."""
+    if config.dev_sample is None:
+        return {name: best[name] for name in ("scores", "mean", "leaderboard")}
+    scores = {name: task["score"] for name, task in evaluation["tasks"].items()}
+    return {"scores": scores, **{name: evaluation[name] for name in ("mean", "leaderboard")}}
 
 
 def _thinned(windows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -80,9 +80,14 @@ class Trainer:
         self.optimizer = build_optimizer(config, model, group, method)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scored_sets = self.dev_sets
+        if config.dev_sample:
+            self.scored_sets = {name: d.spread(config.dev_sample) for name, d in dev.items()}
         self.halves = {}
         if config.dev_half:
-            self.halves = {name: dev_halves(len(dev), name) for name, dev in self.dev_sets.items()}
+            self.halves = {
+                name: dev_halves(len(dev), name) for name, dev in self.scored_sets.items()
+            }
         self.train_subsets = {}
         if config.train_scores:
             self.train_subsets = {
@@ -252,7 +257,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Score dev, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
-        answers = score_all(self.model, self.dev_sets, self.precision, self.processes)
+        answers = score_all(self.model, self.scored_sets, self.precision, self.processes)
         scores = self._scores(answers, REPORTED)
         for name, dev in answers.items():
             if dev.is_constant():
@@ -293,7 +298,7 @@ class Trainer:
         """The score of each task on one half of dev, or without `dev_half` on all of it."""
         scores = {}
         for name, dev in answers.items():
-            labels = self.dev_sets[name].labels
+            labels = self.scored_sets[name].labels
             if self.config.dev_half:
                 indices = self.halves[name][half]
                 dev, labels = dev.take(indices), [labels[i] for i in indices]

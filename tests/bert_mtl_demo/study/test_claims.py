@@ -10,9 +10,9 @@ import pytest
 from bert_mtl_demo.study import claims
 from bert_mtl_demo.study.__main__ import main
 from bert_mtl_demo.study.claims import VERDICTS, Answer, ClaimTest, answers_of, read_claims, verdict
+from bert_mtl_demo.study.collected import Collected, read_collected, write_collected
 from bert_mtl_demo.study.intervals import Comparison, compare
 from bert_mtl_demo.study.papers import PAPERS
-from bert_mtl_demo.study.collected import Collected, read_collected, write_collected
 from bert_mtl_demo.study.results import Evaluation, Mistake, Result
 
 NOISE = (0.001, -0.001, 0.0005, 0.0)

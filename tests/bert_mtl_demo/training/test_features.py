@@ -63,6 +63,8 @@ def test_features_are_the_vectors_of_any_batch_to_rounding(
             frozen.sentences(known), frozen.sentences(computed), rtol=1e-5, atol=1e-6
         )
     assert cached.fingerprint() == PAIRS.fingerprint()
+    one = cached.spread(1)
+    assert torch.equal(one.collate([0]).vectors, cached.collate([0]).vectors)
 
 
 def test_features_are_computed_once_for_an_encoder_and_its_sentences(
