@@ -174,7 +174,9 @@ class Config:
         before=None,
     )
     max_steps: int | None = setting(
-        None, COUNT, "stop after this many steps; the schedule does not change"
+        None,
+        optional(integer(0)),
+        "stop after this many steps; the schedule does not change. 0 scores the untrained model",
     )
     # 1e-4 suits a hundred steps of MiniLM on the sample; BERT-base on all of the data wants 1e-5.
     lr: float = setting(1e-4, RATE, "peak learning rate")

@@ -44,9 +44,9 @@ class ClaimTest:
 
     Args:
         row: of the paper.
-        control: the row that it is compared with; "" for the row's own control, and there is
-            no test as long as it has none.
-        score: a task, `mean` or `leaderboard`.
+        control: the row that it is compared with, or a number; "" for the row's own control, and
+            there is no test as long as it has none.
+        score: a task, `mean` or `leaderboard`, or another quantity of a run (`Result.value`).
         says: one of `SAYS`.
     """
 
@@ -54,6 +54,14 @@ class ClaimTest:
     control: str
     score: str
     says: str
+
+    @property
+    def number(self) -> float | None:
+        """The number that the row is compared with, if it is no row."""
+        try:
+            return float(self.control)
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -177,27 +185,35 @@ def answers_of(claim: Claim, studies: Mapping[str, Sequence[Outcomes]]) -> list[
     for test in claim.tests:
         paper = PAPERS[claim.paper]
         row = paper.row(test.row)
-        name = test.control or row.control
-        control = paper.row(name) if name else None
+        control: Row | float | None = test.number
+        if control is None and (name := test.control or row.control):
+            control = paper.row(name)
         best: Comparison | None = None
-        for outcomes in studies.get(claim.paper, ()) if control else ():
-            assert control is not None
-            if outcomes.same_design(row, control):
-                continue
-            comparison = outcomes.compare(row, control, test.score)
-            if best is None or comparison.difference.n > best.difference.n:
+        for outcomes in studies.get(claim.paper, ()):
+            comparison = _compared(outcomes, row, control, test.score)
+            if comparison and (best is None or comparison.difference.n > best.difference.n):
                 best = comparison
         answers.append(Answer(test, *_published(paper, row, control, test.score), best))
     return answers
 
 
+def _compared(
+    outcomes: Outcomes, row: Row, control: Row | float | None, score: str
+) -> Comparison | None:
+    if control is None:
+        return None
+    if not isinstance(control, Row):
+        return outcomes.compare_with(row, control, score)
+    return None if outcomes.same_design(row, control) else outcomes.compare(row, control, score)
+
+
 def _published(
-    paper: Paper, row: Row, control: Row | None, score: str
+    paper: Paper, row: Row, control: Row | float | None, score: str
 ) -> tuple[float | None, float]:
     """The difference that the report prints, and how far rounding can move it."""
     printed = [r.published[score] for r in paper.rows if score in r.published]
     digits = max((len(repr(value).partition(".")[2]) for value in printed), default=3)
-    if control is None or score not in row.published or score not in control.published:
+    if not isinstance(control, Row) or not {score} <= row.published.keys() & control.published:
         return None, 10.0**-digits
     return round(row.published[score] - control.published[score], digits), 10.0**-digits
 

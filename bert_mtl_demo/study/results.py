@@ -19,6 +19,7 @@ from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.store import write_json
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
+QUANTITIES = ("seconds", "best epoch", "train", "gap")  # of a run, beside its scores on dev
 THREE = ("sst", "para", "sts")  # the tasks of the papers' overall scores
 
 
@@ -161,13 +162,31 @@ class Result:
         return plain
 
     def value(self, score: str) -> float:
-        """A task's score or an overall one; NaN where the row has none.
+        """A task's score, an overall one, or another quantity of the run; NaN where it has none.
 
         An overall score of other tasks than the three is none: no other row has its like.
+
+        Args:
+            score: a task, `mean`, `leaderboard`, or one of `QUANTITIES`; `train` and `gap` (train
+                minus dev) stand before a task.
+
+        >>> Result({"sst": 0.5}, 0.5, 0.5, seconds_per_epoch=40.0).value("seconds")
+        40.0
         """
         if score in ("mean", "leaderboard"):
             return float(getattr(self, score)) if set(self.scores) == set(THREE) else math.nan
+        if score in ("seconds", "best epoch"):
+            return _number(self.seconds_per_epoch if score == "seconds" else self.best_epoch)
+        quantity, _, task = score.rpartition(" ")
+        if quantity in QUANTITIES:
+            train = self._best().get(task, math.nan)
+            return train - self.scores.get(task, math.nan) if quantity == "gap" else train
         return self.scores.get(score, math.nan)
+
+    def _best(self) -> Mapping[str, float]:
+        """The scores on train of the best epoch."""
+        best = [row for row in self.epochs if row.epoch == self.best_epoch]
+        return best[-1].train if best else {}
 
 
 def read_result(path: Path) -> Result:

@@ -101,7 +101,7 @@ def collect(run: Path, directory: Path) -> Result:
     )
     best = [row for row in dev if row["best"]][-1]
     lines = surgery.read([files.conflicts])
-    seconds = sum(row["seconds"] for row in windows)
+    seconds, waited = (sum(row[name] for row in windows) for name in ("seconds", "data_seconds"))
     evaluation = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
     config = files.load_config()
     return Result.from_dict(
@@ -115,8 +115,8 @@ def collect(run: Path, directory: Path) -> Result:
                 "pairs": by_epoch(lines) if len(config.trained) > 1 else [],
                 "change": surgery.mean_change(lines),
             },
-            "seconds_per_epoch": seconds / len(dev),
-            "data_share": sum(row["data_seconds"] for row in windows) / seconds,
+            "seconds_per_epoch": seconds / len(dev) if windows else None,
+            "data_share": waited / seconds if windows else None,
             "peak_memory": max(row["peak_memory"] for row in dev),
             "trained_parameters": model[0]["trained_parameters"] if model else None,
             "evaluation": evaluation["tasks"],

@@ -74,7 +74,8 @@ class Trainer:
         self.batches = build_batches(config, train)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.horizon = self.batches.horizon  # what the schedule is stretched over
-        self.goal = min(self.horizon, config.max_steps or self.horizon)
+        goal = self.horizon if config.max_steps is None else config.max_steps
+        self.goal = min(self.horizon, goal)
         group = processes.gradients(precision.device)
         begin_alike(model, group)
         self.optimizer = build_optimizer(config, model, group, method)
@@ -250,9 +251,8 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
-        return step > self.progress.evaluated and (
-            step % self.steps_per_epoch == 0 or step == self.goal
-        )
+        ends = step > 0 and step % self.steps_per_epoch == 0
+        return step > self.progress.evaluated and (ends or step == self.goal)
 
     def evaluate(self) -> None:
         """Score dev, and keep the weights if they are the best so far."""

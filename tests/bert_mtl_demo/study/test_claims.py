@@ -9,11 +9,19 @@ import pytest
 
 from bert_mtl_demo.study import claims
 from bert_mtl_demo.study.__main__ import main
-from bert_mtl_demo.study.claims import VERDICTS, Answer, ClaimTest, answers_of, read_claims, verdict
+from bert_mtl_demo.study.claims import (
+    VERDICTS,
+    Answer,
+    Claim,
+    ClaimTest,
+    answers_of,
+    read_claims,
+    verdict,
+)
 from bert_mtl_demo.study.collected import Collected, read_collected, write_collected
 from bert_mtl_demo.study.intervals import Comparison, compare
 from bert_mtl_demo.study.papers import PAPERS
-from bert_mtl_demo.study.results import Evaluation, Mistake, Result
+from bert_mtl_demo.study.results import Epoch, Evaluation, Mistake, Result
 
 NOISE = (0.001, -0.001, 0.0005, 0.0)
 BIG = (0.02, -0.02, 0.01, 0.0)
@@ -163,3 +171,37 @@ def test_the_committed_scoreboard_follows_from_the_committed_results(tmp_path: P
     written = claims.write_claims(tmp_path).read_bytes()
     assert written == (directory / "claims.md").read_bytes()
     assert set(PAPERS) < {claim.paper for claim in read_claims()}
+
+
+def test_a_claim_may_be_about_a_run_and_about_a_number(tmp_path: Path) -> None:
+    """Over-fitting, times and epochs: a quantity against another row's, or against a number."""
+    runs, rows = {}, {}
+    for name, seconds, train in (
+        ("multitask finetune", 10.0, 0.99),
+        ("multitask + dropout .4", 30.0, 0.8),
+    ):
+        rows[name] = {seed: (f"{name} {seed}",) for seed in range(len(NOISE))}
+        for seed, noise in enumerate(NOISE):
+            scores = {"sst": 0.5, "para": 0.7, "sts": 0.4}
+            noise *= seconds  # the two rows' own
+            known = dict.fromkeys(scores, train + noise)
+            epochs = (Epoch(1, 5, scores, 0.5, 0.5, {}), Epoch(2, 9, scores, 0.5, 0.5, known))
+            runs[f"{name} {seed}"] = Result(
+                scores, 0.5, 0.5, 2, epochs, seconds_per_epoch=seconds + noise
+            )
+    write_collected(tmp_path / "optimusbert.results.json", Collected(runs, rows))
+    studies = claims.read_outcomes(tmp_path)
+
+    def answer(*test: str) -> Answer:
+        claim = Claim("x", "optimusbert", "", "", (ClaimTest(*test),), "")
+        return answers_of(claim, studies)[0]
+
+    dropout, plain = "multitask + dropout .4", "multitask finetune"
+    assert answer(plain, "0.95", "train sst", "more").verdict == "holds"
+    assert answer(dropout, "0.95", "train sst", "more").verdict == "does not hold"
+    assert answer(dropout, plain, "gap para", "less").verdict == "holds"
+    assert answer(dropout, plain, "seconds", "more").verdict == "holds"
+    assert answer(dropout, plain, "best epoch", "more").verdict == "cannot tell here"
+    assert answer(plain, "0.5", "gap para", "less").ours.difference.mean == pytest.approx(
+        -0.21, 0.01
+    )

@@ -208,6 +208,16 @@ def test_a_sample_of_dev_is_scored_after_an_epoch_and_all_of_it_by_evaluate(sett
     assert scores[sampled] == scores[plain]
 
 
+def test_no_step_scores_the_untrained_model(settings):
+    run = start_run(settings("untrained", max_steps=0))
+    assert run.done
+    (dev,) = rows(run, "dev")
+    assert (dev["step"], dev["best"]) == (0, True)
+    evaluate(run.path)
+    assert json.loads((run.path / "evaluation.json").read_text("utf-8"))["mean"] == dev["mean"]
+    assert not rows(run, "train")
+
+
 def test_a_sample_and_a_half_of_dev_exclude_each_other():
     with pytest.raises(ConfigError, match="dev_half = true with dev_sample = 5"):
         Config(dev_half=True, dev_sample=5)
