@@ -116,4 +116,5 @@ def _gradient(matrix: Tensor, linear: Tensor, x: Tensor) -> Tensor:
 
 def _tolerance(linear: Tensor, x: Tensor) -> Tensor:
     largest = partial(torch.linalg.vector_norm, ord=math.inf, dim=-1, keepdim=True)
-    return TOLERANCE * (largest(linear) + largest(x))
+    tolerance: Tensor = TOLERANCE * (largest(linear) + largest(x))
+    return tolerance
