@@ -26,6 +26,7 @@ from bert_mtl_demo.setting_types import (
     layers,
     names,
     optional,
+    quoted,
     real,
     setting,
     switch,
@@ -232,7 +233,7 @@ class Config:
         known = [entry.name for entry in fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(f"{origin}: {unknown('setting', key, known)}")
+                raise ConfigError(f"{origin}: {unknown('setting', str(key), known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -385,5 +386,4 @@ def _checked(entry: Any, value: Any) -> Any:
     try:
         return entry.metadata["parse"](value)
     except ValueError as error:
-        quoted = value if isinstance(value, str | int | float) else repr(value)
-        raise ConfigError(f"{entry.name} = {quoted}: {error}") from None
+        raise ConfigError(f"{entry.name} = {quoted(value)}: {error}") from None

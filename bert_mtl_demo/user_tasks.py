@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bert_mtl_demo.errors import unknown
-from bert_mtl_demo.tasks import KINDS, TASKS, Layout, Task, class_name
+from bert_mtl_demo.tasks import KINDS, TASKS, TOP, Layout, Task, class_name
 
 # The columns of scores that every log and report has, and words that settings and modules use.
 RESERVED = ("mean", "leaderboard", "none", "embeddings")
@@ -150,8 +150,17 @@ def _range(name: str, values: Mapping[str, Any]) -> tuple[float, float]:
         return -math.inf, math.inf
     try:
         low, high = (float(end) for end in ends)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low = high = math.nan
-    if not low < high:
+    if not usable_range(low, high):
         raise ValueError(f"{name}: low and high must be two numbers, the lower one first")
     return low, high
+
+
+def usable_range(low: float, high: float) -> bool:
+    """Whether labels of this range can be brought to another scale.
+
+    >>> usable_range(0, 1), usable_range(1, 1), usable_range(-1e308, 1e308)
+    (True, False, False)
+    """
+    return low < high and math.isfinite(high - low) and (high - low) / TOP > 0
