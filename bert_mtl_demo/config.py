@@ -364,7 +364,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         values = _parse_toml(content) if path.suffix == ".toml" else json.loads(content)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         kind = "TOML" if path.suffix == ".toml" else "JSON"
         raise ConfigError(f"{path}: is not valid {kind} ({error})") from None
     if not isinstance(values, dict):

@@ -18,6 +18,7 @@ from bert_mtl_demo.cli import guard
 from bert_mtl_demo.data.directory import columns_of
 from bert_mtl_demo.data.records import UnreadableError, decoded, delimiter_of, lines_of
 from bert_mtl_demo.errors import DemoError, unknown
+from bert_mtl_demo.setting_types import is_writable
 from bert_mtl_demo.tasks import KINDS
 
 
@@ -73,7 +74,7 @@ def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[t
     if not texts:
         return read_examples(_content(file), pair=pair)
     for text in texts:
-        if not text.strip() or any("\ud800" <= character <= "\udfff" for character in text):
+        if not text.strip() or not is_writable(text):
             raise DemoError(f"the text {text!r} is empty or no UTF-8; give sentences")
     if not pair:
         return [(text,) for text in texts]

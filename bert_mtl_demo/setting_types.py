@@ -122,9 +122,18 @@ def text(value: Any) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text that is not empty")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_writable(value):
         raise ValueError("must be a text in UTF-8 without NUL characters")
     return value
+
+
+def is_writable(value: str) -> bool:
+    """Whether files can be named by a text, and messages show it.
+
+    >>> is_writable("café"), is_writable("\\udce9")
+    (True, False)
+    """
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def switch(value: Any) -> bool:

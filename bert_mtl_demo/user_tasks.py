@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bert_mtl_demo.errors import unknown
+from bert_mtl_demo.setting_types import is_writable
 from bert_mtl_demo.tasks import KINDS, TASKS, TOP, Layout, Task, class_name
 
 # The columns of scores that every log and report has, and words that settings and modules use.
@@ -102,6 +103,8 @@ def _task(name: str, values: Mapping[str, Any]) -> Task:
     kind_name, file = str(values.get("kind", "")), str(values.get("file", ""))
     if kind_name not in KINDS:
         raise ValueError(f"{name}: {unknown('kind', kind_name, KINDS)}")
+    if not is_writable(file):
+        raise ValueError(f"{name}: file must be a text in UTF-8 without NUL characters")
     if "{split}" not in file:
         stem, dot, ending = file.rpartition(".")
         example = f"{stem}-{{split}}.{ending}" if dot else "mood-{split}.csv"

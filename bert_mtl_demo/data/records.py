@@ -200,9 +200,9 @@ class _Span:
     """Feeds `csv.reader` the lines of one row; the reader asks for a further line only inside an
     open quote.
 
-    A line with all the tabs of a row is a row: meeting one inside a quote means that the quote was
-    never closed. Without this check one stray quote would turn the rest of the file into a single
-    sentence.
+    A line with all the tabs of a row, one of them before any quote, is a row: meeting one inside a
+    quote means that the quote was never closed. Without this check one stray quote would turn the
+    rest of the file into a single sentence.
     """
 
     def __init__(self, lines: Sequence[bytes], position: int, width: int | None) -> None:
@@ -215,10 +215,15 @@ class _Span:
     def __next__(self) -> str:
         at = self._position + self.lines
         if self.lines and (
-            at >= len(self._all)
-            or self.lines >= MAX_SPAN
-            or (self._width and self._all[at].count(b"\t") >= self._width - 1)
+            at >= len(self._all) or self.lines >= MAX_SPAN or self._is_row(self._all[at])
         ):
             raise QuotingError(_OPEN_QUOTE)
         self.lines += 1
         return decoded(self._all[at]) + "\n"
+
+    def _is_row(self, line: bytes) -> bool:
+        return (
+            self._width is not None
+            and line.count(b"\t") >= self._width - 1
+            and b"\t" in line.partition(b'"')[0]
+        )

@@ -263,6 +263,7 @@ def test_a_seed_is_taken_exactly_or_not_at_all():
         ("task", {"mood": {"kind": "regression", "file": "{split}", "low": 0, "high": 10**400}}),
         ("task", {"mood": {"kind": "regression", "file": "{split}", "low": -1e308, "high": 1e308}}),
         ("task", {"mood": {"kind": "regression", "file": "{split}", "low": 0, "high": 5e-324}}),
+        ("task", "mood=regression:\0{split}"),
         ("schedule", "linear\nconstant"),
     ],
     ids=repr,
