@@ -49,7 +49,7 @@ class Measured(NamedTuple):
             rows[segment] = [
                 known or grad is not None for known, grad in zip(rows[segment], column, strict=True)
             ]
-        return torch.tensor(rows)
+        return torch.tensor(rows, dtype=torch.bool, device="cpu")
 
 
 def measure(

@@ -193,7 +193,8 @@ class Pipeline:
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
         if self._weighed is None:
-            weights = self._decide(measured, names, torch.tensor(gradients.active))
+            active = torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
+            weights = self._decide(measured, names, active)
             alone = self._alone(measured, weights)
             if self._reduction == "mean":
                 weights = weights / sum(gradients.active)
@@ -258,7 +259,7 @@ class Pipeline:
         if measured.resident:
             verdict = _if_finite(finite, verdict, before)
         self.state.keep(self.state.values["rng"], verdict.state, self.state.unmeasured + 1)
-        active = torch.tensor(self._mean_losses().active)
+        active = torch.tensor(self._mean_losses().active, dtype=torch.bool, device="cpu")
         self.conflicts.update(gram, verdict, segments, active, finite, measured=False)
 
     def _decide(self, measured: Measured, segments: Sequence[str], active: Tensor) -> Tensor:
@@ -267,7 +268,7 @@ class Pipeline:
         if not measured.resident and not finite:
             self.processes.compare(active, gram)
             self.conflicts.skip()
-            return torch.ones(gram.shape[:-1], dtype=gram.dtype)
+            return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         facts, rng = self._facts(measured)
         before = self.state.of_method(len(segments), gram.device)
         verdict = self._verdict(measured, before, facts)

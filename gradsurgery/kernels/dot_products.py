@@ -104,6 +104,7 @@ class Products:
 @functools.cache
 def _unpacked(tasks: int, device: torch.device) -> Tensor:
     """Return for each cell ([K, K]) where its product stands in (0, 0), (0, 1), .., (1, 1), .."""
-    i, j = torch.meshgrid(torch.arange(tasks), torch.arange(tasks), indexing="ij")
+    numbers = torch.arange(tasks, device="cpu")
+    i, j = torch.meshgrid(numbers, numbers, indexing="ij")
     low, high = torch.minimum(i, j), torch.maximum(i, j)
     return (low * tasks - low * (low - 1) // 2 + high - low).to(device)

@@ -25,8 +25,8 @@ ROUGH = 0.3
 #: where z is 1e5 times as long as what it adds up to.
 LOST = 1e-5
 #: Parts of a Newton step that are tried, the best is taken; z falls to no less than a twentieth.
-STEPS = torch.tensor([1.0, 30.0, 5.0, 0.3, 0.05], dtype=torch.float64)
-DAMPED = torch.tensor([1.0, 0.1], dtype=torch.float64)
+STEPS = torch.tensor([1.0, 30.0, 5.0, 0.3, 0.05], dtype=torch.float64, device="cpu")
+DAMPED = torch.tensor([1.0, 0.1], dtype=torch.float64, device="cpu")
 FLOOR = 0.05
 EPSILON = 2.0**-52
 
@@ -47,7 +47,7 @@ def balance(matrix: Tensor, factors: Tensor, power: float) -> Tensor:
         tensor([[0.8165, 0.8165]], dtype=torch.float64)
     """
     ridge = LONG ** -min(1 + power, 3)
-    soft = matrix + ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    soft = matrix + ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     rough, _ = _newton(soft, factors, power, _start(soft, factors, power), 100, ROUGH)
     z, solved = _newton(matrix, factors, power, rough, 40, RESIDUAL)
     if not solved.all():
@@ -68,8 +68,8 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """Return the last iterate, and where ``[S]`` it solves the equations."""
     z = start.clone()
-    solved = torch.zeros(len(z), dtype=torch.bool)
-    left = torch.arange(len(z))
+    solved = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    left = torch.arange(len(z), device=z.device)
     for _ in range(rounds):
         point, c, f = z[left], matrix[left], factors[left]
         fair = f * point ** (1 - power)
@@ -106,7 +106,7 @@ def _best(matrix: Tensor, factors: Tensor, power: float, z: Tensor, step: Tensor
     change = ((points - z) * _times(matrix, points + z) / 2 - gain).sum(-1)
     noise = 8 * EPSILON * (z.sum(-1) ** 2 + gain.abs().amax(0).sum(-1))
     index = torch.where(change[0] <= 0.3 * change.amin(0) + noise, 0, change.argmin(0))
-    return points[index, torch.arange(len(z))]
+    return points[index, torch.arange(len(z), device=z.device)]
 
 
 def _times(matrix: Tensor, z: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
 from gradsurgery.methods.projection import Visits
+from gradsurgery.transfer import float64
 
 UpdateRule = Literal["always", "on_alter"]
 
@@ -125,7 +126,7 @@ class GradVac(Method):
             raise ValueError(f"beta is a rate in [0, 1], not {beta}")
         if update not in get_args(UpdateRule):
             raise ValueError(f"update is one of {get_args(UpdateRule)}, not {update!r}")
-        start = torch.as_tensor(0.0 if target is None else target, dtype=torch.float64)
+        start = float64(0.0 if target is None else target).cpu()
         if not bool((start.abs() <= 1).all()):
             raise ValueError(f"target is a cosine in [-1, 1], not {target}")
         self.beta, self.update, self.seed = beta, update, seed

@@ -52,4 +52,4 @@ def preference_or_mean(values: Sequence[float] | None, present: Tensor) -> Tenso
     """
     if values is None:
         return uniform(present)
-    return torch.where(present, torch.tensor(values, dtype=torch.float64), 0)
+    return torch.where(present, torch.tensor(values, dtype=torch.float64, device=present.device), 0)

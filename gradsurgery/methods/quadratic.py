@@ -54,7 +54,7 @@ def nonnegative(matrix: Tensor, linear: Tensor, free: Tensor | None = None) -> T
 def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Exchange all at once; return x, the free variables, and where ``[B]`` that is the answer."""
     x, free = torch.zeros_like(linear), free.clone()
-    left = torch.arange(len(linear))
+    left = torch.arange(len(linear), device=linear.device)
     for _ in range(ROUNDS):
         a, b, f = matrix[left], linear[left], free[left]
         trial = solve_free(a, b, f)
@@ -62,10 +62,10 @@ def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Ten
         x[left] = trial.clamp(min=0)
         open_ = wrong.any(-1)
         if not open_.any():
-            return x, free, torch.ones(len(linear), dtype=torch.bool)
+            return x, free, torch.ones(len(linear), dtype=torch.bool, device=linear.device)
         left = left[open_]
         free[left] = f[open_] ^ wrong[open_]
-    solved = torch.ones(len(linear), dtype=torch.bool)
+    solved = torch.ones(len(linear), dtype=torch.bool, device=linear.device)
     solved[left] = False
     return x, free, solved
 
@@ -74,7 +74,7 @@ def _active_set(matrix: Tensor, linear: Tensor, x: Tensor) -> tuple[Tensor, Tens
     """Lawson & Hanson's method from ``x`` on; return x and the free variables."""
     tasks = linear.shape[-1]
     x, free = x.clone(), x > 0
-    left = torch.arange(len(linear))
+    left = torch.arange(len(linear), device=linear.device)
     for _ in range(10 * tasks):
         a, b, f, start = matrix[left], linear[left], free[left], x[left]
         trial = solve_free(a, b, f)

@@ -15,7 +15,7 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
-    {"transfer", "autograd_graph", "grouping", "sparse", "evidence"},
+    {"_warnings", "transfer", "autograd_graph", "grouping", "sparse", "evidence"},
     {"summary"},
     {"kernels"},
     {"methods", "distributed"},
