@@ -54,6 +54,9 @@ class Products:
         """Return ``[K, K]`` float64, summed over runs of K vectors each ([N], any N)."""
         measure = self._pairs if self._paired else self._panel
         parts = [part for run in runs for block in self._blocks(run) for part in measure(block)]
+        if not parts:  # no element at all
+            shape = self._tasks, self._tasks
+            return torch.zeros(shape, dtype=torch.float64, device=self._device)
         total = torch.stack(parts).double().sum(0)
         if self._paired:
             return total[_unpacked(self._tasks, self._device)]
