@@ -51,7 +51,7 @@ class Measured(NamedTuple):
             rows[segment] = [
                 known or grad is not None for known, grad in zip(rows[segment], column, strict=True)
             ]
-        return torch.tensor(rows)
+        return torch.tensor(rows, dtype=torch.bool, device="cpu")
 
     def if_finite(self, verdict: Verdict, before: State) -> Verdict:
         """Return the verdict, or where gradients are not finite the plain sum and the state before.

@@ -231,7 +231,7 @@ class Processes:
         if self.count == 1:
             return
         if consistency.debugging():
-            none = torch.zeros(0)
+            none = torch.zeros(0, dtype=torch.float64, device="cpu")
             parts = {
                 "the Gram matrices": gram,
                 "the visiting orders": none if order is None else order,

@@ -116,7 +116,7 @@ class Sharded:
 
 def _refuse_unlike(gram: Tensor, first: Tensor, mesh: Any) -> None:
     """Raise on all ranks where ``gram`` differs on any from ``first``, that of one of them."""
-    differ = torch.tensor(int(not consistency.alike(first, gram)), device=gram.device)
+    differ = torch.tensor(not consistency.alike(first, gram), dtype=torch.int64, device=gram.device)
     for group in mesh.get_all_groups():
         dist.all_reduce(differ, dist.ReduceOp.MAX, group=group)
     if differ.item():

@@ -79,7 +79,7 @@ def _active_set(matrix: Tensor, linear: Tensor, x: Tensor) -> tuple[Tensor, Tens
     """Lawson & Hanson's method from ``x`` on; return x and the free variables."""
     tasks = linear.shape[-1]
     x, free = x.clone(), x > 0
-    left = torch.arange(len(linear))
+    left = torch.arange(len(linear), device=linear.device)
     for _ in range(10 * tasks):
         a, b, f, start = matrix[left], linear[left], free[left], x[left]
         trial = solve_free(a, b, f)

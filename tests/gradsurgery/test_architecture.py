@@ -19,6 +19,7 @@ LAYERS = [
     {"summary"},
     {"kernels"},
     {"methods", "distributed"},
+    {"memory"},
     {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
     {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},
