@@ -186,7 +186,9 @@ class Pipeline:
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
         if not self._losses.decided:
-            weights = self._decide(measured, names, torch.tensor(gradients.active))
+            weights = self._decide(
+                measured, names, torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
+            )
             alone = self._alone(measured, weights)
             if self._reduction == "mean":
                 weights = weights / sum(gradients.active)
@@ -229,7 +231,7 @@ class Pipeline:
         if not measured.resident and not finite:
             self.processes.compare(active, gram)
             self.conflicts.skip()
-            return torch.ones(gram.shape[:-1], dtype=gram.dtype)
+            return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         scale = self._step_scale(gram.device) if self._needs_scale() else None
         facts, rng = self._facts(measured, scale)
         before = self.state.of_method(len(segments), gram.device)

@@ -153,5 +153,5 @@ class LossesOfStep:
         verdict = measured.if_finite(verdict, before)
         rng = self._state.values["rng"]
         self._state.keep(rng, verdict.state, self._state.unmeasured + 1)
-        active = torch.tensor(self._means.active)
+        active = torch.tensor(self._means.active, dtype=torch.bool, device="cpu")
         conflicts.update(gram, verdict, segments, active, finite, measured=False)

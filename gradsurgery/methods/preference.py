@@ -66,7 +66,11 @@ class Preferring(Method):
         """Return p, zero for absent tasks: ``[S, K]`` float64, as ``present`` ([S, K] bool)."""
         if self.preference is None:
             return uniform(present)
-        return torch.where(present, torch.tensor(self.preference, dtype=torch.float64), 0)
+        return torch.where(
+            present,
+            torch.tensor(self.preference, dtype=torch.float64, device=present.device),
+            0,
+        )
 
     def __repr__(self) -> str:
         preference = "" if self.preference is None else f"preference={self.preference}"
