@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.distributed.sharded import is_sharded, settled
+from gradsurgery.hooks import ParameterHooks
 
 #: ``{task: {parameter: gradient}}``; a task that ran is there, also when it reached no parameter.
 Captures = dict[str, dict[Tensor, Tensor]]
@@ -29,6 +30,7 @@ class Capture:
     def __init__(self, tasks: Sequence[str]) -> None:
         self._tasks = tuple(tasks)
         self._open: str | None = None
+        self._hooks = ParameterHooks()
         self.grads: Captures = {}
         self.sent: Captures = {}
 
@@ -70,7 +72,8 @@ class Capture:
         _put(parameters, [earlier.get(p) for p in parameters])
         self._open = task
         try:
-            yield
+            with self._hooks.watched(task, parameters):
+                yield
             self.grads[task] = self._taken(task, parameters)
         finally:
             self._open = None

@@ -15,8 +15,8 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
-    {"transfer", "autograd_graph", "grouping", "sparse", "evidence"},
-    {"summary"},
+    {"_warnings", "transfer", "autograd_graph", "grouping", "sparse", "evidence"},
+    {"summary", "hooks"},
     {"kernels"},
     {"methods", "distributed"},
     {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
