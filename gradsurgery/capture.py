@@ -96,8 +96,10 @@ class Capture:
             if any(map(is_sharded, parameters)):
                 hint = " (FSDP2 keeps them back after set_requires_gradient_sync(False))"
             raise RuntimeError(
-                f"no gradient reached the optimizer's parameters during task({task!r}): call "
-                f"backward() inside the with block, on a loss that depends on them{hint}"
+                f"no gradient reached the optimizer's parameters during task({task!r}): either its "
+                "loss depends on none of them (detached, or of other parameters; leave the task "
+                "out of this step then), or backward() ran outside of the with block of "
+                f"optimizer.task(){hint}"
             )
         for other, grads in (*self.grads.items(), *self.sent.items()):
             if other != task:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -128,6 +129,7 @@ class GradientSurgery(OptimizerWrapper):
                 f"observe_every is a number of steps of at least 1, not {observe_every}"
             )
         base = chained(bases, named)
+        _refuse_layouts(p for group in base.param_groups for p in group["params"])
         self._pipeline = Pipeline(
             base,
             self.method,
@@ -180,7 +182,7 @@ class GradientSurgery(OptimizerWrapper):
             >>> optimizer.combine()
         """
         self.refuse_superseded()
-        return self._pipeline.task(name, sync=sync, loss=loss)
+        return _Task(name, loss, partial(self._pipeline.task, name, sync=sync, loss=loss))
 
     def combine(
         self,
@@ -370,6 +372,7 @@ class GradientSurgery(OptimizerWrapper):
             )
         base.add_param_group(param_group)
         try:
+            _refuse_layouts(base.param_groups[-1]["params"])
             refuse_shared(self.bases, self._pipeline.named)
             segments = len(self._pipeline.segments()[1])
         except ValueError:
@@ -390,6 +393,40 @@ class GradientSurgery(OptimizerWrapper):
     def __repr__(self) -> str:
         head = f"{type(self).__name__}({self.method!r}, tasks={self.tasks})"
         return f"{head} of {self.base!r}"
+
+
+class _Task(ContextDecorator, AbstractContextManager[None]):
+    """The with block of a task, which may be kept and entered in every step."""
+
+    def __init__(
+        self, name: str, loss: object, begin: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._name, self._loss, self._begin = name, loss, begin
+        self._block: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> None:
+        if self._loss is not None and self._block is not None:
+            raise RuntimeError(
+                f"task({self._name!r}, loss=...) was entered a second time, and its loss would "
+                "count again: call optimizer.task() with the new loss"
+            )
+        block = self._begin()
+        block.__enter__()
+        self._block = block
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        assert self._block is not None
+        return self._block.__exit__(*exception)
+
+
+def _refuse_layouts(parameters: Iterable[Tensor]) -> None:
+    for position, parameter in enumerate(parameters):
+        if parameter.layout not in (torch.strided, torch.sparse_coo):
+            raise ValueError(
+                f"parameter {position} (of shape {list(parameter.shape)}) has layout "
+                f"{parameter.layout}, whose gradient torch does not put into .grad: train a dense "
+                "parameter, or the values() of a sparse one"
+            )
 
 
 def _checked_bases(base: object) -> list[Optimizer]:

@@ -86,6 +86,7 @@ class Pipeline:
         self._means: StepLossMeans | None = None
         self._weighed: _Weighed | None = None  # where the losses were weighted before the backward
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
+        self.combined_in = -1  # the backward in which a joined loss was last combined
 
     def __getstate__(self) -> dict[str, Any]:
         transient = ("_capture", "_losses", "_scale", "_means", "_weighed", "_feature_leaves")

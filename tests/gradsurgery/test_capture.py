@@ -221,7 +221,7 @@ def test_a_forgotten_backward_is_refused() -> None:
     w = nn.Parameter(torch.zeros(1))
     optimizer = wrap([w])
     with (
-        pytest.raises(RuntimeError, match=r"no gradient.*'a'.*backward\(\) inside"),
+        pytest.raises(RuntimeError, match=r"no gradient.*'a'.*backward\(\) ran outside"),
         optimizer.task("a"),
     ):
         loss = w.sum()
