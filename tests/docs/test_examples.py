@@ -38,7 +38,15 @@ def test_the_readme_is_typed(tmp_path: Path) -> None:
     program.write_text("".join(BLOCK.findall((ROOT / "README.md").read_text())))
     options = ["--strict", "--untyped-calls-exclude=torch", "--config-file="]
     checked = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, "--cache-dir", ROOT / ".mypy_cache" / "readme", program],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            *options,
+            "--cache-dir",
+            ROOT / ".mypy_cache" / "readme",
+            program,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
