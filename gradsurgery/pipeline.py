@@ -163,6 +163,16 @@ class Pipeline:
         scale: Tensor | float | None = None,
     ) -> None:
         """Combine what was captured, into ``.grad``."""
+        try:
+            self._combine(losses, scale)
+        except BaseException:
+            self._means = self._weighed = None  # the losses may still change
+            raise
+        self.discard()
+
+    def _combine(
+        self, losses: Mapping[str, Tensor | float] | None, scale: Tensor | float | None
+    ) -> None:
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
         segments, names = self.segments()
@@ -201,7 +211,6 @@ class Pipeline:
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
-        self.discard()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> bool:
         """Decide on the losses of the step that begins, if they are all that the method needs.
