@@ -15,6 +15,7 @@ from typing import Any
 
 from bert_mtl_demo.cli import guard
 from bert_mtl_demo.errors import DemoError, unknown
+from bert_mtl_demo.printing import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def _main(arguments: argparse.Namespace) -> int:
     first = [row[0] for row in rows]
     second = [row[1] for row in rows] if task.pair else None
     for row, answer in zip(rows, described(run.ask(task.name, first, second)), strict=True):
-        print(line_of(row, answer, as_json=arguments.json))
+        print(printable(line_of(row, answer, as_json=arguments.json)))
     return 0
 
 

@@ -16,8 +16,9 @@ from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.runtime import Precision, choose_device
 from bert_mtl_demo.tasks import Task
-from bert_mtl_demo.training.checkpoint import RunDirectory, load_weights
+from bert_mtl_demo.training.checkpoint import RunDirectory, read_weights
 from bert_mtl_demo.training.inference import Answers, answer
+from bert_mtl_demo.training.run_settings import edited
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def load_run(directory: str | Path, device: str | None = None) -> LoadedRun:
     run = RunDirectory(Path(directory))
     config = run.load_config()
     chosen = choose_device(device or "auto")
-    weights = load_weights(run.best)
+    weights, made_with = read_weights(run.best)
+    edited(config, made_with.get("settings", {}), run.config)  # 0.1.0 kept none
+    run.refuse_changed(made_with.get("files", {}))
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     model = new_model(config, blank_encoder(run.encoder, pooler=needs_pooler(config)))
     try:

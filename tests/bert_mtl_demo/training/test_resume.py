@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -224,8 +225,8 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(settings, monkeypatch):
     path = start_run(settings(epochs=1, max_steps=1)).path
     before = (path / "last.pt").read_bytes()
 
-    def full(state: object, place: Path) -> None:
-        Path(place).write_bytes(b"half of it")
+    def full(state: object, file: BinaryIO) -> None:
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bert_mtl_demo.training.checkpoint.torch.save", full)
