@@ -54,7 +54,7 @@ class Log:
 
 
 class RunLog(Log):
-    """The three logs of one run; with `marks`, those of a run that continues.
+    """The three logs of one run, which are added to.
 
     Its methods raise `StorageError` when the system refuses to write.
 
@@ -65,15 +65,11 @@ class RunLog(Log):
     0.5
     """
 
-    def __init__(
-        self, run: RunDirectory, step: int = 0, marks: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, run: RunDirectory, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run = run
         self._marks: dict[str, Mark] = {}
-        if marks is not None:
-            cut(run, marks)
         self.conflict_log = ConflictLog(run.conflicts)
         # purge_step hides points that the interrupted process wrote after its last checkpoint.
         with writing(run.tensorboard):

@@ -34,7 +34,7 @@ from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
 from bert_mtl_demo.training.claim import existing_directory, new_directory
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
 from bert_mtl_demo.training.features import with_features
-from bert_mtl_demo.training.logs import Log, RunLog, check
+from bert_mtl_demo.training.logs import Log, RunLog, check, cut
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.run_settings import (
     edited,
@@ -284,27 +284,24 @@ def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcom
     """Build the trainer, restore its state, and run it."""
     run, state = parts.run, parts.state
     say = _say if processes.is_main else _nothing
-    trainer = Trainer(
-        parts.config, parts.model, *parts.sets, run, Log(), parts.precision, say, processes, method
-    )
-    if state is not None:
-        processes.agree(lambda: _restore(trainer, state, run))
-    trainer.log = processes.agree(lambda: _open_log(run, state) if processes.is_main else Log())
+    # Before the state is restored: what TensorBoard imports draws from Python's generator.
+    log = processes.agree(lambda: _open_log(run, state) if processes.is_main else Log())
     try:
+        parted = (parts.config, parts.model, *parts.sets, run, log, parts.precision)
+        trainer = Trainer(*parted, say, processes, method)
+        if state is not None:
+            processes.agree(lambda: _restore(trainer, state, run))
         outcome = _fit(trainer, run)
     except BaseException:
         with suppress(StorageError):  # it would hide what ended the run
-            trainer.log.close()
+            log.close()
         raise
-    processes.agree(trainer.log.close)
+    processes.agree(log.close)
     return outcome
 
 
 def _open_log(run: RunDirectory, state: Mapping[str, Any] | None) -> Log:
-    """The logs of a run, from its beginning or from a state of it."""
-    if state is None:
-        return RunLog(run)
-    return RunLog(run, step=state["progress"]["step"], marks=state["logs"])
+    return RunLog(run, step=state["progress"]["step"] if state else 0)
 
 
 def _say(line: str) -> None:
@@ -331,6 +328,7 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
         )
     trainer.load_state_dict(state)
     if trainer.processes.is_main:
+        cut(run, state["logs"])
         run.save_config(trainer.config)
 
 

@@ -90,6 +90,7 @@ class Trainer:
                 name: examples.spread(config.train_scores) for name, examples in train.items()
             }
         self.progress = Progress()
+        self.restored = False  # from a state, which may be that before the first step
         self.window = Window()
         self.files = run.digests()
         self.data = {
@@ -107,7 +108,7 @@ class Trainer:
         """Train until done or told to stop; True when done."""
         self.model.train()
         self._restart_clock()
-        if self.progress.step == 0:
+        if self.progress.step == 0 and not self.restored:
             self.processes.agree(self._log_size)
             self.save()  # from now on there is something to resume from
         while True:
@@ -370,5 +371,6 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         self.progress = Progress.from_dict(state["progress"])
         self.window = Window(**state["window"])
+        self.restored = True
         # Last: nothing after it may draw.
         restore_random(state, self.config, self.processes)

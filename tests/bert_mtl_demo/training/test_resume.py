@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import signal
 import subprocess
@@ -23,12 +21,6 @@ from bert_mtl_demo.training.checkpoint import load_state
 from bert_mtl_demo.training.run import continue_run, start_run
 from bert_mtl_demo.training.run_settings import extended
 from bert_mtl_demo.training.trainer import Trainer
-
-# Imported late by others, and its import draws from Python's generator: the first run of a process
-# would differ from the second.
-with contextlib.suppress(ImportError):
-    importlib.import_module("rich.style")
-
 
 LOGS = ("metrics.jsonl", "conflicts.jsonl")
 
