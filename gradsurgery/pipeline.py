@@ -76,7 +76,7 @@ class Pipeline:
         self._segmented: _Segmented = ([], ([], []))
         self._begin()
         self._observe_every = observe_every
-        counting, segments = observe_every is not None, len(self.segments()[1])
+        counting, segments = observe_every is not None, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
 
     def _begin(self) -> None:
@@ -229,7 +229,7 @@ class Pipeline:
         means = self._mean_losses(apart)
         if not means.apart:
             losses = means.losses
-            before = self.state.of_method(len(self.segments()[1]), losses.device)
+            before = self.state.of_method(self.segments()[1], losses.device)
             self._weighed = _Weighed(*method.weigh(losses, before), before)
         return self._weighed is not None
 
@@ -270,7 +270,7 @@ class Pipeline:
             self.conflicts.skip()
             return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         facts, rng = self._facts(measured)
-        before = self.state.of_method(len(segments), gram.device)
+        before = self.state.of_method(segments, gram.device)
         verdict = self._verdict(measured, before, facts)
         self.processes.compare(active, gram, facts.get("order"), verdict.weights)
         if measured.resident:
