@@ -22,6 +22,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.collectives import Exchange, PendingAverages
+from gradsurgery.distributed.local import LocalGradients
 from gradsurgery.distributed.sharded import is_sharded
 from gradsurgery.kernels import Columns
 from gradsurgery.transfer import to_device
@@ -307,16 +308,9 @@ class Averaged:
         self._exchange = exchange
         self._alone = [sum(grad is not None for grad in column) == 1 for column in columns]
 
-    def gram(
-        self,
-        columns: Columns,
-        segments: Sequence[int],
-        positions: Sequence[int],
-        count: int,
-        tasks: int,
-    ) -> Tensor:
+    def gram(self, local: LocalGradients) -> Tensor:
         """See :class:`~gradsurgery.distributed.placement.Placement`."""
-        return self._exchange.gram(columns, segments, count, tasks)
+        return self._exchange.gram(local.columns, local.segments, local.segment_count, local.tasks)
 
     def restored(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
         """See :class:`~gradsurgery.distributed.placement.Placement`."""

@@ -15,6 +15,9 @@ slope that would pull another one up (A x - b >= 0). Two searches for that set:
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -55,16 +58,18 @@ def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Ten
     """Exchange all at once; return x, the free variables, and where ``[B]`` that is the answer."""
     x, free = torch.zeros_like(linear), free.clone()
     left = torch.arange(len(linear), device=linear.device)
+    a, b, f = matrix, linear, free
     for _ in range(ROUNDS):
-        a, b, f = matrix[left], linear[left], free[left]
         trial = solve_free(a, b, f)
         wrong = torch.where(f, trial, _gradient(a, b, trial)) < -_tolerance(b, trial)
         x[left] = trial.clamp(min=0)
         open_ = wrong.any(-1)
         if not open_.any():
             return x, free, torch.ones(len(linear), dtype=torch.bool, device=linear.device)
-        left = left[open_]
-        free[left] = f[open_] ^ wrong[open_]
+        if not open_.all():
+            left, a, b, f, wrong = (value[open_] for value in (left, a, b, f, wrong))
+        f = f ^ wrong
+        free[left] = f
     solved = torch.ones(len(linear), dtype=torch.bool, device=linear.device)
     solved[left] = False
     return x, free, solved
@@ -110,5 +115,6 @@ def _gradient(matrix: Tensor, linear: Tensor, x: Tensor) -> Tensor:
 
 
 def _tolerance(linear: Tensor, x: Tensor) -> Tensor:
-    sizes = linear.abs().amax(-1, keepdim=True) + x.abs().amax(-1, keepdim=True)
-    return TOLERANCE * sizes
+    largest = partial(torch.linalg.vector_norm, ord=math.inf, dim=-1, keepdim=True)
+    tolerance: Tensor = TOLERANCE * (largest(linear) + largest(x))
+    return tolerance

@@ -21,7 +21,7 @@ LAYERS = [
     {"methods", "distributed"},
     {"memory"},
     {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
-    {"features", "_chained"},
+    {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},
     {"join", "log", "functional", "_plots"},
     {"optimizer", "report"},
