@@ -75,7 +75,7 @@ class Pipeline:
         self._segmented: _Segmented = ([], ([], []))
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
         self._observe_every = observe_every
-        counting, segments = observe_every is not None, len(self.segments()[1])
+        counting, segments = observe_every is not None, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
         self._begin()
 
@@ -179,7 +179,7 @@ class Pipeline:
         if not self._losses.settled:
             self._losses.replace(losses or {}, self._capture.waiting)
             if isinstance(self._method, LossWeighting):
-                self._losses.decide(len(names), parameters[0].device)
+                self._losses.decide(names, parameters[0].device)
         if self._needs_scale():
             self._scale.settle(self._capture.waiting, scale)
         for sent in self.processes.flush(self._capture.grads, parameters):
@@ -197,9 +197,8 @@ class Pipeline:
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
         if not self._losses.decided:
-            weights = self._decide(
-                measured, names, torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
-            )
+            active = torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
+            weights = self._decide(measured, names, active)
             alone = self._alone(measured, weights)
             if self._reduction == "mean":
                 weights = weights / sum(gradients.active)
@@ -227,7 +226,7 @@ class Pipeline:
         for name, loss in losses.items():
             self._losses.add(name, loss)
             self.processes.begin(name, parameters)
-        return self._losses.decide(len(self.segments()[1]), parameters[0].device, apart=False)
+        return self._losses.decide(self.segments()[1], parameters[0].device, apart=False)
 
     @contextmanager
     def weighted(self) -> Iterator[dict[str, Tensor]]:
@@ -244,7 +243,7 @@ class Pipeline:
             return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         scale = self._step_scale(gram.device) if self._needs_scale() else None
         facts, rng = self._facts(measured, scale)
-        before = self.state.of_method(len(segments), gram.device)
+        before = self.state.of_method(segments, gram.device)
         verdict = self._verdict(measured, before, facts, scale)
         self.processes.compare(active, gram, facts.get("order"), verdict.weights)
         verdict = measured.if_finite(verdict, before)
