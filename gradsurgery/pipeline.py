@@ -86,6 +86,7 @@ class Pipeline:
         self._means: StepLossMeans | None = None
         self._weighed: _Weighed | None = None  # where the losses were weighted before the backward
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
+        self.seen_graph = False  # of joined losses, which is looked at once
         self.combined_in = -1  # the backward in which a joined loss was last combined
 
     def __getstate__(self) -> dict[str, Any]:
