@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gradsurgery.autograd_graph import Edge, edges_below
 from gradsurgery.features import Boundary
+from gradsurgery.multiplied import warn_of_multiplied
 from gradsurgery.pipeline import Pipeline
 
 #: Nodes that keep no tensors, so that nothing is freed with them. Autocast shares its casts of the
@@ -111,6 +112,9 @@ class _Backwards:
 
     def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         """Run K backward passes."""
+        if not self.pipeline.seen_graph:
+            warn_of_multiplied(losses.values())
+            self.pipeline.seen_graph = True
         for (name, loss), keep in zip(losses.items(), shared(losses.values()), strict=True):
             with self.pipeline.task(name, sync=self.combine, loss=loss, factor=scale):
                 torch.autograd.backward(loss, _like(loss, scale), retain_graph=keep)

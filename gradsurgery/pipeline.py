@@ -83,6 +83,7 @@ class Pipeline:
         """Start without a step under way."""
         self._capture, self._scale = Capture(self._tasks), StepScale(self._tasks)
         self._losses = LossesOfStep(self._method, self._tasks, self.processes, self.state)
+        self.seen_graph = False  # of joined losses, which is looked at once
         self.combined_in = -1  # the backward in which a joined loss was last combined
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ ROOT = Path(gradsurgery.__file__).parent
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
     {"_warnings", "transfer", "autograd_graph", "grouping", "sparse", "evidence"},
-    {"summary", "hooks"},
+    {"summary", "hooks", "multiplied"},
     {"kernels"},
     {"methods", "distributed"},
     {"memory"},
