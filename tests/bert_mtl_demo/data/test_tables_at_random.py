@@ -1,6 +1,6 @@
 """Tables at random: whatever the bytes, no traceback, and no label that the file does not have.
 
-``pytest --hypothesis-profile=long`` draws 15,000 tables for each test.
+``pytest --hypothesis-profile=long`` draws 3,000 tables for each test.
 """
 
 from __future__ import annotations
