@@ -72,18 +72,18 @@ def evaluate(
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
-    from bert_mtl_demo.data import dev_halves, load
+    from bert_mtl_demo.data import dev_halves, load_dev
     from bert_mtl_demo.reporting.loaded_run import load_run
     from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
     loaded = load_run(run, device)
     config = replace(loaded.config, data=data or loaded.config.data)
-    splits, _ = load(config.data, loaded.tasks, bad_rows=config.bad_rows)
+    splits, skipped = load_dev(config.data, loaded.tasks, bad_rows=config.bad_rows)
     directory = Path(output) if output else loaded.run.path
     directory.mkdir(parents=True, exist_ok=True)
     tasks: dict[str, dict[str, Any]] = {}
-    for name, split in splits.items():
-        dev = split.dev.limited(config.dev_limit)
+    for name, dev in splits.items():
+        dev = dev.limited(config.dev_limit)
         if config.dev_half and data is None:
             dev = dev.take(dev_halves(len(dev), name)[1])
         tasks[name] = _assess(loaded.answer(dev), dev, directory, top)
@@ -91,6 +91,7 @@ def evaluate(
     evaluation = {
         "run": str(run),
         "data": config.sources,
+        "skipped": [str(row) for row in skipped],
         "tasks": tasks,
         "mean": mean_score(scores, config.definitions),
         "leaderboard": leaderboard_score(scores, config.definitions),
@@ -101,7 +102,7 @@ def evaluate(
     }
     for file, content in files.items():
         (directory / file).write_text(content, encoding="utf-8")
-    return f"{_scores(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
+    return f"{_summary(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
 
 
 def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str, Any]:
@@ -172,8 +173,14 @@ def _scores(evaluation: Mapping[str, Any]) -> str:
     return score_line(scores, evaluation["mean"], evaluation["leaderboard"])
 
 
+def _summary(evaluation: Mapping[str, Any]) -> str:
+    skipped = evaluation["skipped"]
+    note = f"skipped {len(skipped)} rows, the first of them {skipped[0]}" if skipped else ""
+    return "\n\n".join(filter(None, [_scores(evaluation), note]))
+
+
 def _document(evaluation: Mapping[str, Any]) -> str:
-    parts = [f"# Evaluation on the dev sets of {evaluation['data']}", _scores(evaluation)]
+    parts = [f"# Evaluation on the dev sets of {evaluation['data']}", _summary(evaluation)]
     for name, task in evaluation["tasks"].items():
         parts.append(
             f"## {name}: {task['metric']} {task['score']:.4f} on {task['examples']} examples"

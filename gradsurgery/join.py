@@ -48,7 +48,8 @@ def join(
     """
     if not torch.is_grad_enabled():
         return _total(losses)
-    anchor = torch.zeros((), requires_grad=True)  # the node's only input: no loss's graph is ours
+    # The node's only input: no loss's graph is ours.
+    anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
     backwards = _Backwards(pipeline, losses, combine)
     if boundary is not None:
         backwards = _BackwardsToFeatures(pipeline, losses, boundary)

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gradsurgery.transfer import float64
+
 Losses = Mapping[str, Tensor] | Sequence[Tensor]
 
 
@@ -119,6 +121,6 @@ class StepLosses:
 
     def _scalar(self, task: str, loss: Tensor | float) -> Tensor:
         _check_name(task, self._tasks)
-        value = torch.as_tensor(loss, dtype=torch.float64).detach()
+        value = float64(loss)
         _check_scalar(task, value)
         return value.reshape(())

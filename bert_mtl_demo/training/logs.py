@@ -52,6 +52,8 @@ class RunLog(Log):
         self.run = run
         if sizes is not None:
             cut(run, sizes)
+        for path in (run.metrics, run.conflicts):
+            path.touch()  # a run of no step has no line
         self.conflict_log = ConflictLog(run.conflicts)
         # purge_step hides points that the interrupted process wrote after its last checkpoint.
         self.board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)

@@ -25,8 +25,10 @@ ROUGH = 0.3
 #: where z is 1e5 times as long as what it adds up to.
 LOST = 1e-5
 #: Parts of a Newton step that are tried, the best is taken; z falls to no less than a twentieth.
-STEPS = torch.tensor([1.0, 30.0, 5.0, 0.3, 0.05], dtype=torch.float64).view(-1, 1, 1, 1)
-DAMPED = torch.tensor([1.0, 0.1], dtype=torch.float64).view(-1, 1, 1, 1)
+STEPS = torch.tensor([1.0, 30.0, 5.0, 0.3, 0.05], dtype=torch.float64, device="cpu").view(
+    -1, 1, 1, 1
+)
+DAMPED = torch.tensor([1.0, 0.1], dtype=torch.float64, device="cpu").view(-1, 1, 1, 1)
 FLOOR = 0.05
 #: Equations broken by less than this, relative, take the full step.
 NEAR = 0.5
@@ -55,7 +57,7 @@ def balance(matrix: Tensor, factors: Tensor, power: float) -> Tensor:
     rough, _ = _newton(soft, factors, power, _start(soft, factors, power), 100, ROUGH)
     z, unsolved = _newton(matrix, factors, power, rough, 40, RESIDUAL)
     if unsolved:
-        lost = torch.tensor(unsolved)
+        lost = torch.tensor(unsolved, dtype=torch.long, device=z.device)
         z[lost], _ = _newton(soft[lost], factors[lost], power, rough[lost], 100, RESIDUAL)
     return z.squeeze(-1)
 
@@ -122,4 +124,4 @@ def _best(matrix: Tensor, factors: Tensor, power: float, z: Tensor, step: Tensor
     change = ((points - z) * (matrix @ (points + z)) / 2 - gain).sum((-2, -1))
     noise = 8 * EPSILON * (z.sum((-2, -1)) ** 2 + gain.abs().amax(0).sum((-2, -1)))
     index = torch.where(change[0] <= 0.3 * change.amin(0) + noise, 0, change.argmin(0))
-    return points[index, torch.arange(len(z))]
+    return points[index, torch.arange(len(z), device=z.device)]

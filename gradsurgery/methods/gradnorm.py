@@ -66,7 +66,7 @@ class GradNorm(Method):
 
     def init(self, segments: int, tasks: int) -> State:
         """Return weights of one; first losses of zero are not known."""
-        ones = torch.ones(tasks, dtype=torch.float64)
+        ones = torch.ones(tasks, dtype=torch.float64, device="cpu")
         return {"weights": ones, "moments": adam.initial(tasks), "first": torch.zeros_like(ones)}
 
     def __call__(

@@ -57,7 +57,7 @@ def nonnegative(matrix: Tensor, linear: Tensor, free: Tensor | None = None) -> T
 def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Exchange all at once; return x, the free variables, and where ``[B]`` that is the answer."""
     x, free = torch.zeros_like(linear), free.clone()
-    left = torch.arange(len(linear))
+    left = torch.arange(len(linear), device=linear.device)
     a, b, f = matrix, linear, free
     for _ in range(ROUNDS):
         trial = solve_free(a, b, f)
@@ -65,12 +65,12 @@ def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Ten
         x[left] = trial.clamp(min=0)
         open_ = wrong.any(-1)
         if not open_.any():
-            return x, free, torch.ones(len(linear), dtype=torch.bool)
+            return x, free, torch.ones(len(linear), dtype=torch.bool, device=linear.device)
         if not open_.all():
             left, a, b, f, wrong = (value[open_] for value in (left, a, b, f, wrong))
         f = f ^ wrong
         free[left] = f
-    solved = torch.ones(len(linear), dtype=torch.bool)
+    solved = torch.ones(len(linear), dtype=torch.bool, device=linear.device)
     solved[left] = False
     return x, free, solved
 
@@ -79,7 +79,7 @@ def _active_set(matrix: Tensor, linear: Tensor, x: Tensor) -> tuple[Tensor, Tens
     """Lawson & Hanson's method from ``x`` on; return x and the free variables."""
     tasks = linear.shape[-1]
     x, free = x.clone(), x > 0
-    left = torch.arange(len(linear))
+    left = torch.arange(len(linear), device=linear.device)
     for _ in range(10 * tasks):
         a, b, f, start = matrix[left], linear[left], free[left], x[left]
         trial = solve_free(a, b, f)

@@ -59,7 +59,7 @@ class UncertaintyWeighting(LossWeighting):
 
     def init(self, segments: int, tasks: int) -> State:
         """Return log variances of zero."""
-        start = torch.zeros(tasks, dtype=torch.float64)
+        start = torch.zeros(tasks, dtype=torch.float64, device="cpu")
         return {"log_variance": start, "moments": adam.initial(tasks)}
 
     def weigh(self, losses: Tensor, state: State) -> tuple[Tensor, State]:

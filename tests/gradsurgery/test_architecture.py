@@ -15,12 +15,13 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
-    {"transfer", "autograd_graph", "grouping", "sparse", "evidence"},
+    {"_warnings", "transfer", "autograd_graph", "grouping", "sparse", "evidence"},
     {"summary"},
     {"kernels"},
     {"methods", "distributed"},
+    {"memory"},
     {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
-    {"features", "_chained"},
+    {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},
     {"join", "log", "functional", "_plots"},
     {"optimizer", "report"},
