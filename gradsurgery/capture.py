@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from gradsurgery.distributed.sharded import is_sharded, settled
+from gradsurgery.hooks import ParameterHooks
 from gradsurgery.memory import GradientMemory
 
 #: ``{task: {parameter: gradient}}``; a task that ran is there, also when it reached no parameter.
@@ -30,6 +31,7 @@ class Capture:
         self._tasks = tuple(tasks)
         self._open: str | None = None
         self._memory = GradientMemory()
+        self._hooks = ParameterHooks()
         self.grads: Captures = {}
         self.sent: Captures = {}
 
@@ -75,7 +77,8 @@ class Capture:
         _put(parameters, [earlier.get(p) for p in parameters])
         self._open = task
         try:
-            yield
+            with self._hooks.watched(task, parameters):
+                yield
             self.grads[task] = self._taken(task, parameters, before)
         finally:
             self._open = None
@@ -100,8 +103,10 @@ class Capture:
             if any(map(is_sharded, parameters)):
                 hint = " (FSDP2 keeps them back after set_requires_gradient_sync(False))"
             raise RuntimeError(
-                f"no gradient reached the optimizer's parameters during task({task!r}): call "
-                f"backward() inside the with block, on a loss that depends on them{hint}"
+                f"no gradient reached the optimizer's parameters during task({task!r}): either its "
+                "loss depends on none of them (detached, or of other parameters; leave the task "
+                "out of this step then), or backward() ran outside of the with block of "
+                f"optimizer.task(){hint}"
             )
         return self._memory.claim(task, taken, [grad for grad in before if grad is not None])
 

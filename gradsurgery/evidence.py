@@ -167,8 +167,21 @@ class Evidence:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any] | None) -> Evidence:
-        """Read what :meth:`to_json` returned; None, of an older log, is no evidence."""
-        return cls(*row["sums"]) if row else cls()
+        """Read what :meth:`to_json` returned; None, of an older log, is no evidence.
+
+        Raises:
+            ValueError: when it is not six finite numbers.
+        """
+        if not row:
+            return cls()
+        sums = row.get("sums")
+        if not (
+            isinstance(sums, list | tuple)
+            and len(sums) == 6
+            and all(isinstance(value, int | float) and math.isfinite(value) for value in sums)
+        ):
+            raise ValueError(f"evidence has six finite sums, not {sums!r}")
+        return cls(*sums)
 
 
 def sentence(evidence: Mapping[str, Evidence]) -> str:

@@ -43,7 +43,7 @@ class GradientMemory:
                 overwritten.
         """
         reserved = {_address(tensor) for tensor in beside}
-        claimed = {}
+        claimed: dict[Tensor, Tensor] = {}
         for parameter, grad in grads.items():
             address = _address(grad)
             owner = self._owners.get(address)

@@ -75,7 +75,7 @@ class Pipeline:
         self._segmented: _Segmented = ([], ([], []))
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
         self._observe_every = observe_every
-        counting, segments = observe_every is not None, len(self.segments()[1])
+        counting, segments = observe_every is not None, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
         self._begin()
 
@@ -83,6 +83,7 @@ class Pipeline:
         """Start without a step under way."""
         self._capture, self._scale = Capture(self._tasks), StepScale(self._tasks)
         self._losses = LossesOfStep(self._method, self._tasks, self.processes, self.state)
+        self.combined_in = -1  # the backward in which a joined loss was last combined
 
     def __getstate__(self) -> dict[str, Any]:
         transient = ("_capture", "_scale", "_losses")
@@ -162,13 +163,23 @@ class Pipeline:
         scale: Tensor | float | None = None,
     ) -> None:
         """Combine what was captured, into ``.grad``."""
+        try:
+            self._combine(losses, scale)
+        except BaseException:
+            self._means = self._weighed = None  # the losses may still change
+            raise
+        self.discard()
+
+    def _combine(
+        self, losses: Mapping[str, Tensor | float] | None, scale: Tensor | float | None
+    ) -> None:
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
         segments, names = self.segments()
         if not self._losses.settled:
             self._losses.replace(losses or {}, self._capture.waiting)
             if isinstance(self._method, LossWeighting):
-                self._losses.decide(len(names), parameters[0].device)
+                self._losses.decide(names, parameters[0].device)
         if self._needs_scale():
             self._scale.settle(self._capture.waiting, scale)
         for sent in self.processes.flush(self._capture.grads, parameters):
@@ -186,9 +197,8 @@ class Pipeline:
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
         if not self._losses.decided:
-            weights = self._decide(
-                measured, names, torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
-            )
+            active = torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
+            weights = self._decide(measured, names, active)
             alone = self._alone(measured, weights)
             if self._reduction == "mean":
                 weights = weights / sum(gradients.active)
@@ -200,7 +210,6 @@ class Pipeline:
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
-        self.discard()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> bool:
         """Decide on the losses of the step that begins, if they are all that the method needs.
@@ -217,7 +226,7 @@ class Pipeline:
         for name, loss in losses.items():
             self._losses.add(name, loss)
             self.processes.begin(name, parameters)
-        return self._losses.decide(len(self.segments()[1]), parameters[0].device, apart=False)
+        return self._losses.decide(self.segments()[1], parameters[0].device, apart=False)
 
     @contextmanager
     def weighted(self) -> Iterator[dict[str, Tensor]]:
@@ -234,7 +243,7 @@ class Pipeline:
             return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         scale = self._step_scale(gram.device) if self._needs_scale() else None
         facts, rng = self._facts(measured, scale)
-        before = self.state.of_method(len(segments), gram.device)
+        before = self.state.of_method(segments, gram.device)
         verdict = self._verdict(measured, before, facts, scale)
         self.processes.compare(active, gram, facts.get("order"), verdict.weights)
         verdict = measured.if_finite(verdict, before)

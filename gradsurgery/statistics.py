@@ -55,6 +55,10 @@ _SCALAR = ("steps", "unmeasured", "nonfinite", "changed", "change", "most")
 #: The sums for evidence, ``[1 + S, N, K, K]``, the whole model first: of the open batch (its
 #: cosines, their number), and over all batches closed (the six of :class:`Evidence`).
 _BATCHED = {"open": 2, "closed": 6}
+#: The sums that older versions did not have; that may be NaN; and that may be negative.
+_LATER = ("unmeasured", "open", "closed")
+_UNDEFINED = {"altered", "active_altered", "target"}
+_SIGNED = {"cosine", "lowest", "highest", "target", "weight", "open", "closed"}
 
 
 class ConflictStatistics:
@@ -75,7 +79,7 @@ class ConflictStatistics:
     """
 
     def __init__(self, tasks: Sequence[str], method: str) -> None:
-        self.tasks = tuple(tasks)
+        self.tasks = tuple(map(str.__str__, tasks))
         self.method = method
         self.segments: list[str] = []
         self.reset()
@@ -210,6 +214,7 @@ class ConflictStatistics:
         """Return the window, so that a resumed run logs what the run that never stopped does."""
         self._add_up()
         return {
+            "tasks": list(self.tasks),
             "skipped": self._skipped,
             "begun": self._begun,
             "segments": list(self.segments),
@@ -217,18 +222,25 @@ class ConflictStatistics:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue the window that :meth:`state_dict` returned."""
+        """Continue the window that :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: for the window of other tasks, or what no window can be; the one under way
+                is kept then.
+        """
+        tasks = list(state_dict.get("tasks", self.tasks))
+        if tasks != list(self.tasks):
+            raise ValueError(f"the window is of tasks {tasks}, and these are {list(self.tasks)}")
+        missing = {"skipped", "segments", "sums"} - state_dict.keys()
+        if missing:
+            raise ValueError(f"the window has no {', '.join(sorted(missing))}")
+        segments = [str(segment) for segment in state_dict["segments"]]
+        skipped, begun = state_dict["skipped"], state_dict.get("begun", 0)
+        _check_number("skipped", skipped, math.inf)
+        _check_number("begun", begun, BATCH)
+        sums = _checked_sums(dict(state_dict["sums"]), len(segments), len(self.tasks))
         self._waiting = []
-        self._skipped = state_dict["skipped"]
-        self._begun = state_dict.get("begun", 0)
-        self.segments = list(state_dict["segments"])
-        sums: dict[str, Tensor] = {k: v.clone() for k, v in state_dict["sums"].items()}
-        if sums and "weighted" not in sums:  # of a version that always measured
-            sums["weighted"] = sums["present"].clone()
-        if sums:  # those of version 0.1.0 have no batches
-            device = sums["steps"].device
-            sums = {**_initial(len(self.segments), len(self.tasks), device), **sums}
-        self._sums = sums
+        self._skipped, self._begun, self.segments, self._sums = skipped, begun, segments, sums
 
     def _make_room(self, segments: Sequence[str], device: torch.device) -> None:
         """Make sums for these segments on the device; what was added up so far is kept."""
@@ -351,6 +363,46 @@ def _initial(segments: int, tasks: int, device: torch.device) -> dict[str, Tenso
         **{name: full(0.0, tasks) for name in _TASKWISE},
         **{name: full(0.0, 1) for name in _SCALAR},
     }
+
+
+def _checked_sums(sums: dict[str, Any], segments: int, tasks: int) -> dict[str, Tensor]:
+    """Return copies of loaded sums, those that older versions did not have among them.
+
+    Raises:
+        ValueError: for names, shapes or numbers that no window can have.
+    """
+    if not sums:
+        return {}
+    strange = [name for name, value in sums.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(f"the window's sums {strange} are no tensors")
+    if "weighted" not in sums and "present" in sums:  # of a version that always measured
+        sums["weighted"] = sums["present"]
+    device = next(iter(sums.values())).device
+    expected = _initial(segments, tasks, device)
+    sums = {name: expected[name] for name in _LATER if name in expected} | sums
+    if sums.keys() != expected.keys():
+        raise ValueError(
+            f"the window's sums are {sorted(expected)}, not {sorted(sums)}: it is damaged, or of a "
+            "later version"
+        )
+    for name, start in expected.items():
+        value = sums[name]
+        if value.shape != start.shape:
+            raise ValueError(
+                f"the window's sum {name!r} has shape {list(value.shape)}, and {tasks} tasks and "
+                f"{segments} segments have {list(start.shape)}"
+            )
+        if (name not in _UNDEFINED and value.isnan().any()) or (
+            name not in _SIGNED and (value < 0).any()
+        ):
+            raise ValueError(f"the window's sum {name!r} cannot be {value.flatten().tolist()[:8]}")
+    return {name: value.to(device, torch.float64, copy=True) for name, value in sums.items()}
+
+
+def _check_number(name: str, value: object, below: float) -> None:
+    if not isinstance(value, int) or not 0 <= value < below:
+        raise ValueError(f"the window's {name!r} is a number of steps, not {value!r}")
 
 
 class _Step(NamedTuple):

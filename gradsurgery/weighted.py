@@ -111,11 +111,13 @@ class LossesOfStep:
             self._means = self._processes.mean_losses(losses, self._losses.known(), apart)
         return self._means
 
-    def decide(self, segments: int, device: torch.device, apart: bool | None = None) -> bool:
+    def decide(
+        self, segments: Sequence[str], device: torch.device, apart: bool | None = None
+    ) -> bool:
         """Let a method of the losses decide, unless some rank captures gradients apart.
 
         Args:
-            segments: the number of segments S.
+            segments: the S segments' names.
             device: of the parameters.
             apart: whether this rank does; None where it does if a task ran here, or nobody else is
                 there: a rank without a task does what the others do.

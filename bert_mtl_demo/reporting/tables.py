@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bert_mtl_demo.printing import printable
+
+# As characters of a text, not as marks of Markdown or HTML; without "[" there is no link or image.
+_PLAIN = str.maketrans(
+    {"\\": "\\\\", "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "[": "\\["}
+)
+
 
 def table(heading: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table.
@@ -24,5 +31,4 @@ def cell(text: object) -> str:
     >>> cell("a|b <i> \\n c")
     'a\\\\|b &lt;i&gt; c'
     """
-    line = " ".join(str(text).split())
-    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+    return printable(" ".join(str(text).split())).translate(_PLAIN)

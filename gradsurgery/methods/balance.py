@@ -57,7 +57,7 @@ def balance(matrix: Tensor, factors: Tensor, power: float) -> Tensor:
     rough, _ = _newton(soft, factors, power, _start(soft, factors, power), 100, ROUGH)
     z, unsolved = _newton(matrix, factors, power, rough, 40, RESIDUAL)
     if unsolved:
-        lost = torch.tensor(unsolved, dtype=torch.long, device=z.device)
+        lost = torch.tensor(unsolved, dtype=torch.int64, device=z.device)
         z[lost], _ = _newton(soft[lost], factors[lost], power, rough[lost], 100, RESIDUAL)
     return z.squeeze(-1)
 

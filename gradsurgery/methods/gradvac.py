@@ -145,6 +145,15 @@ class GradVac(Method):
             )
         return {"target": self._start.expand(segments, tasks, tasks).clone()}
 
+    def check_state(self, state: State) -> None:
+        """Check that targets are cosines."""
+        target = state.get("target")
+        if target is not None and not bool((target.abs() <= 1).all()):
+            value = target[~(target.abs() <= 1)][0].item()
+            raise ValueError(
+                f"GradVac's targets are cosines in [-1, 1], and one of them is {value}"
+            )
+
     def __call__(self, gram: Tensor, order: Tensor, state: State) -> Verdict:
         """Decide; ``state["target"]`` is [..., K, K]."""
         return gradvac(gram, order, state["target"], self.beta, self.update)

@@ -53,6 +53,18 @@ def normal_draws(rng: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
     return draws, generator.get_state()
 
 
+def check_rng(rng: Tensor) -> None:
+    """Check a generator's state.
+
+    Raises:
+        RuntimeError, TypeError: when it is none.
+
+    Example:
+        >>> check_rng(initial_rng(0))
+    """
+    _restored(rng)
+
+
 def _restored(rng: Tensor) -> torch.Generator:
     generator = torch.Generator(device="cpu")
     generator.set_state(rng.cpu())

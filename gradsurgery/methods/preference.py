@@ -66,11 +66,8 @@ class Preferring(Method):
         """Return p, zero for absent tasks: ``[S, K]`` float64, as ``present`` ([S, K] bool)."""
         if self.preference is None:
             return uniform(present)
-        return torch.where(
-            present,
-            torch.tensor(self.preference, dtype=torch.float64, device=present.device),
-            0,
-        )
+        preference = torch.tensor(self.preference, dtype=torch.float64, device=present.device)
+        return torch.where(present, preference, 0)
 
     def __repr__(self) -> str:
         preference = "" if self.preference is None else f"preference={self.preference}"

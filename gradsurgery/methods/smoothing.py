@@ -64,6 +64,11 @@ class Smoothed(Method):
         means = {"smoothed_gram": zeros, "smoothed_count": zeros.clone()}
         return {**self.method.init(segments, tasks), **means}
 
+    def check_state(self, state: State) -> None:
+        """Check the method's, and the means."""
+        super().check_state(state)
+        self.method.check_state(state)
+
     def __call__(self, gram: Tensor, *, state: State, **facts: Any) -> Verdict:
         """Decide on the mean, and keep it."""
         return self.decide(gram, state, facts, _call)

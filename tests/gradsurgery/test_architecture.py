@@ -16,7 +16,7 @@ ROOT = Path(gradsurgery.__file__).parent
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
     {"_warnings", "transfer", "autograd_graph", "grouping", "sparse", "evidence"},
-    {"summary"},
+    {"summary", "hooks"},
     {"kernels"},
     {"methods", "distributed"},
     {"memory"},

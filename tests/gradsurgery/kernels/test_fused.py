@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Verdict, kernels
 from gradsurgery.methods import State
 from gradsurgery.methods.order import initial_rng, visiting_order
-from tests.gradsurgery.problems import TwoHeads, losses_of
+from tests.gradsurgery.problems import TwoHeads, losses_of, state_of
 from tests.methods import METHODS, ON_DEVICE, every_method, obeying
 
 pytest.importorskip("triton")
@@ -161,7 +161,7 @@ def test_training_is_the_eager_one(
     plain, wanted = train(METHODS[name].make(1), grouping=grouping)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
-    state, other = (o.param_groups[0]["surgery"] for o in (optimizer, wanted))
+    state, other = (state_of(o) for o in (optimizer, wanted))
     assert torch.equal(state["rng"], other["rng"])
     if "target" in other:
         torch.testing.assert_close(state["target"].cpu(), other["target"].cpu(), rtol=0, atol=1e-6)
