@@ -89,14 +89,17 @@ class Boundary:
             if part is not None:
                 deliver(leaf, _copied(part, leaf))
 
-    def backward_trunk(self) -> None:
+    def backward_trunk(self, keep: bool = False) -> None:
         """Run the trunk's backward, from the gradients that ``leaves`` bear."""
         for z, before in zip(self._features, self._retained, strict=True):
             if z.retains_grad:  # each task's gradient has been added up there
                 z.grad = before
         pairs = zip(self._features, self.leaves, strict=True)
         roots = [(z, leaf.grad) for z, leaf in pairs if leaf.grad is not None]
-        torch.autograd.backward([z for z, _ in roots], [grad for _, grad in roots])
+        grads = [grad for _, grad in roots]
+        for leaf in self.leaves:
+            leaf.grad = None
+        torch.autograd.backward([z for z, _ in roots], grads, retain_graph=keep)
 
 
 def segment(grouping: _grouping.Grouping, segments: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ LAYERS = [
     {"summary"},
     {"kernels"},
     {"methods", "distributed"},
-    {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
+    {"capture", "combine", "lifecycle", "losses", "scale", "state", "statistics", "split"},
     {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},
     {"join", "log", "functional", "_plots"},

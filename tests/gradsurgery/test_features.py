@@ -631,6 +631,6 @@ def test_a_second_backward_is_refused() -> None:
     model = Shared()
     z = model.trunk(batch())
     joined = wrap(list(model.parameters()), tasks=TASKS).join(model.losses(z), features=z)
-    joined.backward(retain_graph=True)
+    joined.backward()
     with pytest.raises(RuntimeError, match=r"second time.*join\(\) again"):
         joined.backward()
