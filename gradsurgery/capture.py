@@ -7,7 +7,7 @@ found there are the capture, and ``.grad`` is again what it was before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -79,7 +79,7 @@ class Capture:
             del _OPEN[self]
             _put(parameters, before)
 
-    def refuse_open(self, call: str, parameters: Iterable[Tensor]) -> None:
+    def refuse_open(self, call: str, parameters: Callable[[], Iterable[Tensor]]) -> None:
         """Refuse a call while a task is open, here or in another optimizer of these parameters.
 
         Raises:
@@ -87,7 +87,7 @@ class Capture:
         """
         if not _OPEN:
             return
-        ids = set(map(id, parameters))
+        ids = set(map(id, parameters()))
         for capture, held in _OPEN.items():
             if capture is self or not ids.isdisjoint(map(id, held)):
                 whose = "" if capture is self else " of another optimizer of the same parameters"

@@ -83,9 +83,13 @@ class Boundary:
         Gradients are put where autograd would put them, and those at the features into
         ``leaves``. They are copied: ``torch.autograd.grad`` may return memory that it shares.
         """
-        sources = [source for source, _ in self._pairs[task]]
+        # As in a plain backward, a parameter that was frozen since the forward gets nothing.
+        pairs = [(source, leaf) for source, leaf in self._pairs[task] if source.requires_grad]
+        if not pairs:
+            return
+        sources = [source for source, _ in pairs]
         grads = torch.autograd.grad(loss, sources, grad, retain_graph=keep, allow_unused=True)
-        for (_, leaf), part in zip(self._pairs[task], grads, strict=True):
+        for (_, leaf), part in zip(pairs, grads, strict=True):
             if part is not None:
                 deliver(leaf, _copied(part, leaf))
 

@@ -13,7 +13,8 @@ With features, the K passes stop at the output of a shared trunk, and one goes o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -168,11 +169,15 @@ class _Backwards:
 
     def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         """Run K backward passes."""
+        again = False  # whether a part of the graph has been walked before
         for (name, loss), keep in zip(losses.items(), shared(losses.values()), strict=True):
             with self.pipeline.task(name, sync=self.combine, loss=loss, factor=scale):
-                torch.autograd.backward(
-                    loss, _like(loss, scale), retain_graph=keep or self.retain, inputs=self.inputs
-                )
+                grad = _like(loss, scale)
+                with _explained(again):
+                    torch.autograd.backward(
+                        loss, grad, retain_graph=keep or self.retain, inputs=self.inputs
+                    )
+            again |= keep
         if self.combine:
             self.pipeline.combine()
 
@@ -200,11 +205,27 @@ class _BackwardsToFeatures(_Backwards):
         boundary.backward_trunk(self.retain)
 
 
+@contextmanager
+def _explained(again: bool) -> Iterator[None]:
+    """Add to an error what may have caused it: graphs that can be walked once only."""
+    try:
+        yield
+    except (AssertionError, LookupError, RuntimeError) as error:
+        if again and not isinstance(error, torch.OutOfMemoryError) and hasattr(error, "add_note"):
+            error.add_note(_ONCE_ONLY)
+        raise
+
+
 def _like(loss: Tensor, scale: Tensor) -> Tensor:
     """Return the gradient that a loss begins with."""
     return scale.to(loss.device, loss.dtype).expand_as(loss)
 
 
+_ONCE_ONLY = (
+    "gradsurgery: another task's backward went through this graph before. One that can be walked "
+    "only once (offloaded activations, reversible blocks) needs a forward for each task, inside "
+    "optimizer.task(name), or optimizer.join(losses, features=...), which walks the trunk once"
+)
 _FREED = (
     "a backward before this one freed a graph that the joined losses need: two joined losses, or "
     "one and another loss, share a forward. Give the earlier backward retain_graph=True, join all "

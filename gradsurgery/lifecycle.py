@@ -10,7 +10,7 @@ cleared before the next ones are added to them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, zeros_like
@@ -168,7 +168,7 @@ class Lifecycle:
         """Take note that a joined loss ran its backward."""
         self._joined = False
 
-    def begin_step(self, parameters: Iterable[Tensor]) -> None:
+    def begin_step(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
         """Tell of a step on gradients that are not those of surgery.
 
         Raises:
@@ -183,7 +183,7 @@ class Lifecycle:
                 "optimizer.join(losses).backward(). With inputs=..., call it on the joined loss "
                 "itself, not on what was computed from it"
             )
-        elif "plain" not in self._told and _any_gradient(parameters):
+        elif "plain" not in self._told and _any_gradient(parameters()):
             self._told.add("plain")
             warn(
                 "step() on gradients that no combine() delivered, so this is plain training: in "

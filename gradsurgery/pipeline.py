@@ -147,7 +147,7 @@ class Pipeline:
             RuntimeError: when captured gradients wait, or a delivery was cut.
         """
         self.refuse_waiting()
-        self.lifecycle.begin_step(self.parameters())
+        self.lifecycle.begin_step(self.parameters)
 
     def refuse_waiting(self, until: str = "step()") -> None:
         """Refuse to go on while captured gradients wait.
@@ -169,7 +169,7 @@ class Pipeline:
         Raises:
             RuntimeError: when one is open, here or in another optimizer of the same parameters.
         """
-        self._capture.refuse_open(call, self.parameters())
+        self._capture.refuse_open(call, self.parameters)
 
     def drop(self, why: str) -> None:
         """Forget the step under way; tasks that the next combination misses for it are told of."""
@@ -197,8 +197,8 @@ class Pipeline:
         scale: Tensor | float | None = None,
     ) -> None:
         """Combine what was captured, into ``.grad``."""
+        self.refuse_open("combine()")
         parameters = self.parameters()
-        self._capture.refuse_open("combine()", parameters)
         _refuse_graph_capture(parameters[0].device)
         reason = self.lifecycle.reason()
         self.lifecycle.begin_combine(self._capture.waiting, parameters)

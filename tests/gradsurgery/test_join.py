@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from typing import Any
 
@@ -365,3 +366,30 @@ def test_features_do_not_go_with_inputs() -> None:
     joined = optimizer.join([trunk[0], trunk[1] - trunk[0]], features=trunk)
     with pytest.raises(NotImplementedError, match=r"inputs=.*features="):
         joined.backward(inputs=[w])
+
+
+class Once(torch.autograd.Function):
+    """A node whose backward works once, as those of offloaded activations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.stored = [2.0]
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        assert ctx.stored, "untracked tensor"
+        return ctx.stored.pop() * grad
+
+
+def test_a_graph_that_can_be_walked_once_names_the_ways() -> None:
+    w = double(2)
+    optimizer = wrap([w], tasks=("a", "b"))
+    trunk = Once.apply(w)
+    with pytest.raises(AssertionError, match="untracked") as raised:
+        optimizer.join([trunk[0], trunk[1] - trunk[0]]).backward()
+    if hasattr(raised.value, "add_note"):  # since Python 3.11
+        assert re.search(r"walked only once.*task\(name\).*features=", raised.value.__notes__[0])
+    trunk = Once.apply(w)
+    optimizer.join([trunk[0], trunk[1] - trunk[0]], features=trunk).backward()
+    assert w.grad.tolist() == [1, 3]  # 2 * (0.5, 1.5)
