@@ -21,7 +21,7 @@ LAYERS = [
     {"kernels", "_log_schema", "_thinning"},
     {"methods", "distributed"},
     {"memory"},
-    {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
+    {"capture", "combine", "lifecycle", "losses", "scale", "state", "statistics", "split"},
     {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},
     {"join", "log", "functional"},
