@@ -159,7 +159,9 @@ class GradientSurgery(OptimizerWrapper):
         """Capture the gradients of the backward passes run inside, for task ``name``.
 
         Entering the same task again adds to what it captured (gradient accumulation). ``.grad`` is
-        left as it was found. If the body raises, what this task captured in this step is dropped.
+        left as it was found, but that one parameter without a gradient bears zeros while captured
+        gradients wait: whoever clears gradients without knowing of surgery drops them so. If the
+        body raises, what was captured in this step is dropped.
 
         Args:
             name: one of ``tasks``.
