@@ -114,7 +114,8 @@ def apply_(measured: Measured, weights: Tensor, alone: Tensor | None = None) -> 
 
     Args:
         measured: the gradients.
-        weights: ``[S, K]`` float64.
+        weights: ``[S, K]`` float64, finite, of any size, also beyond the range of the gradients'
+            dtype, see :func:`gradsurgery.kernels.eager.combine_`.
         alone: ``[S, K]`` float64, the weights of gradients of an only task; None leaves them as
             they are.
 

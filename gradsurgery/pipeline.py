@@ -227,18 +227,24 @@ class Pipeline:
     def _decide(self, measured: Measured, segments: Sequence[str], active: Tensor) -> Tensor:
         """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
         gram, finite = measured.gram, measured.finite
+        plain = torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         if not measured.resident and not finite:
             self.processes.compare(active, gram)
             self.conflicts.skip()
-            return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
+            return plain
         scale = self._step_scale(gram.device) if self._needs_scale() else None
         facts, rng = self._facts(measured, scale)
         before = self.state.of_method(segments, gram.device)
         verdict = self._verdict(measured, before, facts, scale)
         self.processes.compare(active, gram, facts.get("order"), verdict.weights)
+        decided = verdict.weights.isfinite().all()
+        if not measured.resident and not decided:
+            self.conflicts.skip()
+            return plain
+        measured = measured._replace(finite=finite & decided)
         verdict = measured.if_finite(verdict, before)
         self.state.keep(rng, verdict.state)
-        self.conflicts.update(gram, verdict, segments, active, finite)
+        self.conflicts.update(gram, verdict, segments, active, measured.finite)
         return verdict.weights
 
     def _verdict(
