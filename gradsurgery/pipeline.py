@@ -228,7 +228,9 @@ class Pipeline:
         """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
         gram, finite = measured.gram, measured.finite
         plain = torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
-        if not measured.resident and not finite:
+        # A mean over steps would mix the factors of all of them.
+        lost = measured.factor != 1 and isinstance(self._method, Smoothed)
+        if not measured.resident and (not finite or lost):
             self.processes.compare(active, gram)
             self.conflicts.skip()
             return plain
@@ -244,7 +246,9 @@ class Pipeline:
         measured = measured._replace(finite=finite & decided)
         verdict = measured.if_finite(verdict, before)
         self.state.keep(rng, verdict.state)
-        self.conflicts.update(gram, verdict, segments, active, measured.finite)
+        self.conflicts.update(
+            gram, verdict, segments, active, measured.finite, factor=measured.factor
+        )
         return verdict.weights
 
     def _verdict(
@@ -257,7 +261,12 @@ class Pipeline:
             from gradsurgery.methods import fused  # needs triton
 
             return fused.decide(self._method, gram, state, facts)
-        return self._method(gram, state=state, **facts)
+        verdict = self._method(gram, state=state, **facts)
+        if measured.factor == 1:
+            return verdict
+        # Of the gradients times the factor: their update is factor**degree times what it is to be.
+        root = measured.factor ** ((1 - self._method.degree) / 2)
+        return verdict._replace(weights=verdict.weights * root * root)
 
     def _alone(self, measured: Measured, weights: Tensor) -> Tensor | None:
         """Return the weights of gradients of an only task, ``[S, K]``, or None for plain ones."""
@@ -292,7 +301,8 @@ class Pipeline:
             losses = self._losses.mean(self.parameters()[0].device).losses
             facts["losses"] = losses.to(device)
         if "scale" in needs and scale is not None:
-            facts["scale"] = scale
+            carried = measured.factor if self._method.degree == 1 else 1.0
+            facts["scale"] = scale * carried
         return facts, rng
 
     # ------------------------------------------------------------------ parameters and segments

@@ -257,7 +257,7 @@ def reduce(
 @triton.jit
 def _excess(weight):
     """The power of two by which a weight leaves what float32 can multiply with; mostly 1."""
-    size = tl.abs(weight.to(tl.float32))
+    size = tl.minimum(tl.abs(weight), 2 * LARGE).to(tl.float32)
     return tl.where(size > LARGE, LARGE, tl.where(size < SMALL, SMALL, 1.0))
 
 

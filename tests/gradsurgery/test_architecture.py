@@ -19,7 +19,7 @@ LAYERS = [
     {"summary"},
     {"kernels"},
     {"methods", "distributed"},
-    {"memory"},
+    {"memory", "magnitude"},
     {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
     {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},

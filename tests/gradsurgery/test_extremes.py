@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 import pytest
@@ -159,3 +160,89 @@ def test_an_update_beyond_the_dtype_is_infinite_as_without_surgery() -> None:
                 w.grad = grad.clone()
         optimizer.combine()
         assert w.grad.isinf().all()
+
+
+# ------------------------------------------------------------------ float64
+
+
+SCALES = [1e-300, 1e-200, 1e-160, 1e-150, 1e150, 1e160, 1e200, 1e300]
+
+
+def stepped(name: str, scale: float, head: bool = True) -> tuple[Tensor, GradientSurgery]:
+    """``.grad`` over the scale, after one step on gradients of that scale."""
+    w = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    own = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = GradientSurgery(
+        torch.optim.SGD([w, own], lr=1.0), METHODS[name].make(0), tasks=TASKS
+    )
+    grads = [row.double() * scale for row in rows(0.5, torch.float32)]
+    for task, grad in zip(TASKS, grads, strict=True):
+        with optimizer.task(task, loss=1.0):
+            w.grad = grad.clone()
+            if task == "b" and head:
+                own.grad = torch.ones(2, dtype=torch.float64) * scale
+    optimizer.combine()
+    assert w.grad is not None
+    return w.grad, optimizer
+
+
+@every_method_of_gradients
+@pytest.mark.parametrize("scale", SCALES)
+def test_float64_gradients_whose_squares_leave_float64(name: str, scale: float) -> None:
+    """Up to rounding, the update of ordinary gradients, times the power of the scale."""
+    expected, ordinary = stepped(name, 1.0)
+    update, optimizer = stepped(name, scale)
+    degree = optimizer.method.degree
+    if abs((degree - 1) * math.log10(scale)) > 300:
+        return  # weights, which grow with the power degree - 1, leave float64 themselves
+    factor = scale**degree
+    torch.testing.assert_close(update / factor, expected, rtol=1e-9, atol=1e-12)
+    found, wanted = (o.conflicts.summary() for o in (optimizer, ordinary))
+    assert found["nonfinite"] == 0
+    assert found["pairs"][0]["cosine"] == pytest.approx(wanted["pairs"][0]["cosine"], rel=1e-12)
+    for task in TASKS:
+        assert found["norms"][task] == pytest.approx(wanted["norms"][task] * scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(1e160, 1.0, 1e-120), (1e-200, 1e-170, 1e-190)])
+def test_float64_gradients_of_different_sizes(sizes: tuple[float, ...]) -> None:
+    w = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    optimizer = GradientSurgery(torch.optim.SGD([w], lr=1.0), PCGrad(), tasks=TASKS)
+    grads = [row.double() * size for row, size in zip(rows(0.5, torch.float32), sizes, strict=True)]
+    for task, grad in zip(TASKS, grads, strict=True):
+        with optimizer.task(task):
+            w.grad = grad.clone()
+    optimizer.combine()
+    summary = optimizer.conflicts.summary()
+    assert [pair["possible"] for pair in summary["pairs"]] == [1] * 6
+    units = [grad / grad.abs().max() for grad in grads]
+    for pair in summary["pairs"]:
+        i, j = TASKS.index(pair["i"]), TASKS.index(pair["j"])
+        cosine = float(units[i] @ units[j] / units[i].norm() / units[j].norm())
+        assert pair["cosine"]["mean"] == pytest.approx(cosine, rel=1e-12)
+
+
+def test_float64_gradients_that_are_not_finite_or_zero_are_what_they_are() -> None:
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = GradientSurgery(torch.optim.SGD([w], lr=1.0), PCGrad(), tasks=("a", "b"))
+    for value, nonfinite in ((torch.inf, 1), (torch.nan, 2), (0.0, 2)):
+        for task, number in (("a", 1.0), ("b", value)):
+            with optimizer.task(task):
+                w.grad = torch.full((2,), number, dtype=torch.float64)
+        optimizer.combine()
+        assert optimizer.conflicts.summary()["nonfinite"] == nonfinite
+        assert optimizer.conflicts.summary()["pairs"][0]["possible"] == 0
+        w.grad = None
+
+
+def test_smoothing_counts_what_it_cannot_average() -> None:
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = GradientSurgery(
+        torch.optim.SGD([w], lr=1.0), PCGrad(), tasks=("a", "b"), smoothing=0.9
+    )
+    for task, number in (("a", 1e200), ("b", 1.0)):
+        with optimizer.task(task):
+            w.grad = torch.full((2,), number, dtype=torch.float64)
+    optimizer.combine()
+    assert optimizer.conflicts.summary()["nonfinite"] == 1
+    assert w.grad.tolist() == [1e200, 1e200]
