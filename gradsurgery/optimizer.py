@@ -200,7 +200,8 @@ class GradientSurgery(OptimizerWrapper):
         backward would. With a non-finite value in any captured gradient, also in that of a head,
         the plain sum is delivered (after one backward pass of weighted losses, theirs), non-finite
         as it is for GradScaler to find; the method's state and the visiting order stay as they
-        were, and the step is counted as non-finite.
+        were, and the step is counted as non-finite. So it is with weights that are not finite.
+        Finite ones may be of any size: a gradient of subnormal numbers is projected as any other.
 
         Args:
             losses: the tasks' losses in this step, by name, for methods that decide by them and
