@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure  # noqa: F401  # what takes seconds to load is loaded once, here
 import torch
-import transformers  # noqa: F401  # loaded once, here; TensorBoard is loaded by every run
+import torch.utils.tensorboard
+import transformers  # noqa: F401
 
 from bert_mtl_demo import train
 from bert_mtl_demo.training.checkpoint import load_state
