@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gradsurgery.transfer import float64
+
 Losses = Mapping[str, Tensor] | Sequence[Tensor]
 
 
@@ -152,6 +154,6 @@ class StepLosses:
 
     def _scalar(self, task: str, loss: Tensor | float) -> Tensor:
         _check_name(task, self._tasks)
-        value = torch.as_tensor(loss, dtype=torch.float64).detach()
+        value = float64(loss)
         _check_scalar(task, value)
         return value.reshape(())

@@ -24,6 +24,7 @@ from gradsurgery.losses import Losses, named_losses
 from gradsurgery.methods import Method, Sum
 from gradsurgery.methods.base import check_method
 from gradsurgery.pipeline import Pipeline
+from gradsurgery.state import saved_groups
 from gradsurgery.statistics import ConflictStatistics
 
 
@@ -60,7 +61,7 @@ class GradientSurgery(OptimizerWrapper):
             that DDP averages (a forward and backward per task), and for sharded parameters (FSDP2,
             tensor parallel), which know their own processes.
         named_parameters: the model's, for a grouping by name when ``base`` was not built from
-            ``model.named_parameters()``.
+            ``model.named_parameters()``, or from those of several modules, which repeat.
         task_only: what parameters of one task get: ``"plain"``, its gradient; ``"weighted"``, w_k
             times that, with the task's weight in the parameter's segment, and 1 in a segment where
             it shares nothing with others. None for the method's own ``task_only``: plain, but for
@@ -85,9 +86,10 @@ class GradientSurgery(OptimizerWrapper):
     Raises:
         TypeError: when ``base`` or ``method`` is not what it should be.
         ValueError: for task names that are no names, or repeated, an unknown grouping,
-            ``task_only`` or ``reduction``, a ``smoothing`` outside [0, 1), an ``observe_every``
-            below 1, options that a method of the losses alone cannot have, no base, a parameter
-            that two bases hold, or LBFGS beside others.
+            ``task_only`` or ``reduction``, two parameters of one name in a grouping by name, a
+            ``smoothing`` outside [0, 1), an ``observe_every`` below 1, options that a method of the
+            losses alone cannot have, no base, a parameter that two bases hold, or LBFGS beside
+            others.
 
     Example:
         >>> from gradsurgery import GradientSurgery, PCGrad
@@ -281,7 +283,9 @@ class GradientSurgery(OptimizerWrapper):
 
     def discard(self) -> None:
         """Drop what was captured and not combined; ``.grad`` stays as it is."""
+        self._pipeline.refuse_open("discard()")
         self._pipeline.discard()
+        self._pipeline.lifecycle.forgive()
 
     def _boundary(self, losses: dict[str, Tensor], features: Features) -> Boundary:
         """Return where the losses' backward passes stop, after checking that they can."""
@@ -311,30 +315,37 @@ class GradientSurgery(OptimizerWrapper):
         Raises:
             RuntimeError: when captured gradients wait to be combined.
         """
+        self._pipeline.refuse_open("step()")
         warn_of_samples(p for group in self.param_groups for p in group["params"])
         if closure is None:
-            self._pipeline.refuse_waiting()
-            return self.base.step(*((None, *args) if args else ()), **options)
+            self._pipeline.begin_step()
+            result = self.base.step(*((None, *args) if args else ()), **options)
+        else:
 
-        def checked() -> Any:
-            loss = closure()
-            self._pipeline.refuse_waiting()
-            return loss
+            def checked() -> Any:
+                loss = closure()
+                self._pipeline.begin_step()
+                return loss
 
-        return self.base.step(checked, *args, **options)
+            result = self.base.step(checked, *args, **options)
+        self._pipeline.lifecycle.stepped()
+        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear ``.grad``, as the base does, and drop what was captured and not combined."""
-        self._pipeline.discard()
+        self._pipeline.refuse_open("zero_grad()")
+        self._pipeline.drop("zero_grad() was called")
         super().zero_grad(set_to_none=set_to_none)
+        self._pipeline.lifecycle.zeroed()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state; the wrapper's own is part of its first parameter group.
+        """Return the base's state; the wrapper's own is part of its parameter groups, under
+        ``"surgery"`` and in plain Python values.
 
         A run resumed from it is bitwise the run that never stopped. The statistics are not in it:
         they have a ``state_dict`` of their own.
         """
-        return super().state_dict()
+        return self._pipeline.state.added_to(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, or a checkpoint of the plain base optimizer.
@@ -342,12 +353,14 @@ class GradientSurgery(OptimizerWrapper):
         The latter knows nothing of surgery: visiting order and targets stay as they are.
 
         Raises:
-            ValueError: when the checkpoint is of other tasks or segments; nothing is loaded then.
+            ValueError: when the checkpoint is of other tasks, segments or parameter groups, or
+                damaged; nothing is loaded then, and what was captured stays.
         """
+        self._pipeline.refuse_open("load_state_dict()")
         state, segments = self._pipeline.state, self._pipeline.segments()[1]
-        state.check_loadable(_saved_groups(state_dict), len(segments))
-        self._pipeline.discard()
+        state.check_loadable(saved_groups(state_dict), segments)
         super().load_state_dict(state_dict)
+        self._pipeline.discard()
         state.attach()
 
     def add_param_group(self, param_group: dict[str, Any], base: Optimizer | None = None) -> None:
@@ -361,6 +374,7 @@ class GradientSurgery(OptimizerWrapper):
             ValueError: for what the base refuses, a parameter that another base holds, a grouping
                 by name without names, or by tensor, with none, for a base that is not the last.
         """
+        self._pipeline.refuse_open("add_param_group()")
         base = self.bases[-1] if base is None else base
         if not any(base is known for known in self.bases):
             raise ValueError("base is one of optimizer.bases; this optimizer is not wrapped here")
@@ -374,7 +388,7 @@ class GradientSurgery(OptimizerWrapper):
         try:
             _refuse_layouts(base.param_groups[-1]["params"])
             refuse_shared(self.bases, self._pipeline.named)
-            segments = len(self._pipeline.segments()[1])
+            segments = self._pipeline.segments()[1]
         except ValueError:
             base.param_groups.pop()
             raise
@@ -462,14 +476,6 @@ def _warn_of_line_search(bases: Sequence[Optimizer], method: Method) -> None:
         )
 
 
-def _saved_groups(state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the parameter groups in a checkpoint, also of an optimizer within the base's."""
-    if "param_groups" in state_dict:
-        return list(state_dict["param_groups"] or [])
-    inner = (value for value in state_dict.values() if isinstance(value, Mapping))
-    return [group for value in inner for group in _saved_groups(value)]
-
-
 def _check_choice(option: str, value: object, choices: Sequence[object]) -> None:
     if value not in choices:
         raise ValueError(f"{option} is one of {', '.join(map(repr, choices))}, not {value!r}")
@@ -479,6 +485,7 @@ def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     names = tuple(tasks)
     if isinstance(tasks, str) or not names or not all(isinstance(n, str) and n for n in names):
         raise ValueError(f"tasks is a sequence of names such as ('a', 'b'), not {tasks!r}")
+    names = tuple(map(str.__str__, names))  # also of an enumeration, or numpy: checkpoints are read
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
         raise ValueError(f"task {repeated[0]!r} is listed more than once in {names}")

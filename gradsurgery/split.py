@@ -60,7 +60,7 @@ def split(
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks is a sequence of different names, not {tasks!r}")
     places = _places(task_ids, len(losses), tasks)
-    where = to_device(torch.tensor(places), losses.device)
+    where = to_device(torch.tensor(places, dtype=torch.int64, device="cpu"), losses.device)
     by_task = {}
     for place in sorted(set(places)):
         # Not losses[where == place]: on a GPU its shape would have to be waited for.
