@@ -253,12 +253,12 @@ class Run:
 
     def adopt_targets(self) -> None:
         """Compare GradVac's targets, and go on from the library's."""
-        segments = self.optimizer.conflicts.segments
-        kept = next(g["surgery"] for g in self.optimizer.param_groups if "surgery" in g)
-        if "target" in kept:
-            arrays = {"target": kept["target"].numpy()}
-            for index, name in enumerate(segments):
-                self.reference.rule.adopt(name, arrays, index)
+        groups = self.optimizer.state_dict()["param_groups"]
+        saved = next(group["surgery"] for group in groups if "surgery" in group)
+        if "target" in saved:
+            targets = torch.as_tensor(saved["target"]).numpy()
+            for index, name in enumerate(saved.get("segments", self.optimizer.conflicts.segments)):
+                self.reference.rule.adopt(name, targets[index])
 
     def compare_statistics(self) -> None:
         """Compare the window's summary."""
