@@ -283,7 +283,9 @@ class GradientSurgery(OptimizerWrapper):
 
     def discard(self) -> None:
         """Drop what was captured and not combined; ``.grad`` stays as it is."""
+        self._pipeline.refuse_open("discard()")
         self._pipeline.discard()
+        self._pipeline.lifecycle.forgive()
 
     def _boundary(self, losses: dict[str, Tensor], features: Features) -> Boundary:
         """Return where the losses' backward passes stop, after checking that they can."""
@@ -313,22 +315,28 @@ class GradientSurgery(OptimizerWrapper):
         Raises:
             RuntimeError: when captured gradients wait to be combined.
         """
+        self._pipeline.refuse_open("step()")
         warn_of_samples(p for group in self.param_groups for p in group["params"])
         if closure is None:
-            self._pipeline.refuse_waiting()
-            return self.base.step(*((None, *args) if args else ()), **options)
+            self._pipeline.begin_step()
+            result = self.base.step(*((None, *args) if args else ()), **options)
+        else:
 
-        def checked() -> Any:
-            loss = closure()
-            self._pipeline.refuse_waiting()
-            return loss
+            def checked() -> Any:
+                loss = closure()
+                self._pipeline.begin_step()
+                return loss
 
-        return self.base.step(checked, *args, **options)
+            result = self.base.step(checked, *args, **options)
+        self._pipeline.lifecycle.stepped()
+        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear ``.grad``, as the base does, and drop what was captured and not combined."""
-        self._pipeline.discard()
+        self._pipeline.refuse_open("zero_grad()")
+        self._pipeline.drop("zero_grad() was called")
         super().zero_grad(set_to_none=set_to_none)
+        self._pipeline.lifecycle.zeroed()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state; the wrapper's own is part of its parameter groups, under
@@ -348,6 +356,7 @@ class GradientSurgery(OptimizerWrapper):
             ValueError: when the checkpoint is of other tasks, segments or parameter groups, or
                 damaged; nothing is loaded then, and what was captured stays.
         """
+        self._pipeline.refuse_open("load_state_dict()")
         state, segments = self._pipeline.state, self._pipeline.segments()[1]
         state.check_loadable(saved_groups(state_dict), segments)
         super().load_state_dict(state_dict)
@@ -365,6 +374,7 @@ class GradientSurgery(OptimizerWrapper):
             ValueError: for what the base refuses, a parameter that another base holds, a grouping
                 by name without names, or by tensor, with none, for a base that is not the last.
         """
+        self._pipeline.refuse_open("add_param_group()")
         base = self.bases[-1] if base is None else base
         if not any(base is known for known in self.bases):
             raise ValueError("base is one of optimizer.bases; this optimizer is not wrapped here")

@@ -85,7 +85,7 @@ def score_table(dev: Sequence[dict[str, Any]]) -> str:
 
 def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
     """Conflicts and alterations of every ordered pair, added up by epoch."""
-    epochs: dict[int | None, list[surgery.Line]] = {}
+    epochs: dict[float | None, list[surgery.Line]] = {}
     for line in lines:
         epochs.setdefault(line["epoch"], []).append(line)
     return [
