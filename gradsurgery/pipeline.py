@@ -193,6 +193,7 @@ class Pipeline:
 
     # ------------------------------------------------------------------ measure, decide, apply
 
+    @torch.no_grad()  # as in join's backward: small operators are a quarter faster
     def combine(
         self,
         losses: Mapping[str, Tensor | float] | None = None,
