@@ -159,9 +159,10 @@ class GradientSurgery(OptimizerWrapper):
         """Capture the gradients of the backward passes run inside, for task ``name``.
 
         Entering the same task again adds to what it captured (gradient accumulation). ``.grad`` is
-        left as it was found, but that one parameter without a gradient bears zeros while captured
-        gradients wait: whoever clears gradients without knowing of surgery drops them so. If the
-        body raises, what was captured in this step is dropped.
+        left as it was found, but for a zero gradient of one small parameter: if that is gone when
+        the next task begins, gradients were cleared (``model.zero_grad()``), and what was captured
+        belongs to a batch that was skipped. If the body raises, what was captured in this step is
+        dropped; with a ``process_group``, of this task alone.
 
         Args:
             name: one of ``tasks``.
@@ -173,7 +174,9 @@ class GradientSurgery(OptimizerWrapper):
 
         Raises:
             ValueError: for an unknown name.
-            RuntimeError: inside another task, or when no gradient reached the parameters.
+            RuntimeError: inside another task, or when no gradient reached the parameters. Inside
+                the block :meth:`combine`, :meth:`step`, :meth:`zero_grad`, :meth:`discard`,
+                :meth:`load_state_dict` and :meth:`add_param_group` raise one, too.
 
         Example:
             >>> from gradsurgery import GradientSurgery, PCGrad
@@ -214,8 +217,8 @@ class GradientSurgery(OptimizerWrapper):
 
         Raises:
             RuntimeError: when nothing was captured (with a ``process_group``: on no rank), a loss
-                that the method needs is unknown, ranks disagree on what they do, or a CUDA graph is
-                being captured.
+                that the method needs is unknown, ranks disagree on what they do, a CUDA graph is
+                being captured, a task is open, or an earlier call was cut while it wrote ``.grad``.
             ValueError: when captured gradients lie on several devices; nothing is changed then.
         """
         self._pipeline.combine(losses, scale)
@@ -249,7 +252,8 @@ class GradientSurgery(OptimizerWrapper):
                 "features".
 
         Returns:
-            A scalar tensor in the losses' dtype.
+            A scalar tensor in the losses' dtype. Its ``backward(inputs=...)`` has gradients for
+            these parameters alone, and ``retain_graph=True`` keeps the losses' graphs.
 
         Raises:
             TypeError, ValueError: for losses or features that cannot be used; the message names the
@@ -316,7 +320,8 @@ class GradientSurgery(OptimizerWrapper):
             What the base's ``step`` returns.
 
         Raises:
-            RuntimeError: when captured gradients wait to be combined.
+            RuntimeError: when captured gradients wait to be combined, a task is open, or
+                ``combine()`` was cut while it wrote ``.grad``.
         """
         self._pipeline.refuse_open("step()")
         warn_of_samples(p for group in self.param_groups for p in group["params"])

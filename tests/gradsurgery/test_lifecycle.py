@@ -411,3 +411,17 @@ def test_a_copy_starts_without_a_step_under_way() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         twin.zero_grad()
+
+
+def test_an_adversarial_examples_gradients_may_be_cleared_inside_the_task() -> None:
+    model, optimizer = build()
+    for batch in range(3):
+        for task in TASKS:
+            with optimizer.task(task):
+                (1e3 * model.loss(task, batch + 10)).backward()
+                model.zero_grad()
+                model.loss(task, batch).backward()
+        optimizer.combine()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(weights(model), never_skipped([0, 1, 2]))
