@@ -78,7 +78,8 @@ supported. Name a BERT.
     for key, (allowed, problem) in REQUIRED.items():
         if values.get(key) not in allowed:
             raise EncoderError(
-                f"encoder {origin!r}: its {CONFIG} has {key} = {json.dumps(values[key])}: {problem}."
+                f"encoder {origin!r}: its {CONFIG} has {key} = {json.dumps(values[key])}: "
+                f"{problem}."
             )
     for key in ("max_position_embeddings", "vocab_size"):
         count = values.get(key, 1)
@@ -158,8 +159,8 @@ def refuse_misfit(origin: str, encoder: Any, info: Mapping[str, Any], *, pooler:
     for name, weight in encoder.named_parameters():
         if not weight.isfinite().all():
             raise EncoderError(
-                f"encoder {origin!r}: its weights are not finite (NaN or infinity in {name}), so no "
-                "step could be taken. Save or download them again."
+                f"encoder {origin!r}: its weights are not finite (NaN or infinity in {name}), so "
+                "no step could be taken. Save or download them again."
             )
 
 
