@@ -48,7 +48,8 @@ def join(
     """
     if not torch.is_grad_enabled():
         return _total(losses)
-    anchor = torch.zeros((), requires_grad=True)  # the node's only input: no loss's graph is ours
+    # The node's only input: no loss's graph is ours.
+    anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
     backwards = _Backwards(pipeline, losses, combine)
     if boundary is not None:
         backwards = _BackwardsToFeatures(pipeline, losses, boundary)
@@ -77,6 +78,7 @@ class _Backwards:
                 "call join() again"
             )
         losses, self.losses = self.losses, {}
+        self.refuse_summed(losses)
         try:
             if self.combine and self.pipeline.weigh(losses):
                 self.weighted(losses, scale)
@@ -85,6 +87,18 @@ class _Backwards:
         except BaseException:
             self.pipeline.discard()
             raise
+
+    def refuse_summed(self, losses: Iterable[str]) -> None:
+        """Refuse joined losses of one optimizer that one backward runs after it has combined."""
+        backward = torch._C._current_graph_task_id()
+        if self.pipeline.combined_in == backward:
+            raise RuntimeError(
+                f"the joined loss of {', '.join(losses)} was added to a later one, and backward() "
+                "runs the last made first: that has combined already. Give combine=True to the "
+                "first made alone, or call backward() on each, with combine=True on the last"
+            )
+        if self.combine:
+            self.pipeline.combined_in = backward
 
     def weighted(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         """Run one backward pass."""

@@ -55,7 +55,10 @@ class SurgeryState:
         if not self._base.param_groups:  # a user is about to rebuild them
             return
         carrier = self._carrier()
-        self._values = carrier.setdefault(KEY, self._values)
+        carried = carrier.setdefault(KEY, self._values)
+        if carried is not self._values:  # loaded into the base, not into the wrapper around it
+            self._check_tasks(carried)
+        self._values = carried
         for group in self._base.param_groups:
             if group is not carrier:
                 group.pop(KEY, None)  # copied along with a group; it would be stale after a step
@@ -87,6 +90,12 @@ class SurgeryState:
         for name, start in self._method.init(segments, len(self._tasks)).items():
             kept = values.get(name, start)
             kept = kept.to(device or kept.device, start.dtype)
+            if len(kept) > len(start):
+                raise ValueError(
+                    f"the parameter groups carry {name}s of {len(kept)} segments and this "
+                    f"optimizer has {len(start)}: optimizer.load_state_dict(), not the base's, "
+                    "would have refused this checkpoint, of another grouping"
+                )
             if len(kept) < len(start):
                 kept = torch.cat([kept, start[len(kept) :].to(kept.device)])
             state[name] = kept
@@ -101,14 +110,28 @@ class SurgeryState:
         saved = next((group[KEY] for group in groups if KEY in group), None)
         if saved is None:
             return
-        if list(saved["tasks"]) != self._tasks:
-            raise ValueError(
-                f"the checkpoint is of tasks {list(saved['tasks'])} and this optimizer of "
-                f"{self._tasks}: build it with the same tasks in the same order"
-            )
+        self._check_tasks(saved)
+        sizes, expected = (
+            [len(group["params"]) for group in gs] for gs in (groups, self._base.param_groups)
+        )
         for name, start in self._method.init(segments, len(self._tasks)).items():
+            if name in saved and len(saved[name]) != len(start) and sizes != expected:
+                raise ValueError(
+                    f"the checkpoint has parameter groups of {sizes} parameters and this optimizer "
+                    f"of {expected}: build it with the same groups (add_param_group() those that "
+                    "came later) before loading"
+                )
             if name in saved and len(saved[name]) != len(start):
                 raise ValueError(
                     f"the checkpoint holds {name}s of {len(saved[name])} segments and this "
                     f"optimizer has {segments}: use the grouping that it was saved with"
                 )
+
+    def _check_tasks(self, saved: Mapping[str, Any]) -> None:
+        if list(saved["tasks"]) != self._tasks:
+            raise ValueError(
+                f"the checkpoint is of tasks {list(saved['tasks'])} and this optimizer of "
+                f"{self._tasks}: build it with the same tasks in the same order, or keep the "
+                f"base's moments alone: delete {KEY!r} from the checkpoint's parameter groups "
+                "(group.pop('surgery', None) for each) and load it again"
+            )

@@ -37,7 +37,7 @@ class Constant(Method):
 
     def __call__(self, gram: Tensor, state: State) -> Verdict:
         """Decide nothing; the state is kept as it is."""
-        weights = torch.tensor(self.weights, dtype=torch.float64).to(gram.device)
+        weights = torch.tensor(self.weights, dtype=torch.float64, device=gram.device)
         return Verdict(weights.expand(gram.shape[:-1]).clone(), None, state)
 
     def __repr__(self) -> str:

@@ -60,7 +60,7 @@ class Smoothed(Method):
 
     def init(self, segments: int, tasks: int) -> State:
         """Return the method's state, and the mean of no step."""
-        zeros = torch.zeros(segments, tasks, tasks, dtype=torch.float64)
+        zeros = torch.zeros(segments, tasks, tasks, dtype=torch.float64, device="cpu")
         means = {"smoothed_gram": zeros, "smoothed_count": zeros.clone()}
         return {**self.method.init(segments, tasks), **means}
 

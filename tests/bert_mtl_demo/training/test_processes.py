@@ -29,7 +29,7 @@ from bert_mtl_demo.training.processes import ALONE, Processes, from_environment
 from bert_mtl_demo.training.run import continue_run, start_run
 from tests.bert_mtl_demo.training.ranks import small, still
 
-CLOCK = {"seconds", "steps_per_second", "data_seconds", "peak_memory"}
+CLOCK = {"seconds", "steps_per_second", "data_seconds", "peak_memory", "run", "crc32"}
 LOGS = ("metrics.jsonl", "conflicts.jsonl")
 
 
@@ -190,6 +190,16 @@ def test_what_is_refused_is_refused_by_all_and_said_once(
 def test_a_stage_is_trained_once_and_reaches_all(together: Together) -> None:
     assert [seen["pretrained"] for seen in together.ranks] == [True, False]
     assert read_lines(together.place / "pretrained" / "metrics.jsonl")[-1]["kind"] == "dev"
+
+
+@pytest.mark.parametrize("part", ["checkpoint", "log"])
+def test_a_full_disk_of_the_first_ends_all(together: Together, part: str) -> None:
+    """The second writes nothing, and would wait for the first."""
+    first, second = (seen[f"full {part}"] for seen in together.ranks)
+    assert (first["code"], second["code"]) == (1, 1)
+    assert "No space left on device" in first["err"]
+    assert f"--resume {together.place / f'full {part}'}" in first["err"]
+    assert second["out"] == second["err"] == ""
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])

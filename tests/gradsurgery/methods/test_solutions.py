@@ -10,10 +10,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from benchmarks.peers.conditions import CONDITIONS
 from gradsurgery import CAGrad, FairGrad
 from tests.families import FAMILIES
 from tests.methods import METHODS
-from tests.solutions import CONDITIONS, ORACLES, hull
+from tests.solutions import ORACLES, hull
 
 Array = np.ndarray
 
