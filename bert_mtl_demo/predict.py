@@ -18,6 +18,7 @@ from bert_mtl_demo.cli import guard
 from bert_mtl_demo.data.directory import columns_of
 from bert_mtl_demo.data.records import UnreadableError, decoded, delimiter_of, lines_of
 from bert_mtl_demo.errors import DemoError, unknown
+from bert_mtl_demo.printing import printable
 from bert_mtl_demo.setting_types import is_writable
 from bert_mtl_demo.tasks import KINDS
 
@@ -59,7 +60,7 @@ def _main(arguments: argparse.Namespace) -> int:
     first = [row[0] for row in rows]
     second = [row[1] for row in rows] if task.pair else None
     for row, answer in zip(rows, described(run.ask(task.name, first, second)), strict=True):
-        print(line_of(row, answer, as_json=arguments.json))
+        print(printable(line_of(row, answer, as_json=arguments.json)))
     return 0
 
 

@@ -7,16 +7,20 @@ found there are the capture, and ``.grad`` is again what it was before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
 from gradsurgery.distributed.sharded import is_sharded, settled
+from gradsurgery.hooks import ParameterHooks
 from gradsurgery.memory import GradientMemory
 
 #: ``{task: {parameter: gradient}}``; a task that ran is there, also when it reached no parameter.
 Captures = dict[str, dict[Tensor, Tensor]]
+
+#: The captures of all optimizers whose tasks are open, with their parameters.
+_OPEN: dict[Capture, Sequence[Tensor]] = {}
 
 
 class Capture:
@@ -30,6 +34,7 @@ class Capture:
         self._tasks = tuple(tasks)
         self._open: str | None = None
         self._memory = GradientMemory()
+        self._hooks = ParameterHooks()
         self.grads: Captures = {}
         self.sent: Captures = {}
 
@@ -64,24 +69,48 @@ class Capture:
         gradients captured before), restores ``.grad``, and leaves the other tasks' captures alone.
 
         Raises:
-            ValueError: for an unknown task.
-            RuntimeError: for a task opened inside another, no gradient at all, a gradient with a
-                graph, or one that shares its memory with another task's.
+            RuntimeError: for no gradient at all, a gradient with a graph, or one that shares its
+                memory with another task's.
         """
-        self._may_open(task)
         before = [p.grad for p in parameters]
         earlier = self.grads.pop(task, {})
         self._memory.release(earlier.values())
         _put(parameters, [earlier.get(p) for p in parameters])
         self._open = task
+        _OPEN[self] = parameters
         try:
-            yield
+            with self._hooks.watched(task, parameters):
+                yield
             self.grads[task] = self._taken(task, parameters, before)
         finally:
             self._open = None
+            del _OPEN[self]
             _put(parameters, before)
 
-    def _may_open(self, task: str) -> None:
+    def refuse_open(self, call: str, parameters: Callable[[], Iterable[Tensor]]) -> None:
+        """Refuse a call while a task is open, here or in another optimizer of these parameters.
+
+        Raises:
+            RuntimeError: when one is.
+        """
+        if not _OPEN:
+            return
+        ids = set(map(id, parameters()))
+        for capture, held in _OPEN.items():
+            if capture is self or not ids.isdisjoint(map(id, held)):
+                whose = "" if capture is self else " of another optimizer of the same parameters"
+                raise RuntimeError(
+                    f"{call} was called inside task({capture._open!r}){whose}: leave the with "
+                    "block first (one indentation less; a generator that yields inside it, run on)"
+                )
+
+    def check_open(self, task: str) -> None:
+        """Check that ``task`` may be opened.
+
+        Raises:
+            ValueError: for an unknown task.
+            RuntimeError: inside another task.
+        """
         if task not in self._tasks:
             raise ValueError(f"unknown task {task!r}: the tasks are {', '.join(self._tasks)}")
         if self._open is not None:
@@ -100,8 +129,10 @@ class Capture:
             if any(map(is_sharded, parameters)):
                 hint = " (FSDP2 keeps them back after set_requires_gradient_sync(False))"
             raise RuntimeError(
-                f"no gradient reached the optimizer's parameters during task({task!r}): call "
-                f"backward() inside the with block, on a loss that depends on them{hint}"
+                f"no gradient reached the optimizer's parameters during task({task!r}): either its "
+                "loss depends on none of them (detached, or of other parameters; leave the task "
+                "out of this step then), or backward() ran outside of the with block of "
+                f"optimizer.task(){hint}"
             )
         return self._memory.claim(task, taken, [grad for grad in before if grad is not None])
 

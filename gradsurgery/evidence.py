@@ -53,9 +53,12 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, TypedDict
 
+from gradsurgery._markdown import cell
+
 BATCH = 10  # successive steps that are taken as one observation
 ENOUGH = 8  # batches; with fewer there is no interval
 LEVEL = 0.95
+NAMED = 10  # pairs in a sentence
 RESOLUTION = 2.0**-23  # of a cosine of float32 gradients: no interval is narrower
 
 #: "conflict": the interval lies below 0. "no conflict": above. "no evidence": it holds 0.
@@ -114,7 +117,14 @@ class Evidence:
         return list(vars(self).values())
 
     def __add__(self, other: Evidence) -> Evidence:
-        return Evidence(*(a + b for a, b in zip(self.sums, other.sums, strict=True)))
+        return Evidence(
+            self.batches + other.batches,
+            self.cosine + other.cosine,
+            self.steps + other.steps,
+            self.cosine_cosine + other.cosine_cosine,
+            self.cosine_steps + other.cosine_steps,
+            self.steps_steps + other.steps_steps,
+        )
 
     @property
     def mean(self) -> float:
@@ -187,6 +197,9 @@ class Evidence:
 def sentence(evidence: Mapping[str, Evidence]) -> str:
     """Return the verdict on all pairs in one sentence: what it means, and what to do.
 
+    Names are escaped for Markdown and terminals; of more than ``NAMED`` pairs in conflict, those
+    with the lowest mean cosines are named.
+
     Args:
         evidence: of every pair that met, by its name.
 
@@ -200,9 +213,9 @@ def sentence(evidence: Mapping[str, Evidence]) -> str:
     if conflicts:
         verb = "conflict" if conflicts[1:] else "conflicts"
         return (
-            f"{', '.join(conflicts)} {verb}: over many batches, and not by the chance of one, the "
-            "gradients point against each other, so try PCGrad() and compare its scores with "
-            "Sum()'s."
+            f"{_listed(conflicts, evidence)} {verb}: over many batches, and not by the chance of "
+            "one, the gradients point against each other, so try PCGrad() and compare its scores "
+            "with Sum()'s."
         )
     judged = [pair for pair in evidence.values() if pair.batches >= ENOUGH]
     if not judged:
@@ -217,6 +230,14 @@ def sentence(evidence: Mapping[str, Evidence]) -> str:
         f"{least:+.{_digits(least)}f} is ruled out), so stay with Sum(): surgery would mostly act "
         "on the noise of single batches."
     )
+
+
+def _listed(names: Sequence[str], evidence: Mapping[str, Evidence]) -> str:
+    """The names, and of many those whose mean cosines are the lowest."""
+    if len(names) <= NAMED:
+        return ", ".join(map(cell, names))
+    lowest = sorted(names, key=lambda name: evidence[name].mean)[:NAMED]
+    return f"{', '.join(map(cell, lowest))} and {len(names) - NAMED} more pairs"
 
 
 class ExpectedCosine(NamedTuple):

@@ -17,6 +17,7 @@ from gradsurgery.capture import Capture
 from gradsurgery.combine import Measured, apply_, deliver, measure
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.placement import Processes
+from gradsurgery.lifecycle import Lifecycle
 from gradsurgery.methods import LossWeighting, Method, State, Verdict
 from gradsurgery.methods.order import normal_draws, visiting_order
 from gradsurgery.methods.smoothing import Smoothed
@@ -83,9 +84,12 @@ class Pipeline:
         """Start without a step under way."""
         self._capture, self._scale = Capture(self._tasks), StepScale(self._tasks)
         self._losses = LossesOfStep(self._method, self._tasks, self.processes, self.state)
+        self.seen_graph = False  # of joined losses, which is looked at once
+        self.combined_in = -1  # the backward in which a joined loss was last combined
+        self.lifecycle = Lifecycle()
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_scale", "_losses")
+        transient = ("_capture", "_scale", "_losses", "lifecycle")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -105,6 +109,8 @@ class Pipeline:
     ) -> Iterator[None]:
         """Capture the gradients of the backward passes run inside, for task ``name``."""
         parameters = self.parameters()
+        self._capture.check_open(name)
+        self._drop_skipped(f"task {name!r}")
         try:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
@@ -113,11 +119,14 @@ class Pipeline:
                     self._losses.add(name, loss)
                 if factor is not None and self._needs_scale():
                     self._scale.add(name, factor)
-        except BaseException:
+        except BaseException as error:
             self._losses.drop(name)
             self._scale.drop(name)
             self.processes.failed(name)
+            if not self.processes.averages:  # else part of the step may be on its way
+                self.drop(f"task {name!r} raised {type(error).__name__}")
             raise
+        self.lifecycle.captured(name, self._capture.grads[name])
         if isinstance(self._method, LossWeighting) and not self._losses.settled:
             sync = False  # ranks that run one backward pass ask for the losses first
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
@@ -133,6 +142,15 @@ class Pipeline:
         finally:
             self._feature_leaves = []
 
+    def begin_step(self) -> None:
+        """Check that the base may step on what ``.grad`` holds.
+
+        Raises:
+            RuntimeError: when captured gradients wait, or a delivery was cut.
+        """
+        self.refuse_waiting()
+        self.lifecycle.begin_step(self.parameters)
+
     def refuse_waiting(self, until: str = "step()") -> None:
         """Refuse to go on while captured gradients wait.
 
@@ -147,8 +165,27 @@ class Pipeline:
                 f"{until}, or zero_grad() to drop them"
             )
 
+    def refuse_open(self, call: str) -> None:
+        """Refuse a call inside an open task.
+
+        Raises:
+            RuntimeError: when one is open, here or in another optimizer of the same parameters.
+        """
+        self._capture.refuse_open(call, self.parameters)
+
+    def drop(self, why: str) -> None:
+        """Forget the step under way; tasks that the next combination misses for it are told of."""
+        self.lifecycle.dropped(self._capture.waiting, why)
+        self.discard()
+
+    def _drop_skipped(self, before: str) -> None:
+        """Forget the step under way if its gradients were cleared: the batch was skipped."""
+        if self.lifecycle.skipped():
+            self.drop(f"gradients were cleared before {before}")
+
     def discard(self) -> None:
         """Forget the step under way; ``.grad`` stays as it is."""
+        self.lifecycle.settle()
         self._capture.clear()
         self._losses.clear()
         self._scale.clear()
@@ -162,8 +199,20 @@ class Pipeline:
         scale: Tensor | float | None = None,
     ) -> None:
         """Combine what was captured, into ``.grad``."""
+        self.refuse_open("combine()")
+        try:
+            self._combine(losses, scale)
+        except BaseException:
+            self._losses.reopen()
+            raise
+
+    def _combine(
+        self, losses: Mapping[str, Tensor | float] | None, scale: Tensor | float | None
+    ) -> None:
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
+        reason = self.lifecycle.reason()
+        self.lifecycle.begin_combine(self._capture.waiting, parameters)
         segments, names = self.segments()
         if not self._losses.settled:
             self._losses.replace(losses or {}, self._capture.waiting)
@@ -181,6 +230,7 @@ class Pipeline:
             raise RuntimeError(
                 "combine() found nothing captured: run each task's backward inside "
                 "optimizer.task(name), or use optimizer.join(losses).backward()"
+                + (f" (dropped were {reason})" if reason else "")
             )
         measured = measure(
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
@@ -191,15 +241,22 @@ class Pipeline:
             alone = self._alone(measured, weights)
             if self._reduction == "mean":
                 weights = weights / sum(gradients.active)
+            if not isinstance(self._method, LossWeighting):
+                self.lifecycle.compared(measured.shared, sum(gradients.active))
+            # From here on the gradients are overwritten, and cannot be combined a second time.
+            self.discard()
+            self.lifecycle.begin_delivery()
             combined = apply_(measured, weights, alone)
         else:
             self._losses.keep(measured, names, self.conflicts)
+            self.discard()
+            self.lifecycle.begin_delivery()
             combined = [column[0] if column else None for column in measured.grads]
         update = gradients.placement.restored(combined)
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
-        self.discard()
+        self.lifecycle.delivered()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> bool:
         """Decide on the losses of the step that begins, if they are all that the method needs.
@@ -210,12 +267,14 @@ class Pipeline:
         """
         every = self._observe_every
         due = every is not None and self.state.unmeasured + 1 >= every
+        self._drop_skipped("a joined loss ran")
         if not isinstance(self._method, LossWeighting) or self._capture.waiting or due:
             return False
         parameters = self.parameters()
         for name, loss in losses.items():
             self._losses.add(name, loss)
             self.processes.begin(name, parameters)
+            self.lifecycle.captured(name, ())  # by the one backward pass that stands for all
         return self._losses.decide(self.segments()[1], parameters[0].device, apart=False)
 
     @contextmanager

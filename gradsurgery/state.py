@@ -150,7 +150,20 @@ class SurgeryState:
         Raises:
             ValueError: when it is of other tasks or segments, or what no step can have left.
         """
-        self._restored(groups, segments)
+        try:
+            self._restored(groups, segments)
+        except ValueError:
+            sizes, expected = (
+                [len(group.get("params", ())) for group in of]
+                for of in (groups, self._base.param_groups)
+            )
+            if sizes == expected:
+                raise
+            raise ValueError(
+                f"the checkpoint has parameter groups of {sizes} parameters and this optimizer of "
+                f"{expected}: build it with the same groups (add_param_group() those that came "
+                "later) before loading"
+            ) from None
         self._segments = list(segments)
 
     def _restored(

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from gradsurgery.evidence import BATCH, Evidence, sentence
 from gradsurgery.methods import Verdict
-from gradsurgery.summary import PairCounts, PairSummary, Summary
+from gradsurgery.summary import PairCounts, PairSummary, Summary, pair_names
 from gradsurgery.transfer import to_device
 
 #: Steps, and numbers of their Gram matrices, that wait at most before they are added up.
@@ -181,18 +181,21 @@ class ConflictStatistics:
 
         A log's windows together tell more: :func:`gradsurgery.report.verdict`.
         """
-        pairs = self.summary()["pairs"]
-        return sentence(
-            {
-                f"{pair['i']}/{pair['j']}": Evidence.from_json(pair["evidence"])
-                for pair in pairs
-                if "evidence" in pair
-            }
-        )
+        pairs = {
+            (pair["i"], pair["j"]): Evidence.from_json(pair["evidence"])
+            for pair in self.summary()["pairs"]
+            if "evidence" in pair
+        }
+        names = pair_names(pairs, "/")
+        return sentence({names[pair]: evidence for pair, evidence in pairs.items()})
 
     def scalars(self) -> dict[str, float]:
         """Return the window as flat ``{name: number}``, for any logger; figures without a value are
-        left out, and what is the same for (i, j) and (j, i) stands there once."""
+        left out, and what is the same for (i, j) and (j, i) stands there once.
+
+        A pair is called ``i-j``, followed by the tasks' positions (``.0-1``) if another pair would
+        have the same name.
+        """
         summary = self.summary()
         gradients = summary["gradients"]
         values: dict[str, float | None] = {
@@ -201,9 +204,11 @@ class ConflictStatistics:
             "nonfinite": float(summary["nonfinite"]),
             "unmeasured": summary.get("unmeasured"),
         }
+        names = pair_names(permutations(self.tasks, 2), "-")
+        position = {task: n for n, task in enumerate(self.tasks)}
         for pair in summary["pairs"]:
-            name = f"{pair['i']}-{pair['j']}"
-            if self.tasks.index(pair["i"]) < self.tasks.index(pair["j"]):
+            name = names[pair["i"], pair["j"]]
+            if position[pair["i"]] < position[pair["j"]]:
                 values[f"cosine/{name}"] = pair["cosine"]["mean"]
                 values[f"conflicts/{name}"] = _ratio(pair["conflicts"], pair["possible"])
             values[f"altered/{name}"] = _ratio(pair["altered"], pair["possible"])

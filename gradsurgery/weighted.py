@@ -62,6 +62,10 @@ class LossesOfStep:
     def clear(self) -> None:
         """Forget the step under way."""
         self._losses.clear()
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Forget the means and the decision: the losses may change again."""
         self._means = self._decision = None
 
     @property

@@ -44,7 +44,7 @@ def load(
     (1200, 300, [])
     """
     tables, skipped = _load(source, tasks, ("train", "dev"), bad_rows)
-    return {name: Splits(*parts) for name, parts in tables.items()}, skipped
+    return {name: Splits(train, dev) for name, (train, dev) in tables.items()}, skipped
 
 
 def load_dev(

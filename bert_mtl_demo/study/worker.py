@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,14 +65,14 @@ def train(config: Config, directory: Path, step: int | None, method: Method | No
         SystemExit: when a signal stopped it, with the signal's exit code; its checkpoint is kept.
     """
     from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
+    from bert_mtl_demo.training.claim import delete
     from bert_mtl_demo.training.run import continue_run, start_run
 
     last = RunDirectory(directory).last
     if last.exists() and (step is None or load_state(last)["progress"]["step"] <= step):
         outcome = continue_run(directory, {"max_steps": step}, method=method)
     else:
-        if directory.exists():
-            shutil.rmtree(directory)  # past that step, or interrupted before its first checkpoint
+        delete(directory)  # past that step, or interrupted before its first checkpoint
         settings = dataclasses.replace(config, output=str(directory), max_steps=step)
         outcome = start_run(settings, method=method)
     if not outcome.done:

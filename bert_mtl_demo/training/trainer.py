@@ -35,6 +35,7 @@ from bert_mtl_demo.training.logs import Log
 from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.progress import Progress, Window, score_line
+from bert_mtl_demo.training.run_settings import decisive, kept
 from gradsurgery import Method
 
 CHOOSING, REPORTED = 0, 1  # the halves of dev under `dev_half`
@@ -95,7 +96,9 @@ class Trainer:
                 name: examples.spread(config.train_scores) for name, examples in train.items()
             }
         self.progress = Progress()
+        self.restored = False  # from a state, which may be that before the first step
         self.window = Window()
+        self.files = run.digests()
         self.data = {
             f"{part}/{name}": examples.fingerprint()
             for part, sets in (("train", train), ("dev", dev))
@@ -111,8 +114,8 @@ class Trainer:
         """Train until done or told to stop; True when done."""
         self.model.train()
         self._restart_clock()
-        if self.progress.step == 0:
-            self._log_size()
+        if self.progress.step == 0 and not self.restored:
+            self.processes.agree(self._log_size)
             self.save()  # from now on there is something to resume from
         while True:
             if self._evaluation_is_due():
@@ -144,7 +147,7 @@ class Trainer:
         self.window.steps += 1
         self._count(problem)
         if self._window_is_full():
-            self._write_window()
+            self.processes.agree(self._write_window)  # a disk may be full for one of them
 
     def _backward(self) -> str | None:
         """Capture every task's gradient; the problem, if a loss is not finite."""
@@ -281,18 +284,22 @@ class Trainer:
         }
         if best:
             self.progress.best_score, self.progress.best_epoch = chosen_by, self.epoch
-            if self.processes.is_main:
-                save_weights(self.run.best, self.model.state_dict(), row)
+            self.processes.agree(lambda: self._save_best(row))
         spent = {
             "seconds": time.perf_counter() - begun,
             "peak_memory": peak_memory(self.precision.device),
         }
-        self.log.write({**row, **spent})
+        self.processes.agree(lambda: self.log.write({**row, **spent}))
         self._restart_clock()
         self.say(
             f"epoch {self.epoch}: "
             f"{score_line(scores, mean, leaderboard)}{'  (best)' if best else ''}"
         )
+
+    def _save_best(self, row: Mapping[str, Any]) -> None:
+        if self.processes.is_main:
+            made_with = {"settings": decisive(self.config), "files": self.files}
+            save_weights(self.run.best, self.model.state_dict(), row, made_with)
 
     def _scores(self, answers: Mapping[str, Answers], half: int) -> dict[str, float]:
         """The score of each task on one half of dev, or without `dev_half` on all of it."""
@@ -336,8 +343,11 @@ class Trainer:
     def save(self) -> None:
         """Write the state to resume from."""
         state = self.state_dict()
+        self.processes.agree(lambda: self._save(state))
+
+    def _save(self, state: Mapping[str, Any]) -> None:
         if self.processes.is_main:
-            save_state(self.run.last, state)
+            save_state(self.run.last, {**state, "logs": self.log.marks()})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what the run does next; all processes ask together."""
@@ -351,8 +361,9 @@ class Trainer:
             **random_states(self.processes),
             "progress": asdict(self.progress),
             "window": asdict(self.window),
-            "logs": self.log.sizes(),
             "data": self.data,
+            "settings": kept(self.config),
+            "files": self.files,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -365,5 +376,6 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         self.progress = Progress.from_dict(state["progress"])
         self.window = Window(**state["window"])
+        self.restored = True
         # Last: nothing after it may draw.
         restore_random(state, self.config, self.processes)

@@ -108,6 +108,11 @@ class Processes:
             return dist.get_world_size(self._group)
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
+    @property
+    def averages(self) -> bool:
+        """Whether gradients are averaged here, a part of them while tasks still run."""
+        return self._averaging is not None
+
     def drop(self, parameters: Sequence[Tensor]) -> None:
         """Forget the step under way."""
         if self._averaging is not None:

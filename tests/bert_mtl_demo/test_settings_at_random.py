@@ -1,6 +1,6 @@
 """Settings at random: whatever the values, a config that works or an error that names a setting.
 
-``pytest --hypothesis-profile=long`` draws 15,000 for each test.
+``pytest --hypothesis-profile=long`` draws 3,000 for each test.
 """
 
 from __future__ import annotations

@@ -90,7 +90,9 @@ def test_several_parameter_groups_are_one_problem() -> None:
     first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     groups = [{"params": [first], "lr": 0.1}, {"params": [second], "lr": 1.0}]
     optimizer = wrap(groups, tasks=("a", "b"))  # type: ignore[arg-type]
-    optimizer.join([first.sum() + 0 * second.sum(), (second - first).sum()]).backward()
+    optimizer.join(
+        [first.sum() + (second * torch.zeros(1)).sum(), (second - first).sum()]
+    ).backward()
     assert (first.grad.item(), second.grad.item()) == (0.5, 1.5)
     optimizer.step()
     assert (first.item(), second.item()) == pytest.approx((-0.05, -1.5))

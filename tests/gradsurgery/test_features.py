@@ -631,6 +631,25 @@ def test_a_second_backward_is_refused() -> None:
     model = Shared()
     z = model.trunk(batch())
     joined = wrap(list(model.parameters()), tasks=TASKS).join(model.losses(z), features=z)
-    joined.backward(retain_graph=True)
+    joined.backward()
     with pytest.raises(RuntimeError, match=r"second time.*join\(\) again"):
         joined.backward()
+
+
+@pytest.mark.parametrize("which", ["one head", "both heads"])
+def test_parameters_frozen_after_the_forward_get_nothing(which: str) -> None:
+    """As in a plain backward, and under the exact way."""
+    results = []
+    for way in ("plain", "features"):
+        model = Shared()
+        optimizer = wrap(list(model.parameters()), Sum(), tasks=TASKS)
+        z = model.trunk(batch())
+        losses = model.losses(z)
+        for head in list(model.heads.values())[: 1 if which == "one head" else None]:
+            head.requires_grad_(False)
+        if way == "plain":
+            sum(losses.values()).backward()
+        else:
+            optimizer.join(losses, features=z).backward()
+        results.append(grads(model))
+    close(results[1], results[0], 1e-12)

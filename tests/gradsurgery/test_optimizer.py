@@ -207,7 +207,7 @@ def test_a_closure_that_forgets_to_combine_is_refused() -> None:
     ("arguments", "error", "message"),
     [
         ({"base": object()}, TypeError, "torch.optim.Optimizer, not a object"),
-        ({"base": wrap([nn.Parameter(torch.zeros(1))])}, TypeError, "not a GradientSurgery"),
+        ({"base": wrap([nn.Parameter(torch.zeros(1))])}, TypeError, "GradientSurgery already"),
         ({"method": PCGrad}, TypeError, r"such as PCGrad\(\)"),
         ({"method": "pcgrad"}, TypeError, "'pcgrad'"),
         ({"tasks": "sst"}, ValueError, "'sst'"),

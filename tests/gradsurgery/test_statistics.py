@@ -29,6 +29,8 @@ from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
 
 KEYS = {
     "schema",
+    "run",
+    "crc32",
     "step",
     "epoch",
     "window",

@@ -1,6 +1,6 @@
 """Tables at random: whatever the bytes, no traceback, and no label that the file does not have.
 
-``pytest --hypothesis-profile=long`` draws 15,000 tables for each test.
+``pytest --hypothesis-profile=long`` draws 3,000 tables for each test.
 """
 
 from __future__ import annotations
@@ -120,12 +120,11 @@ def test_any_bytes_are_plain_texts_or_a_data_error(tmp_path: Path, content: byte
 
 
 # Sentences with all that matters to a reader of tables, but for NUL, which no table may hold.
-sentences = st.text(
-    st.sampled_from('ab ",\t\n\r.é\u2028\x0c')
-    | st.characters(codec="utf-8", exclude_characters="\0"),
-    min_size=1,
-    max_size=20,
-).filter(str.strip)
+marks = st.lists(
+    st.sampled_from(['"', '""', ",", "\t", "\n", "\r", " ", "a", "é", "\u2028"]), max_size=9
+)
+letters = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
+sentences = (marks.map("".join) | letters).filter(str.strip)
 rows_of_text = st.lists(st.tuples(sentences, st.integers(0, 4)), min_size=1, max_size=12)
 
 
@@ -211,9 +210,9 @@ def test_damage_to_the_sentences_costs_rows_and_never_a_label(
     examples, skipped = table
     assert len(examples) + len(skipped) >= size - sum(piece == b"\n" for _, piece in damage)
     for text, label in zip(examples.first, examples.labels, strict=True):
-        named = re.findall(r"film\"* (\d+) has (\d) \.", text)
+        named = re.findall(r"has (\d) \.", text)
         assert len(named) <= 1, "one row took in another"
-        assert all(int(number) % 5 == label for number, _ in named)
+        assert all(int(said) == label for said in named)
 
 
 @pytest.mark.parametrize("mark", [b'"', b"\t", b"\n", b"\0", b"\xff", b"\r"])

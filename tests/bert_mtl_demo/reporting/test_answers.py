@@ -276,7 +276,7 @@ def test_wrong_lines_are_refused(finished, capsys, monkeypatch, content, part):
             lambda run: (run / "config.json").write_text(
                 (run / "config.json").read_text().replace('"cosine"', '"concat"')
             ),
-            ["does not fit", "heads.sts"],
+            ["has sts_head = concat", "trained with sts_head = cosine"],
         ),
     ],
 )
