@@ -12,6 +12,7 @@ from gradsurgery import kernels
 from gradsurgery.distributed.local import LocalGradients
 from gradsurgery.distributed.placement import Placement
 from gradsurgery.kernels import Column, Columns
+from gradsurgery.magnitude import WIDE, gram_in_range
 from gradsurgery.methods import State, Verdict
 from gradsurgery.sparse import align, restore
 
@@ -30,6 +31,8 @@ class Measured(NamedTuple):
         segments: the segment of each shared parameter.
         alone: ``[P''][K]``, the gradients of the parameters that one task has one for.
         alone_segments: the segment of each of these.
+        factor: a power of two that the gradients carry in ``gram``, 1 unless their squares would
+            leave float64, see :mod:`gradsurgery.magnitude`.
     """
 
     gram: Tensor
@@ -42,6 +45,7 @@ class Measured(NamedTuple):
     segments: list[int]
     alone: list[Column]
     alone_segments: list[int]
+    factor: float = 1.0
 
     def present(self) -> Tensor:
         """Return ``[S, K]`` bool on the CPU: whether task k has a shared gradient in segment s."""
@@ -97,15 +101,17 @@ def measure(
         single = [_values(column) for column in single]
     homes, alone_homes = ([segments[p] for p in part] for part in (shared, alone))
     all_homes = homes + [count] * len(alone)  # one more segment for those of one task
-    gram = placement.gram(
-        LocalGradients(dense + single, all_homes, shared + alone, count + 1, tasks)
-    )
+    local = LocalGradients(dense + single, all_homes, shared + alone, count + 1, tasks)
+    gram, factor = placement.gram(local), 1.0
     resident = kernels.fused_on(gram.device, tasks)
     if not resident:
         gram = gram.cpu()  # launch by launch, arithmetic on K x K numbers is faster there
+        if not WIDE.isdisjoint([column[0].dtype for column in grads if column]):
+            gram, factor = gram_in_range(gram, local, placement)
     finite = gram.isfinite().all()
+    gram = gram[:count]
     return Measured(
-        gram[:count], finite, resident, grads, shared, dense, unions, homes, single, alone_homes
+        gram, finite, resident, grads, shared, dense, unions, homes, single, alone_homes, factor
     )
 
 
@@ -114,7 +120,8 @@ def apply_(measured: Measured, weights: Tensor, alone: Tensor | None = None) -> 
 
     Args:
         measured: the gradients.
-        weights: ``[S, K]`` float64.
+        weights: ``[S, K]`` float64, finite, of any size, also beyond the range of the gradients'
+            dtype, see :func:`gradsurgery.kernels.eager.combine_`.
         alone: ``[S, K]`` float64, the weights of gradients of an only task; None leaves them as
             they are.
 

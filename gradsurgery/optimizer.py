@@ -159,7 +159,9 @@ class GradientSurgery(OptimizerWrapper):
         """Capture the gradients of the backward passes run inside, for task ``name``.
 
         Entering the same task again adds to what it captured (gradient accumulation). ``.grad`` is
-        left as it was found. If the body raises, what this task captured in this step is dropped.
+        left as it was found, but that one parameter without a gradient bears zeros while captured
+        gradients wait: whoever clears gradients without knowing of surgery drops them so. If the
+        body raises, what was captured in this step is dropped.
 
         Args:
             name: one of ``tasks``.
@@ -198,7 +200,8 @@ class GradientSurgery(OptimizerWrapper):
         backward would. With a non-finite value in any captured gradient, also in that of a head,
         the plain sum is delivered (after one backward pass of weighted losses, theirs), non-finite
         as it is for GradScaler to find; the method's state and the visiting order stay as they
-        were, and the step is counted as non-finite.
+        were, and the step is counted as non-finite. So it is with weights that are not finite.
+        Finite ones may be of any size: a gradient of subnormal numbers is projected as any other.
 
         Args:
             losses: the tasks' losses in this step, by name, for methods that decide by them and

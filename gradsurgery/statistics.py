@@ -103,6 +103,7 @@ class ConflictStatistics:
         active: Tensor,
         finite: Tensor | None = None,
         measured: bool = True,
+        factor: float = 1.0,
     ) -> None:
         """Add one step.
 
@@ -114,12 +115,13 @@ class ConflictStatistics:
             finite: scalar bool on the device of ``gram``; where it is False the step is counted as
                 :meth:`skip` does. None for True.
             measured: False where the gradients were not, and ``gram`` is zeros.
+            factor: that the gradients carry in ``gram``.
         """
         sums = self._sums
         if not sums or len(segments) != len(self.segments) or sums["steps"].device != gram.device:
             self._add_up()
             self._make_room(segments, gram.device)
-        self._waiting.append(_Step(gram, verdict, active, finite, measured))
+        self._waiting.append(_Step(gram, verdict, active, finite, measured, factor))
         if len(self._waiting) >= min(WAITING, ELEMENTS // gram.numel()):
             self._add_up()
 
@@ -275,7 +277,8 @@ class ConflictStatistics:
         self._add("active", active & (finite & ~unmeasured)[:, None])
         self._add_pairs(gram, altered)
         self._add_batches(gram)
-        self._add_tasks(gram, altered)
+        factors = torch.tensor([s.factor for s in steps], dtype=torch.float64, device="cpu")
+        self._add_tasks(gram, altered, to_device(factors, device))
         self._add_weights(gram, weights, active & (unmeasured & finite)[:, None])
         self._add_change(gram, weights)
         if "target" in steps[-1].verdict.state:
@@ -312,12 +315,12 @@ class ConflictStatistics:
                 self._sums["open"].zero_()
                 self._begun = 0
 
-    def _add_tasks(self, gram: Tensor, altered: Tensor) -> None:
+    def _add_tasks(self, gram: Tensor, altered: Tensor, factors: Tensor) -> None:
         square = gram.diagonal(dim1=-2, dim2=-1)  # [T, S, K]
         present = square > 0
         self._add("active_altered", altered.amax((1, -1)))
         self._add("present", present.any(1))
-        self._add("norm", square.sum(1).sqrt())
+        self._add("norm", square.sum(1).sqrt() / factors[:, None])
 
     def _add_weights(self, gram: Tensor, weights: Tensor, unmeasured: Tensor) -> None:
         """``unmeasured``: [T, K] bool, the tasks whose loss was weighted and no gradient seen."""
@@ -418,6 +421,7 @@ class _Step(NamedTuple):
     active: Tensor
     finite: Tensor | None
     measured: bool
+    factor: float
 
 
 def _finite(steps: Sequence[_Step], device: torch.device) -> Tensor:

@@ -248,7 +248,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: is damaged and cannot be read ({error}). Restore it from a copy of this run."
+            f"{path}: is damaged and cannot be read ({error}). Restore it from a copy of this run, "
+            "or delete it and train on: a better epoch writes it again."
         ) from None
 
 

@@ -312,6 +312,10 @@ class Averaged:
         """See :class:`~gradsurgery.distributed.placement.Placement`."""
         return self._exchange.gram(local.columns, local.segments, local.segment_count, local.tasks)
 
+    def largest(self, value: Tensor) -> Tensor:
+        """See :class:`~gradsurgery.distributed.placement.Placement`."""
+        return value
+
     def restored(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
         """See :class:`~gradsurgery.distributed.placement.Placement`."""
         # A head's gradient would keep the bucket alive that all of its task came in.

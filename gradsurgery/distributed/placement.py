@@ -31,6 +31,9 @@ class Placement(Protocol):
     def gram(self, local: LocalGradients) -> Tensor:
         """Return the Gram matrix of the whole gradients, ``[S, K, K]``, the same on all ranks."""
 
+    def largest(self, value: Tensor) -> Tensor:
+        """Return the largest of the ranks' values, each of what lies there of the gradients."""
+
     def restored(self, update: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Return what ``.grad`` is to be, from the update of what lies here (P tensors)."""
 
@@ -41,6 +44,10 @@ class SingleProcess:
     def gram(self, local: LocalGradients) -> Tensor:
         """See :class:`Placement`."""
         return kernels.gram(local.columns, local.segments, local.segment_count, local.tasks)
+
+    def largest(self, value: Tensor) -> Tensor:
+        """See :class:`Placement`."""
+        return value
 
     def restored(self, update: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """See :class:`Placement`."""

@@ -105,6 +105,14 @@ class Sharded:
             _refuse_unlike(plain, totals[-1], widest)
         return totals.sum(0).to(device)
 
+    def largest(self, value: Tensor) -> Tensor:
+        """See :class:`~gradsurgery.distributed.placement.Placement`."""
+        highest = value.to(self._meshes[0].device_type)
+        for mesh in self._meshes:
+            for group in mesh.get_all_groups():
+                dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+        return highest
+
     def restored(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the sharded gradients whose shards are ``update``, the first of each column."""
         first = [next((g for g in column if g is not None), None) for column in self._columns]

@@ -82,7 +82,7 @@ def _combine_alone_(column: Column, weights: Tensor) -> None:
     if not present:
         return
     first = present[0][0]
-    wide = torch.promote_types(first.dtype, torch.float32)
+    wide = torch.promote_types(first.dtype, torch.float64)
     factors = weights.to(first.device, torch.float64)
     total = torch.stack([grad.to(wide) * factors[k].to(wide) for grad, k in present]).sum(0)
     first.copy_(total)

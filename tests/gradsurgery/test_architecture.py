@@ -20,7 +20,7 @@ LAYERS = [
     {"summary", "hooks", "multiplied"},
     {"kernels", "_log_schema", "_thinning"},
     {"methods", "distributed"},
-    {"memory"},
+    {"memory", "magnitude"},
     {"capture", "combine", "lifecycle", "losses", "scale", "state", "statistics", "split"},
     {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},

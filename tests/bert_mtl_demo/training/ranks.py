@@ -21,10 +21,11 @@ from bert_mtl_demo import train
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.model.multitask import MultitaskModel
-from bert_mtl_demo.training import checkpoint, logs
+from bert_mtl_demo.training import checkpoint
 from bert_mtl_demo.training.processes import Processes, joined
 from bert_mtl_demo.training.run import continue_run, start_run
 from bert_mtl_demo.training.trainer import Trainer
+from gradsurgery import ConflictLog
 
 SMALL: dict[str, Any] = {
     "device": "cpu",
@@ -145,7 +146,7 @@ def main(place: Path, encoder: str) -> None:
 @contextlib.contextmanager
 def full_disk(part: str, processes: Processes) -> Iterator[None]:
     """The second write of a checkpoint, or of a line of the log, finds the disk full."""
-    owner, name = (checkpoint.torch, "save") if part == "checkpoint" else (logs.json, "dumps")
+    owner, name = (checkpoint.torch, "save") if part == "checkpoint" else (ConflictLog, "write")
     plain, count = getattr(owner, name), iter(range(1, 1000))
 
     def write(*args: Any, **keywords: Any) -> Any:
