@@ -178,7 +178,8 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     told += check(run, state["logs"], config.tasks) + _check_best(run, state)
     _announce(config, run, processes, told)
     splits, skipped = load_splits(config)
-    if processes.is_main and run.load_data() is None:
+    whole = run.data_digest() == state["data_file"] if "data_file" in state else run.load_data()
+    if processes.is_main and not whole:
         less = ", without the rows that stages skipped" if config.pretrain else ""
         print(f"warning: {run.data} is missing or damaged, and is written again{less}")
         run.save_data(splits, skipped)

@@ -26,7 +26,11 @@ FILES = (
     *("last.pt", "best.safetensors", "config.json", "data.json", "metrics.jsonl"),
     *("conflicts.jsonl", "encoder/config.json", "encoder/tokenizer.json"),
 )
-TOLD = ("written again", "bytes are missing", "was ")  # repaired or gone without, in so many words
+TOLD = (
+    "written again",
+    "bytes are missing",
+    "last checkpoint",
+)  # repaired or gone without, in so many words
 
 
 def main() -> int:

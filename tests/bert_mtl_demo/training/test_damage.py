@@ -155,7 +155,9 @@ def test_lost_weights_are_told(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "best.safetensors is missing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"sizes": {"sst": 3}, "skipped": []}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", '{"sizes": {"sst": {"train": 3, "dev": 3}}, "skipped": []}']
+)
 def test_lost_sizes_of_the_data_are_written_again(
     run: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
