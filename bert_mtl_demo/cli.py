@@ -14,7 +14,8 @@ from typing import Any
 
 from bert_mtl_demo.config import GROUPS, Config, read_settings
 from bert_mtl_demo.data import DataError
-from bert_mtl_demo.errors import DemoError, DivergedError
+from bert_mtl_demo.errors import DemoError, DivergedError, StorageError
+from bert_mtl_demo.printing import printable
 from bert_mtl_demo.setting_types import Choice, default_of, switch
 from bert_mtl_demo.user_tasks import user_tasks
 
@@ -126,8 +127,9 @@ def reported(command: Callable[[], int]) -> int:
     try:
         return command()
     except (DemoError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED if isinstance(error, DivergedError) else EXIT_REFUSED
+        print(f"error: {printable(error)}", file=sys.stderr)
+        failed = isinstance(error, DivergedError | StorageError)
+        return EXIT_FAILED if failed else EXIT_REFUSED
 
 
 def guard(command: Callable[[], int]) -> int:
@@ -138,8 +140,9 @@ def guard(command: Callable[[], int]) -> int:
     """
     try:
         return reported(command)
-    except KeyboardInterrupt:
-        print("interrupted before there was anything to save", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        message = str(interrupt) or "interrupted before there was anything to save"
+        print(printable(message), file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has closed it; that is not an error.

@@ -30,6 +30,14 @@ class DivergedError(DemoError):
     """Training met more consecutive non-finite steps than `max_nonfinite` allows."""
 
 
+class StorageError(DemoError, OSError):
+    """The system refuses to write: a full disk, a quota, a read-only directory.
+
+    >>> issubclass(StorageError, OSError)
+    True
+    """
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown name, with the nearest known one.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.cli import guard
+from bert_mtl_demo.printing import printable
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def _main(arguments: argparse.Namespace) -> int:
         top = integer(0)(arguments.top)
     except ValueError as error:
         raise ConfigError(f"top = {arguments.top}: {error}") from None
-    print(evaluate(arguments.run, arguments.data, arguments.output, arguments.device, top))
+    print(
+        printable(evaluate(arguments.run, arguments.data, arguments.output, arguments.device, top))
+    )
     return 0
 
 
@@ -72,25 +75,28 @@ def evaluate(
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
-    from bert_mtl_demo.data import dev_halves, load
+    from bert_mtl_demo.data import dev_halves, load_dev
     from bert_mtl_demo.reporting.loaded_run import load_run
+    from bert_mtl_demo.store import write_text, writing
     from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
     loaded = load_run(run, device)
     config = replace(loaded.config, data=data or loaded.config.data)
-    splits, _ = load(config.data, loaded.tasks, bad_rows=config.bad_rows)
+    splits, skipped = load_dev(config.data, loaded.tasks, bad_rows=config.bad_rows)
     directory = Path(output) if output else loaded.run.path
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     tasks: dict[str, dict[str, Any]] = {}
-    for name, split in splits.items():
-        dev = split.dev.limited(config.dev_limit)
+    for name, dev in splits.items():
+        dev = dev.limited(config.dev_limit)
         if config.dev_half and data is None:
             dev = dev.take(dev_halves(len(dev), name)[1])
-        tasks[name] = _assess(loaded.answer(dev), dev, directory, top)
+        tasks[name] = _assess(loaded.answer(dev, cached=True), dev, directory, top)
     scores = {name: task["score"] for name, task in tasks.items()}
     evaluation = {
         "run": str(run),
         "data": config.sources,
+        "skipped": [str(row) for row in skipped],
         "tasks": tasks,
         "mean": mean_score(scores, config.definitions),
         "leaderboard": leaderboard_score(scores, config.definitions),
@@ -100,8 +106,8 @@ def evaluate(
         "evaluation.md": _document(evaluation),
     }
     for file, content in files.items():
-        (directory / file).write_text(content, encoding="utf-8")
-    return f"{_scores(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
+        write_text(directory / file, content)
+    return f"{_summary(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
 
 
 def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str, Any]:
@@ -172,8 +178,16 @@ def _scores(evaluation: Mapping[str, Any]) -> str:
     return score_line(scores, evaluation["mean"], evaluation["leaderboard"])
 
 
+def _summary(evaluation: Mapping[str, Any]) -> str:
+    skipped = evaluation["skipped"]
+    note = f"skipped {len(skipped)} rows, the first of them {skipped[0]}" if skipped else ""
+    return "\n\n".join(filter(None, [_scores(evaluation), note]))
+
+
 def _document(evaluation: Mapping[str, Any]) -> str:
-    parts = [f"# Evaluation on the dev sets of {evaluation['data']}", _scores(evaluation)]
+    from bert_mtl_demo.reporting.tables import cell
+
+    parts = [f"# Evaluation on the dev sets of {cell(evaluation['data'])}", _summary(evaluation)]
     for name, task in evaluation["tasks"].items():
         parts.append(
             f"## {name}: {task['metric']} {task['score']:.4f} on {task['examples']} examples"
@@ -188,7 +202,10 @@ def _mistakes(rows: Sequence[Mapping[str, Any]]) -> str:
     from bert_mtl_demo.reporting.tables import cell, table
 
     cells = [
-        [cell(" / ".join(row["texts"])), row["true"], row["found"], f"{row['error']:.2f}"]
+        [
+            *(cell(text) for text in (" / ".join(row["texts"]), row["true"], row["found"])),
+            f"{row['error']:.2f}",
+        ]
         for row in rows
     ]
     return table(["text", "true", "predicted", "error"], cells)

@@ -11,6 +11,7 @@ from typing import Any
 
 from bert_mtl_demo.cli import guard, reported, settings_of, train_parser
 from bert_mtl_demo.config import Config
+from bert_mtl_demo.printing import printable
 from bert_mtl_demo.training.processes import Processes, joined, only_main_speaks
 
 
@@ -21,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the flags; those of the process if None.
 
     Returns:
-        0 when training is done, 2 for refused input, 1 when training diverged, 130 or 143 when a
-        signal stopped it (the run can then be resumed).
+        0 when training is done, 2 for refused input, 1 when training diverged or the disk was full,
+        130 or 143 when a signal stopped it (the run can then be resumed).
 
     >>> main(["--epochs", "0"])
     2
@@ -42,7 +43,7 @@ def _train(settings: Mapping[str, Any], resume: str | None, processes: Processes
     config = Config.from_mapping(settings) if resume is None else None
     # Imported here: torch and transformers take seconds, and a wrong flag is refused at once.
     from bert_mtl_demo.reporting.run_report import write_report
-    from bert_mtl_demo.training.run import continue_run, start_run
+    from bert_mtl_demo.training.run import continue_run, resumable, start_run
 
     if config:
         outcome = start_run(config, processes)
@@ -51,7 +52,8 @@ def _train(settings: Mapping[str, Any], resume: str | None, processes: Processes
     if not processes.is_main:
         return outcome.exit_code
     if outcome.done:
-        print(write_report(outcome.path))
+        with resumable(outcome.path):
+            print(printable(write_report(outcome.path)))
     else:
         print(f"stopped; continue with: python -m bert_mtl_demo.train --resume {outcome.path}")
     return outcome.exit_code

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from gradsurgery import kernels
+from gradsurgery.distributed.local import LocalGradients
 from gradsurgery.distributed.placement import Placement
 from gradsurgery.kernels import Column, Columns
+from gradsurgery.methods import State, Verdict
 from gradsurgery.sparse import align, restore
 
 
@@ -49,7 +51,21 @@ class Measured(NamedTuple):
             rows[segment] = [
                 known or grad is not None for known, grad in zip(rows[segment], column, strict=True)
             ]
-        return torch.tensor(rows)
+        return torch.tensor(rows, dtype=torch.bool, device="cpu")
+
+    def if_finite(self, verdict: Verdict, before: State) -> Verdict:
+        """Return the verdict, or where gradients are not finite the plain sum and the state before.
+
+        Only where nobody waits to see which it is: on the CPU the caller knows that all is finite.
+        """
+        if not self.resident:
+            return verdict
+        state = verdict.state.items()
+        return Verdict(
+            torch.where(self.finite, verdict.weights, 1.0),
+            None if verdict.altered is None else verdict.altered & self.finite,
+            {name: torch.where(self.finite, value, before[name]) for name, value in state},
+        )
 
 
 def measure(
@@ -80,12 +96,9 @@ def measure(
         dense, unions = _aligned(dense, shared)
         single = [_values(column) for column in single]
     homes, alone_homes = ([segments[p] for p in part] for part in (shared, alone))
+    all_homes = homes + [count] * len(alone)  # one more segment for those of one task
     gram = placement.gram(
-        dense + single,
-        homes + [count] * len(alone),  # one more segment for those of one task
-        shared + alone,
-        count + 1,
-        tasks,
+        LocalGradients(dense + single, all_homes, shared + alone, count + 1, tasks)
     )
     resident = kernels.fused_on(gram.device, tasks)
     if not resident:

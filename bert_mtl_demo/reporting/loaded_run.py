@@ -14,10 +14,13 @@ from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_tokenizer
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
+from bert_mtl_demo.pretraining.cache import cache_directory
 from bert_mtl_demo.runtime import Precision, choose_device
 from bert_mtl_demo.tasks import Task
-from bert_mtl_demo.training.checkpoint import RunDirectory, load_weights
+from bert_mtl_demo.training.checkpoint import RunDirectory, read_weights
+from bert_mtl_demo.training.features import with_features
 from bert_mtl_demo.training.inference import Answers, answer
+from bert_mtl_demo.training.run_settings import edited
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,16 @@ class LoadedRun:
         """The tasks of the run, in order."""
         return tuple(self.config.definitions.values())
 
-    def answer(self, examples: Examples) -> Answers:
-        """The model's answers, in the order of the examples."""
+    def answer(self, examples: Examples, *, cached: bool = False) -> Answers:
+        """The model's answers, in the order of the examples.
+
+        `cached` takes the sentences' vectors from the cache, if the run did.
+        """
         length, pairs = self.config.max_length, self.config.pairs
         encoded = encode(examples, examples.task, self.tokenizer, length, pairs)
+        if cached and self.config.cache_features:
+            cache = cache_directory(self.config.cache)
+            encoded = with_features(self.model, encoded, self.precision, cache)
         return answer(self.model, encoded, self.precision)
 
     def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:
@@ -58,7 +67,9 @@ def load_run(directory: str | Path, device: str | None = None) -> LoadedRun:
     run = RunDirectory(Path(directory))
     config = run.load_config()
     chosen = choose_device(device or "auto")
-    weights = load_weights(run.best)
+    weights, made_with = read_weights(run.best)
+    edited(config, made_with.get("settings", {}), run.config)  # 0.1.0 kept none
+    run.refuse_changed(made_with.get("files", {}))
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     model = new_model(config, blank_encoder(run.encoder, pooler=needs_pooler(config)))
     try:

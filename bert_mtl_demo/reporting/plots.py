@@ -18,6 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
+from bert_mtl_demo.printing import printable
+from bert_mtl_demo.store import atomic
+
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
@@ -57,8 +60,9 @@ def new_panels(
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the PNG."""
-    figure.savefig(path, dpi=110)
+    """Write the PNG, over the one that was there."""
+    with atomic(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=110)
     return path
 
 
@@ -125,13 +129,19 @@ def shaded(
         color = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
         axes.text(x, y, str(text), ha="center", va="center", color=color)
     name_columns(axes, columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [_plain(name) for name in rows])
     return image
 
 
 def name_columns(axes: Axes, names: Sequence[str]) -> None:
     """Names on the x axis, turned so that they have room."""
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    labels = [_plain(name) for name in names]
+    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor")
+
+
+def _plain(name: str) -> str:
+    """A name as a label: dollar signs would make a formula of it."""
+    return printable(name).replace("$", r"\$")
 
 
 def confusion(axes: Axes, table: ArrayLike, names: Sequence[str]) -> None:

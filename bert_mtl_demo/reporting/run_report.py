@@ -6,17 +6,18 @@ equal rows may only mean that surgery was never applied.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.reporting import figures, plots
-from bert_mtl_demo.reporting.tables import table
+from bert_mtl_demo.reporting.tables import cell, table
+from bert_mtl_demo.store import write_text, writing
 from bert_mtl_demo.training.checkpoint import RunDirectory
-from bert_mtl_demo.training.logs import read_lines
+from bert_mtl_demo.training.logs import WITHOUT, check_tasks, read_metrics, tasks_of
 from bert_mtl_demo.training.progress import short
 from gradsurgery import report as surgery
 
@@ -26,13 +27,13 @@ LISTED = 20  # skipped rows in the report; data.json has all of them
 def write_report(directory: Path) -> str:
     """Write report.md and its pictures into a run; the summary for the terminal."""
     run = RunDirectory(Path(directory))
-    config, rows = run.load_config(), read_lines(run.metrics)
+    config = run.load_config()
+    rows, lines = read_metrics(run.metrics, config.tasks), _windows(run, config)
     dev = [row for row in rows if row["kind"] == "dev"]
     if not dev:
         raise CheckpointError(f"{run.path}: has no scores to report, as no epoch was finished")
-    lines = surgery.read([run.conflicts])
     sections = [
-        f"# {config.method} on {', '.join(config.tasks)}",
+        f"# {config.method} on {cell(', '.join(config.tasks))}",
         _settings(config),
         "## Data\n\n" + _data(run),
         "## Scores on dev\n\n" + score_table(dev),
@@ -40,10 +41,23 @@ def write_report(directory: Path) -> str:
         "## Conflicts\n\n" + _conflicts(lines),
         "## Pictures\n\n" + _pictures(run, rows, lines),
     ]
-    page = run.path / "report.md"
-    page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    page = write_text(run.path / "report.md", "\n\n".join(sections) + "\n")
     parts = [score_table(dev), surgery.table(lines), surgery.judgement(lines), f"report: {page}"]
     return "\n" + "\n\n".join(part for part in parts if part)
+
+
+def _windows(run: RunDirectory, config: Config) -> list[surgery.Line]:
+    """The conflict log, of the run's tasks alone; none when there is no file."""
+    if not run.conflicts.exists():
+        return []
+    try:
+        lines = surgery.read([run.conflicts])
+    except ValueError as error:
+        raise CheckpointError(f"{error}. {WITHOUT}") from None
+    for number, line in enumerate(lines, start=1):
+        check_tasks(run.conflicts, number, tasks_of(line), config.tasks)
+        line["method"] = cell(line["method"])
+    return lines
 
 
 def score_table(dev: Sequence[dict[str, Any]]) -> str:
@@ -56,7 +70,7 @@ def score_table(dev: Sequence[dict[str, Any]]) -> str:
     | 1 | 9 | .500 | .500 | .500 | best |
     """
     tasks = list(dev[0]["scores"])
-    best = [row for row in dev if row["best"]][-1]
+    best = next((row for row in reversed(dev) if row["best"]), None)
     rows = [
         [
             *(row["epoch"], row["step"]),
@@ -71,7 +85,7 @@ def score_table(dev: Sequence[dict[str, Any]]) -> str:
 
 def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
     """Conflicts and alterations of every ordered pair, added up by epoch."""
-    epochs: dict[int | None, list[surgery.Line]] = {}
+    epochs: dict[float | None, list[surgery.Line]] = {}
     for line in lines:
         epochs.setdefault(line["epoch"], []).append(line)
     return [
@@ -83,8 +97,8 @@ def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
 
 def _settings(config: Config) -> str:
     changed = {name: value for name, value in config.changed().items() if name != "output"}
-    listed = ", ".join(f"{name} = {value}" for name, value in changed.items())
-    warnings = "".join(f"\n\n**Note:** {sentence}" for sentence in config.warnings())
+    listed = ", ".join(f"{name} = {cell(value)}" for name, value in changed.items())
+    warnings = "".join(f"\n\n**Note:** {cell(sentence)}" for sentence in config.warnings())
     return (
         f"Settings that differ from the defaults: {listed or 'none'}. All of them: config.json."
         + warnings
@@ -92,17 +106,18 @@ def _settings(config: Config) -> str:
 
 
 def _data(run: RunDirectory) -> str:
-    if not run.data.exists():
-        return "data.json is missing."
-    data = json.loads(run.data.read_text(encoding="utf-8"))
-    sizes = [[task, size["train"], size["dev"]] for task, size in data["sizes"].items()]
-    text = table(["task", "train", "dev"], sizes)
+    data = run.load_data()
+    if data is None:
+        return f"{run.data.name} is missing or damaged."
+    text = table(
+        ["task", "train", "dev"], [[cell(name), *sizes] for name, sizes in data["sizes"].items()]
+    )
     skipped = data["skipped"]
     if not skipped:
         return text + "\n\nNo row was skipped."
-    rows = [f"- {row['file']}:{row['line']}: {row['reason']}" for row in skipped[:LISTED]]
+    rows = [f"- {cell(row)}" for row in skipped[:LISTED]]
     if len(skipped) > LISTED:
-        rows.append(f"- and {len(skipped) - LISTED} more, in data.json")
+        rows.append(f"- and {len(skipped) - LISTED} more, in {run.data.name}")
     return "\n".join([f"{text}\n\n{len(skipped)} rows were skipped:\n", *rows])
 
 
@@ -142,5 +157,10 @@ def _pictures(
     if met:
         drawn["conflicts_by_epoch"] = figures.conflicts_by_epoch(totals)
     files = [plots.save(figure, run.path / f"{name}.png") for name, figure in drawn.items()]
-    files += surgery.draw(lines, run.path) if met else []
+    if met:
+        with writing(run.path), TemporaryDirectory(prefix=".pictures", dir=run.path) as unfinished:
+            # Renamed from there: a link in place of a picture is replaced, not followed.
+            files += [
+                path.replace(run.path / path.name) for path in surgery.draw(lines, unfinished)
+            ]
     return "\n\n".join(f"![{file.stem}]({file.name})" for file in files)

@@ -1,7 +1,8 @@
 """Metrics: accuracy, Pearson's r, and the confusion matrix.
 
-scikit-learn and SciPy do the counting. They are imported when first asked: a wrong flag deserves
-its answer before a second of imports.
+scikit-learn and SciPy do the counting. They are imported with this module, and so before a run is
+seeded: a part of scikit-learn draws from Python's generator when it is imported, and a resumed run
+would draw once more than the run that never stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import pearsonr
+from sklearn.metrics import accuracy_score, confusion_matrix
 
 
 def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
@@ -18,8 +21,6 @@ def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
     >>> accuracy([0, 1, 1, 4], [0, 1, 0, 4])
     0.75
     """
-    from sklearn.metrics import accuracy_score
-
     true, predicted = _same_size(true, predicted)
     return float(accuracy_score(true.astype(np.int64), predicted.astype(np.int64)))
 
@@ -30,8 +31,6 @@ def pearson(true: ArrayLike, predicted: ArrayLike) -> float:
     >>> round(pearson([1, 2, 3], [2, 4, 6]), 6), pearson([1, 2, 3], [7, 7, 7])
     (1.0, 0.0)
     """
-    from scipy.stats import pearsonr
-
     true, predicted = _same_size(true, predicted)
     if np.ptp(true) == 0 or np.ptp(predicted) == 0:
         return 0.0
@@ -44,8 +43,6 @@ def confusion(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np
     >>> confusion([0, 1, 1], [0, 0, 1], 2).tolist()
     [[1, 0], [1, 1]]
     """
-    from sklearn.metrics import confusion_matrix
-
     true, predicted = _same_size(true, predicted)
     labels = np.arange(classes)
     counts: NDArray[np.int64] = confusion_matrix(

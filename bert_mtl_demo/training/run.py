@@ -4,13 +4,13 @@ The order matters. Everything that is cheap to check is checked before anything 
 output directory is made only when all that could be refused has been accepted.
 
 In several processes each does all of this, but for what is done once and left to the first: the
-output directory, the stages before the tasks, the logs. What one of them refuses, all refuse.
+output directory, its lock, the stages before the tasks, the logs. What one refuses, all refuse.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,25 @@ from tqdm import tqdm
 from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Skipped, Splits, load
-from bert_mtl_demo.data.tokenization import EncodedSet, encode
-from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.data.distribution import announce
+from bert_mtl_demo.data.tokenization import EncodedSet, encode, unknown_words
+from bert_mtl_demo.errors import CheckpointError, StorageError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
+from bert_mtl_demo.pretraining.cache import cache_directory
+from bert_mtl_demo.printing import printable
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
+from bert_mtl_demo.training.claim import existing_directory, new_directory
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
 from bert_mtl_demo.training.features import with_features
-from bert_mtl_demo.training.logs import Log, RunLog
+from bert_mtl_demo.training.logs import Log, RunLog, check, cut
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.run_settings import (
+    edited,
     extended,
     labelled,
     output_of,
@@ -81,37 +86,59 @@ def start_run(
     Traceback (most recent call last):
     bert_mtl_demo.errors.EncoderError: unknown encoder 'no-such-encoder': ...
     """
-    run = RunDirectory(processes.from_main(output_of(config)))
-    parts = processes.agree(lambda: _begun(config, run, processes))
-    draw_apart(config, processes)
-    return _train(parts, processes, method)
+    source = processes.agree(lambda: _accepted(config, processes))
+    with ExitStack() as life:
+        path = processes.agree(lambda: _claimed(life, _directory_of(config), processes))
+        run = RunDirectory(Path(processes.from_main(path)))
+        life.enter_context(resumable(run.path))
+        parts = processes.agree(lambda: _begun(config, source, run, processes))
+        draw_apart(config, processes)
+        return _train(parts, processes, method)
 
 
-def _begun(config: Config, run: RunDirectory, processes: Processes) -> _Parts:
-    """The parts of a new run."""
-    device = processes.device(config.device)
+def _accepted(config: Config, processes: Processes) -> Source:
+    """The encoder's source, when nothing can be refused without loading anything."""
+    processes.device(config.device)
     refuse_comparing(config, processes)
     refuse_module_names(config)
     source = locate(config.encoder)
     source.refuse_longer(config.max_length)
-    if processes.is_main:
-        run.refuse_if_used()
+    return source
+
+
+def _directory_of(config: Config) -> AbstractContextManager[Path]:
+    return new_directory(output_of(config), chosen=config.output is not None)
+
+
+def _claimed(life: ExitStack, directory: AbstractContextManager[Path], processes: Processes) -> str:
+    """The directory that main holds for the run's life; "" in the others."""
+    return str(life.enter_context(directory)) if processes.is_main else ""
+
+
+def _begun(config: Config, source: Source, run: RunDirectory, processes: Processes) -> _Parts:
+    """The parts of a new run."""
+    device = processes.device(config.device)
     _announce(config, run, processes)
     config = labelled(config)
     splits, skipped = load_splits(config)
     if processes.is_main:  # the others get the weights that come of it
+        announce(splits)
         source = pretrained(config, source, device, skipped=skipped)
     tokenizer = load_tokenizer(source)
     encoder = load_encoder(source, pooler=needs_pooler(config), layers=config.encoder_layers)
     config = portable(config)
     sets = _encode(config, splits, tokenizer)
+    if processes.is_main:
+        for sentence in unknown_words(sets[0], tokenizer.unk_token_id):
+            print(f"warning: {sentence}")
     model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     sets = _with_features(config, model, sets, precision)
     build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
     if processes.is_main:
         run.create(config, encoder, tokenizer)
-        _note_data(run, splits, skipped)
+        _tell_skipped(skipped)
+        run.save_data(splits, skipped)
     return _Parts(config, run, model, sets, precision)
 
 
@@ -128,18 +155,33 @@ def continue_run(
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
     run = RunDirectory(Path(directory))
-    parts = processes.agree(lambda: _continued(run, settings, processes))
-    return _train(parts, processes, method)
+    processes.agree(run.load_config)  # refused before anything is written there
+    processes.agree(run.refuse_links)
+    with ExitStack() as life:
+        processes.agree(lambda: _claimed(life, existing_directory(run.path), processes))
+        life.enter_context(resumable(run.path))
+        if processes.is_main:
+            run.clear()
+        parts = processes.agree(lambda: _continued(run, settings, processes))
+        return _train(parts, processes, method)
 
 
 def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Processes) -> _Parts:
     """The parts of an existing run."""
-    config = portable(extended(run.load_config(), settings, run.path))
+    saved = run.load_config()
+    config = portable(extended(saved, settings, run.path))
     device = processes.device(config.device)
     refuse_comparing(config, processes)
     state = load_state(run.last)
-    _announce(config, run, processes)
-    splits, _ = load_splits(config)
+    told = edited(saved, state.get("settings", {}), run.config)  # 0.1.0 kept none
+    run.refuse_changed(state.get("files", {}))
+    told += check(run, state["logs"], config.tasks)
+    _announce(config, run, processes, told)
+    splits, skipped = load_splits(config)
+    if processes.is_main and run.load_data() is None:
+        less = ", without the rows that stages skipped" if config.pretrain else ""
+        print(f"warning: {run.data} is missing or damaged, and is written again{less}")
+        run.save_data(splits, skipped)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
     sets = _encode(config, splits, tokenizer)
@@ -151,6 +193,24 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     return _Parts(config, run, model, sets, precision, state)
 
 
+@contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """A block after which the run goes on from its last checkpoint; what ends it says so.
+
+    >>> with resumable(Path("runs/first")):
+    ...     pass
+    """
+    hint = f"continue with: python -m bert_mtl_demo.train --resume {path}"
+    try:
+        yield
+    except (StorageError, KeyboardInterrupt) as error:
+        if not RunDirectory(path).last.exists():
+            raise
+        if isinstance(error, StorageError):
+            raise StorageError(f"{error} Then {hint}") from error
+        raise KeyboardInterrupt(f"interrupted; {hint}") from None
+
+
 def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
     """The examples of a run, within its limits, and the rows that were skipped."""
     tasks = tuple(config.definitions.values())
@@ -159,29 +219,28 @@ def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
     return {name: parts.limited(*limits) for name, parts in splits.items()}, skipped
 
 
-def _announce(config: Config, run: RunDirectory, processes: Processes) -> None:
+def _announce(
+    config: Config, run: RunDirectory, processes: Processes, told: Sequence[str] = ()
+) -> None:
     if not processes.is_main:
         return
     together = f", in {processes.size} processes" if processes.size > 1 else ""
     print(
-        f"{config.method} on {', '.join(config.tasks)} ({config.sources}), encoder {config.encoder}"
-        f"{together}"
+        printable(
+            f"{config.method} on {', '.join(config.tasks)} ({config.sources}), encoder "
+            f"{config.encoder}{together}\nwriting to {run.path}"
+        )
     )
-    print(f"writing to {run.path}")
-    for sentence in config.warnings() + warnings(config, processes):
-        print(f"warning: {sentence}")
+    for sentence in [*told, *config.warnings(), *warnings(config, processes)]:
+        print(f"warning: {printable(sentence)}")
 
 
-def _note_data(run: RunDirectory, splits: Mapping[str, Splits], skipped: Sequence[Skipped]) -> None:
-    """Print and save the sizes of the data and the skipped rows."""
+def _tell_skipped(skipped: Sequence[Skipped]) -> None:
     skipped = list(dict.fromkeys(skipped))  # a stage may have read the tasks' own files again
     for row in skipped[:3]:
-        print(f"skipped {row}")
+        print(f"skipped {printable(row)}")
     if skipped:
-        print(f"skipped {len(skipped)} rows in all; {run.data.name} lists them")
-    sizes = {name: {"train": len(s.train), "dev": len(s.dev)} for name, s in splits.items()}
-    rows = [{"file": str(row.file), "line": row.line, "reason": row.reason} for row in skipped]
-    run.data.write_text(json.dumps({"sizes": sizes, "skipped": rows}, indent=1) + "\n", "utf-8")
+        print(f"skipped {len(skipped)} rows in all; data.json lists them")
 
 
 def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
@@ -210,8 +269,9 @@ def _with_features(
     """The sets with the encoder's vectors, if they are to be computed once."""
     if not config.cache_features:
         return sets
+    cache = cache_directory(config.cache)
     train, dev = (
-        {name: with_features(model, examples, precision) for name, examples in part.items()}
+        {name: with_features(model, examples, precision, cache) for name, examples in part.items()}
         for part in sets
     )
     return train, dev
@@ -230,20 +290,30 @@ def _build(config: Config, encoder: Any, sets: Encoded, device: torch.device) ->
 def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcome:
     """Build the trainer, restore its state, and run it."""
     run, state = parts.run, parts.state
-    log = Log()
-    if processes.is_main:
-        done_before = state["progress"]["step"] if state else 0
-        log = RunLog(run, step=done_before, sizes=state["logs"] if state else None)
-    say = tqdm.write if processes.is_main else _nothing
-    trainer = Trainer(
-        parts.config, parts.model, *parts.sets, run, log, parts.precision, say, processes, method
-    )
-    if state is not None:
-        processes.agree(lambda: _restore(trainer, state, run))
+    say = _say if processes.is_main else _nothing
+    # Before the state is restored: what TensorBoard imports draws from Python's generator.
+    log = processes.agree(lambda: _open_log(run, state) if processes.is_main else Log())
     try:
-        return _fit(trainer, run)
-    finally:
-        log.close()
+        parted = (parts.config, parts.model, *parts.sets, run, log, parts.precision)
+        trainer = Trainer(*parted, say, processes, method)
+        if state is not None:
+            processes.agree(lambda: _restore(trainer, state, run))
+        outcome = _fit(trainer, run)
+    except BaseException:
+        with suppress(StorageError):  # it would hide what ended the run
+            log.close()
+        raise
+    processes.agree(log.close)
+    return outcome
+
+
+def _open_log(run: RunDirectory, state: Mapping[str, Any] | None) -> Log:
+    return RunLog(run, step=state["progress"]["step"] if state else 0)
+
+
+def _say(line: str) -> None:
+    """Print a line, above a bar if there is one."""
+    tqdm.write(printable(line))
 
 
 def _nothing(line: str) -> None:
@@ -265,6 +335,7 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
         )
     trainer.load_state_dict(state)
     if trainer.processes.is_main:
+        cut(run, state["logs"])
         run.save_config(trainer.config)
 
 

@@ -27,11 +27,71 @@ PLANNED = ("sequential", "annealed")
 
 
 def output_of(config: Config) -> Path:
-    """The directory of a run: as set, or named after time, method and seed."""
+    """The directory of a run: as set, or named after time, method and seed.
+
+    >>> output_of(Config(output="runs/first")).as_posix()
+    'runs/first'
+    """
     if config.output is not None:
         return Path(config.output).expanduser()
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-seed{config.seed}"
     return Path("runs") / stem
+
+
+def kept(config: Config) -> dict[str, Any]:
+    """The settings as a checkpoint keeps them, to compare config.json with; not where it lies.
+
+    >>> "lr" in kept(Config()), "output" in kept(Config())
+    (True, False)
+    """
+    return {name: value for name, value in config.to_dict().items() if name != "output"}
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """The settings that cannot change in a run's life, which its best weights are kept with.
+
+    >>> "lr" in decisive(Config()), "epochs" in decisive(Config())
+    (True, False)
+    """
+    fixed = ("epochs",) if config.batching in PLANNED else ()
+    values = {
+        name: value
+        for name, value in kept(config).items()
+        if name in fixed or name not in EXTENDABLE
+    }
+    tasks = written(_at(task, "") for task in config.task)
+    return {**values, "task": tasks} if tasks else values
+
+
+def edited(config: Config, before: Mapping[str, Any], path: Path) -> list[str]:
+    """What was edited in a run's config.json since its weights were written, one sentence each.
+
+    Args:
+        config: the settings in config.json.
+        before: those that the weights were written with; `kept` or `decisive`.
+        path: of config.json.
+
+    Raises:
+        CheckpointError: for an edit that a resumed run may not make.
+
+    >>> edited(Config(epochs=3), kept(Config()), Path("runs/first/config.json"))
+    ['runs/first/config.json: epochs is 3 and was 2 at the last checkpoint']
+    """
+    if not before:
+        return []
+    saved = Config.from_mapping(before, origin=str(path))
+    for name, value in decisive(saved).items():
+        if (changed := decisive(config).get(name)) != value:
+            raise CheckpointError(
+                f"{path}: has {name} = {changed}, but this run was trained with {name} = {value}. "
+                "Put that back, or start a new run."
+            )
+    after = kept(config)
+    return [
+        f"{path}: {name} is {after[name]} and was {value} at the last checkpoint"
+        for name, value in before.items()
+        if name in EXTENDABLE and after[name] != value
+    ]
 
 
 def refuse_module_names(config: Config) -> None:

@@ -35,6 +35,7 @@ from bert_mtl_demo.training.logs import Log
 from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
 from bert_mtl_demo.training.processes import ALONE, Processes
 from bert_mtl_demo.training.progress import Progress, Window, score_line
+from bert_mtl_demo.training.run_settings import decisive, kept
 from gradsurgery import Method
 
 CHOOSING, REPORTED = 0, 1  # the halves of dev under `dev_half`
@@ -74,22 +75,30 @@ class Trainer:
         self.batches = build_batches(config, train)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.horizon = self.batches.horizon  # what the schedule is stretched over
-        self.goal = min(self.horizon, config.max_steps or self.horizon)
+        goal = self.horizon if config.max_steps is None else config.max_steps
+        self.goal = min(self.horizon, goal)
         group = processes.gradients(precision.device)
         begin_alike(model, group)
         self.optimizer = build_optimizer(config, model, group, method)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scored_sets = self.dev_sets
+        if config.dev_sample:
+            self.scored_sets = {name: d.spread(config.dev_sample) for name, d in dev.items()}
         self.halves = {}
         if config.dev_half:
-            self.halves = {name: dev_halves(len(dev), name) for name, dev in self.dev_sets.items()}
+            self.halves = {
+                name: dev_halves(len(dev), name) for name, dev in self.scored_sets.items()
+            }
         self.train_subsets = {}
         if config.train_scores:
             self.train_subsets = {
                 name: examples.spread(config.train_scores) for name, examples in train.items()
             }
         self.progress = Progress()
+        self.restored = False  # from a state, which may be that before the first step
         self.window = Window()
+        self.files = run.digests()
         self.data = {
             f"{part}/{name}": examples.fingerprint()
             for part, sets in (("train", train), ("dev", dev))
@@ -105,8 +114,8 @@ class Trainer:
         """Train until done or told to stop; True when done."""
         self.model.train()
         self._restart_clock()
-        if self.progress.step == 0:
-            self._log_size()
+        if self.progress.step == 0 and not self.restored:
+            self.processes.agree(self._log_size)
             self.save()  # from now on there is something to resume from
         while True:
             if self._evaluation_is_due():
@@ -138,7 +147,7 @@ class Trainer:
         self.window.steps += 1
         self._count(problem)
         if self._window_is_full():
-            self._write_window()
+            self.processes.agree(self._write_window)  # a disk may be full for one of them
 
     def _backward(self) -> str | None:
         """Capture every task's gradient; the problem, if a loss is not finite."""
@@ -245,14 +254,13 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
-        return step > self.progress.evaluated and (
-            step % self.steps_per_epoch == 0 or step == self.goal
-        )
+        ends = step > 0 and step % self.steps_per_epoch == 0
+        return step > self.progress.evaluated and (ends or step == self.goal)
 
     def evaluate(self) -> None:
         """Score dev, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
-        answers = score_all(self.model, self.dev_sets, self.precision, self.processes)
+        answers = score_all(self.model, self.scored_sets, self.precision, self.processes)
         scores = self._scores(answers, REPORTED)
         for name, dev in answers.items():
             if dev.is_constant():
@@ -276,24 +284,28 @@ class Trainer:
         }
         if best:
             self.progress.best_score, self.progress.best_epoch = chosen_by, self.epoch
-            if self.processes.is_main:
-                save_weights(self.run.best, self.model.state_dict(), row)
+            self.processes.agree(lambda: self._save_best(row))
         spent = {
             "seconds": time.perf_counter() - begun,
             "peak_memory": peak_memory(self.precision.device),
         }
-        self.log.write({**row, **spent})
+        self.processes.agree(lambda: self.log.write({**row, **spent}))
         self._restart_clock()
         self.say(
             f"epoch {self.epoch}: "
             f"{score_line(scores, mean, leaderboard)}{'  (best)' if best else ''}"
         )
 
+    def _save_best(self, row: Mapping[str, Any]) -> None:
+        if self.processes.is_main:
+            made_with = {"settings": decisive(self.config), "files": self.files}
+            save_weights(self.run.best, self.model.state_dict(), row, made_with)
+
     def _scores(self, answers: Mapping[str, Answers], half: int) -> dict[str, float]:
         """The score of each task on one half of dev, or without `dev_half` on all of it."""
         scores = {}
         for name, dev in answers.items():
-            labels = self.dev_sets[name].labels
+            labels = self.scored_sets[name].labels
             if self.config.dev_half:
                 indices = self.halves[name][half]
                 dev, labels = dev.take(indices), [labels[i] for i in indices]
@@ -331,8 +343,11 @@ class Trainer:
     def save(self) -> None:
         """Write the state to resume from."""
         state = self.state_dict()
+        self.processes.agree(lambda: self._save(state))
+
+    def _save(self, state: Mapping[str, Any]) -> None:
         if self.processes.is_main:
-            save_state(self.run.last, state)
+            save_state(self.run.last, {**state, "logs": self.log.marks()})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what the run does next; all processes ask together."""
@@ -346,8 +361,9 @@ class Trainer:
             **random_states(self.processes),
             "progress": asdict(self.progress),
             "window": asdict(self.window),
-            "logs": self.log.sizes(),
             "data": self.data,
+            "settings": kept(self.config),
+            "files": self.files,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -360,5 +376,6 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         self.progress = Progress.from_dict(state["progress"])
         self.window = Window(**state["window"])
+        self.restored = True
         # Last: nothing after it may draw.
         restore_random(state, self.config, self.processes)

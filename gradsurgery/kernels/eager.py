@@ -50,7 +50,7 @@ def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> T
     vectors = groups(columns, segments)
     shape = (count, tasks, tasks)
     if not vectors:
-        return torch.zeros(shape, dtype=torch.float64)
+        return torch.zeros(shape, dtype=torch.float64, device="cpu")
     dots = _dots(vectors, torch.float32)
     doubtful = _doubtful(vectors, dots)
     for number, again in zip(
@@ -65,7 +65,8 @@ def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> T
         for j in group.tasks
     ]
     result = torch.zeros(shape, dtype=torch.float64, device=values.device)
-    result.view(-1).index_add_(0, torch.tensor(cells, device=values.device), values)
+    places = torch.tensor(cells, dtype=torch.int64, device=values.device)
+    result.view(-1).index_add_(0, places, values)
     return result
 
 
@@ -155,7 +156,7 @@ def _mix_(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
         wide = torch.promote_types(first.dtype, torch.float32)
         if wide != first.dtype:
             size = min(HALF_BLOCK, first.numel())
-            scratch = torch.empty(size, dtype=wide)
+            scratch = torch.empty(size, dtype=wide, device=first.device)
     for block in zip(*(blocks(flat, size) for flat in walked), strict=True):
         _mix_block_(block, weights, scratch)
     return None

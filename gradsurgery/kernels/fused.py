@@ -157,6 +157,6 @@ def _large(tasks: int) -> dict[str, int]:
 @functools.lru_cache(maxsize=64)
 def _cells(tasks: int, few: bool, device: torch.device) -> Tensor:
     """Return ``[3, PAIRS]`` int32: where a pair's partial stands in its row, i, and j."""
-    i, j = torch.triu_indices(tasks, tasks)
-    where = torch.arange(len(i)) if few else i * tasks + j
+    i, j = torch.triu_indices(tasks, tasks, device="cpu")
+    where = torch.arange(len(i), device="cpu") if few else i * tasks + j
     return to_device(torch.stack([where, i, j]).to(torch.int32), device)

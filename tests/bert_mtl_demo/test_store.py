@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 
 import bert_mtl_demo
 from bert_mtl_demo import store
-from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.errors import CheckpointError, StorageError
 
 
 def write_file(path: Path) -> None:
@@ -85,6 +89,76 @@ def test_two_processes_may_write_the_same_entry(write: Write, tmp_path: Path) ->
 
     store.get_or_write(path, slower)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_dead_processes_of_this_machine_are_cleaned_up_after(tmp_path: Path) -> None:
+    """A number says nothing about the processes of another machine on the same disk."""
+    path, dead = tmp_path / "entry", ended_process()
+    machine = store._machine()
+    alive = [f".entry.{machine}-{os.getppid()}.tmp", f".entry.elsewhere-{dead}.tmp"]
+    alive += [f".entry.{dead}.tmp", f".entry.json.{machine}-{dead}.tmp"]
+    for name in [*alive, f".entry.{machine}-{dead}.tmp"]:
+        (tmp_path / name).mkdir()
+    store.get_or_write(path, write_directory)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([*alive, "entry"])
+
+
+@pytest.mark.parametrize("target", ["file", "directory", "nothing"])
+def test_links_are_replaced_and_not_followed(tmp_path: Path, target: str) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    run.mkdir()
+    if target == "file":
+        outside.write_text("precious")
+    elif target == "directory":
+        outside.mkdir()
+        (outside / "precious").touch()
+    (run / "page.md").symlink_to(outside)
+    (run / f".page.md.{store._machine()}-{os.getpid()}.tmp").symlink_to(outside)
+    store.write_text(run / "page.md", "text")
+    assert (run / "page.md").read_text() == "text"
+    assert [entry.name for entry in run.iterdir()] == ["page.md"]
+    if target == "file":
+        assert outside.read_text() == "precious"
+    elif target == "directory":
+        assert [entry.name for entry in outside.iterdir()] == ["precious"]
+    else:
+        assert not outside.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "full"), "No space left on device.*Free some space"),
+        (OSError(errno.EDQUOT, "quota"), "quota"),
+        (OSError(errno.EROFS, "read-only"), "Read-only file system"),
+        (Exception("I/O error: File too large (os error 27)"), "File too large"),
+        (PermissionError(errno.EACCES, "denied", "runs/x"), "Permission denied"),
+    ],
+)
+def test_what_the_system_refuses_is_one_error(error: Exception, message: str) -> None:
+    with pytest.raises(StorageError, match=message), store.writing(Path("runs/entry")):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "none", "runs/x"),
+        PermissionError(errno.EACCES, "denied", "/elsewhere/data.csv"),
+        RuntimeError("a bug"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_other_errors_stay_what_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, store.writing(Path("runs/entry")):
+        raise error
+    assert caught.value is error
 
 
 def test_json_replaces_json_and_holds_no_nan(tmp_path: Path) -> None:

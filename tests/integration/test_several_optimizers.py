@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer, lr_scheduler
 
 from gradsurgery import GradientSurgery, GradVac, PCGrad
-from tests.gradsurgery.problems import linear_losses, same
+from tests.gradsurgery.problems import linear_losses, same, state_of
 from tests.integration import ranks
 from tests.integration.by_hand import (
     SEED,
@@ -80,8 +80,7 @@ def wrapped(base: Optimizer | list[Optimizer], **options: Any) -> GradientSurger
 
 
 def surgery(optimizer: GradientSurgery) -> dict[str, Any]:
-    (state,) = (group["surgery"] for group in optimizer.param_groups if "surgery" in group)
-    return state
+    return state_of(optimizer)
 
 
 # ---------------------------------------------------------------------- what it equals

@@ -6,6 +6,7 @@ Each process leaves a JSON file of what it saw; runs lie under PLACE for the tes
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from bert_mtl_demo import train
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.model.multitask import MultitaskModel
+from bert_mtl_demo.training import checkpoint, logs
 from bert_mtl_demo.training.processes import Processes, joined
 from bert_mtl_demo.training.run import continue_run, start_run
 from bert_mtl_demo.training.trainer import Trainer
@@ -134,7 +136,27 @@ def main(place: Path, encoder: str) -> None:
             "wrong": said(["--epochs", "0"]),
         }
         seen["pretrained"] = pretrained(encoder, place, processes)
+        for part in ("checkpoint", "log"):
+            with full_disk(part, processes):
+                seen[f"full {part}"] = said(flags({**fresh, "output": place / f"full {part}"}))
     (place / f"{processes.rank}.json").write_text(json.dumps(seen))
+
+
+@contextlib.contextmanager
+def full_disk(part: str, processes: Processes) -> Iterator[None]:
+    """The second write of a checkpoint, or of a line of the log, finds the disk full."""
+    owner, name = (checkpoint.torch, "save") if part == "checkpoint" else (logs.json, "dumps")
+    plain, count = getattr(owner, name), iter(range(1, 1000))
+
+    def write(*args: Any, **keywords: Any) -> Any:
+        if next(count) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(*args, **keywords)
+
+    if processes.is_main:
+        setattr(owner, name, write)
+    yield
+    setattr(owner, name, plain)
 
 
 def pretrained(encoder: str, place: Path, processes: Processes) -> bool:

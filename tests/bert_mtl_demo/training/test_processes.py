@@ -192,6 +192,16 @@ def test_a_stage_is_trained_once_and_reaches_all(together: Together) -> None:
     assert read_lines(together.place / "pretrained" / "metrics.jsonl")[-1]["kind"] == "dev"
 
 
+@pytest.mark.parametrize("part", ["checkpoint", "log"])
+def test_a_full_disk_of_the_first_ends_all(together: Together, part: str) -> None:
+    """The second writes nothing, and would wait for the first."""
+    first, second = (seen[f"full {part}"] for seen in together.ranks)
+    assert (first["code"], second["code"]) == (1, 1)
+    assert "No space left on device" in first["err"]
+    assert f"--resume {together.place / f'full {part}'}" in first["err"]
+    assert second["out"] == second["err"] == ""
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_the_shares_make_up_the_batch(size: int, world: int) -> None:

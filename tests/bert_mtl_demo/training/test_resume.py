@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -22,12 +21,6 @@ from bert_mtl_demo.training.checkpoint import load_state
 from bert_mtl_demo.training.run import continue_run, start_run
 from bert_mtl_demo.training.run_settings import extended
 from bert_mtl_demo.training.trainer import Trainer
-
-# Imported late by others, and its import draws from Python's generator: the first run of a process
-# would differ from the second.
-with contextlib.suppress(ImportError):
-    importlib.import_module("rich.style")
-
 
 LOGS = ("metrics.jsonl", "conflicts.jsonl")
 
@@ -224,8 +217,8 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(settings, monkeypatch):
     path = start_run(settings(epochs=1, max_steps=1)).path
     before = (path / "last.pt").read_bytes()
 
-    def full(state: object, place: Path) -> None:
-        Path(place).write_bytes(b"half of it")
+    def full(state: object, file: BinaryIO) -> None:
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bert_mtl_demo.training.checkpoint.torch.save", full)

@@ -1,0 +1,15 @@
+"""Text for a terminal: what a file or a name holds may not move the cursor or colour the screen."""
+
+from __future__ import annotations
+
+
+def printable(text: object) -> str:
+    """A text whose control characters, but for line ends and tabs, are written as escapes.
+
+    >>> printable("a\\x1b[2Jb\\n")
+    'a\\\\x1b[2Jb\\n'
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
+        for letter in str(text)
+    )
