@@ -321,8 +321,7 @@ def care(draw: st.DrawFn, setup: Setup, number: int) -> Call:
     return {
         "reload": Reload(draw(st.booleans())),
         "copy": Copy(draw(st.sampled_from(["deepcopy", "pickle"]))),
-        # Not to the first base: a checkpoint does not know segments by name, see test_programs.
-        "group": AddGroup(grown),
+        "group": AddGroup(grown, draw(st.booleans())),
         "reset": Reset(),
     }[choice]
 
