@@ -473,8 +473,9 @@ def _checked_bases(base: object) -> list[Optimizer]:
 
 
 def _warn_of_line_search(bases: Sequence[Optimizer], method: Method) -> None:
-    searches = {group.get("line_search_fn") for base in bases for group in base.param_groups}
-    if searches != {None} and not isinstance(method, Sum):
+    groups = [group for base in bases for group in base.param_groups]
+    searches = {search for group in groups if (search := group.get("line_search_fn"))}
+    if searches and not isinstance(method, Sum):
         kinds = ", ".join(type(base).__name__ for base in bases)
         warn(
             f"{kinds} searches a step length ({searches.pop()}) by the closure's loss, the plain "
