@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import gradsurgery.pipeline
 from gradsurgery import GradientSurgery
+from tests.gradsurgery.problems import state_of
 from tests.gradsurgery.programs import program as calls
 from tests.gradsurgery.programs.gradients import inputs_of, loss_of
 from tests.gradsurgery.programs.program import TASKS, Batch, Program, Setup, Weight
@@ -251,7 +252,7 @@ class Run:
     def adopt_targets(self) -> None:
         """Compare GradVac's targets, and go on from the library's."""
         segments = self.optimizer.conflicts.segments
-        kept = next(g["surgery"] for g in self.optimizer.param_groups if "surgery" in g)
+        kept = state_of(self.optimizer)
         if "target" in kept:
             arrays = {"target": kept["target"].numpy()}
             for index, name in enumerate(segments):
