@@ -24,6 +24,11 @@ VECTOR_LOSSES = ("cosine_embedding", "simcse", "triplet")
 def check(config: Config) -> None:
     """Refuse settings that cannot work together."""
     _check_cache(config)
+    if config.dev_half and config.dev_sample:
+        raise ConfigError(
+            f"dev_half = true with dev_sample = {config.dev_sample}: each says what part of dev "
+            "chooses the epoch. Leave one out."
+        )
     similarity = ", ".join(config.trained_of("similarity"))
     if _similarity_has_nothing_to_train(config):
         raise ConfigError(

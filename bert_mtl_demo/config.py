@@ -26,6 +26,7 @@ from bert_mtl_demo.setting_types import (
     layers,
     names,
     optional,
+    quoted,
     real,
     setting,
     switch,
@@ -174,7 +175,9 @@ class Config:
         before=None,
     )
     max_steps: int | None = setting(
-        None, COUNT, "stop after this many steps; the schedule does not change"
+        None,
+        optional(integer(0)),
+        "stop after this many steps; the schedule does not change. 0 scores the untrained model",
     )
     # 1e-4 suits a hundred steps of MiniLM on the sample; BERT-base on all of the data wants 1e-5.
     lr: float = setting(1e-4, RATE, "peak learning rate")
@@ -197,6 +200,12 @@ class Config:
         switch,
         "choose the epoch on one half of dev and report the scores of the other",
         before=False,
+    )
+    dev_sample: int | None = rare(
+        None,
+        COUNT,
+        "number of dev examples of each task to score after an epoch, always the same; none: all",
+        before=None,
     )
     train_scores: int | None = rare(
         None,
@@ -232,7 +241,7 @@ class Config:
         known = [entry.name for entry in fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(f"{origin}: {unknown('setting', key, known)}")
+                raise ConfigError(f"{origin}: {unknown('setting', str(key), known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -363,7 +372,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         values = _parse_toml(content) if path.suffix == ".toml" else json.loads(content)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         kind = "TOML" if path.suffix == ".toml" else "JSON"
         raise ConfigError(f"{path}: is not valid {kind} ({error})") from None
     if not isinstance(values, dict):
@@ -385,5 +394,4 @@ def _checked(entry: Any, value: Any) -> Any:
     try:
         return entry.metadata["parse"](value)
     except ValueError as error:
-        quoted = value if isinstance(value, str | int | float) else repr(value)
-        raise ConfigError(f"{entry.name} = {quoted}: {error}") from None
+        raise ConfigError(f"{entry.name} = {quoted(value)}: {error}") from None

@@ -75,27 +75,28 @@ def evaluate(
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
-    from bert_mtl_demo.data import dev_halves, load
+    from bert_mtl_demo.data import dev_halves, load_dev
     from bert_mtl_demo.reporting.loaded_run import load_run
     from bert_mtl_demo.store import write_text, writing
     from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
     loaded = load_run(run, device)
     config = replace(loaded.config, data=data or loaded.config.data)
-    splits, _ = load(config.data, loaded.tasks, bad_rows=config.bad_rows)
+    splits, skipped = load_dev(config.data, loaded.tasks, bad_rows=config.bad_rows)
     directory = Path(output) if output else loaded.run.path
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     tasks: dict[str, dict[str, Any]] = {}
-    for name, split in splits.items():
-        dev = split.dev.limited(config.dev_limit)
+    for name, dev in splits.items():
+        dev = dev.limited(config.dev_limit)
         if config.dev_half and data is None:
             dev = dev.take(dev_halves(len(dev), name)[1])
-        tasks[name] = _assess(loaded.answer(dev), dev, directory, top)
+        tasks[name] = _assess(loaded.answer(dev, cached=True), dev, directory, top)
     scores = {name: task["score"] for name, task in tasks.items()}
     evaluation = {
         "run": str(run),
         "data": config.sources,
+        "skipped": [str(row) for row in skipped],
         "tasks": tasks,
         "mean": mean_score(scores, config.definitions),
         "leaderboard": leaderboard_score(scores, config.definitions),
@@ -106,7 +107,7 @@ def evaluate(
     }
     for file, content in files.items():
         write_text(directory / file, content)
-    return f"{_scores(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
+    return f"{_summary(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
 
 
 def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str, Any]:
@@ -177,10 +178,16 @@ def _scores(evaluation: Mapping[str, Any]) -> str:
     return score_line(scores, evaluation["mean"], evaluation["leaderboard"])
 
 
+def _summary(evaluation: Mapping[str, Any]) -> str:
+    skipped = evaluation["skipped"]
+    note = f"skipped {len(skipped)} rows, the first of them {skipped[0]}" if skipped else ""
+    return "\n\n".join(filter(None, [_scores(evaluation), note]))
+
+
 def _document(evaluation: Mapping[str, Any]) -> str:
     from bert_mtl_demo.reporting.tables import cell
 
-    parts = [f"# Evaluation on the dev sets of {cell(evaluation['data'])}", _scores(evaluation)]
+    parts = [f"# Evaluation on the dev sets of {cell(evaluation['data'])}", _summary(evaluation)]
     for name, task in evaluation["tasks"].items():
         parts.append(
             f"## {name}: {task['metric']} {task['score']:.4f} on {task['examples']} examples"

@@ -1,7 +1,8 @@
 """`python -m bert_mtl_demo.predict RUN --task sst TEXT...`: predictions of a trained run.
 
 Sentences come from the command line, from a file, or from stdin: one example a line, the two
-sentences of a pair with a tab between them. On the command line a pair is two arguments.
+sentences of a pair with a tab between them; or a table whose header names the columns `sentence`,
+or `sentence1` and `sentence2`. On the command line a pair is two arguments.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.cli import guard
+from bert_mtl_demo.data.directory import columns_of
+from bert_mtl_demo.data.records import UnreadableError, decoded, delimiter_of, lines_of
 from bert_mtl_demo.errors import DemoError, unknown
 from bert_mtl_demo.printing import printable
+from bert_mtl_demo.setting_types import is_writable
+from bert_mtl_demo.tasks import KINDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "texts", nargs="*", help="sentences; for a task of pairs, two for each pair"
     )
     parser.add_argument("--task", required=True, help="one of the run's tasks")
-    parser.add_argument("--file", help="file of examples, one a line; '-' or no text: stdin")
+    parser.add_argument(
+        "--file", help="file of examples, one a line, or a table; '-' or no text: stdin"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
     # Intermixed: `RUN --task sst TEXT` puts a flag between two positionals.
@@ -66,7 +73,10 @@ def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[t
     if texts and file:
         raise DemoError("both texts and --file were given; give one of them")
     if not texts:
-        return read_examples(_lines(file), pair=pair)
+        return read_examples(_content(file), pair=pair)
+    for text in texts:
+        if not text.strip() or not is_writable(text):
+            raise DemoError(f"the text {text!r} is empty or no UTF-8; give sentences")
     if not pair:
         return [(text,) for text in texts]
     if len(texts) % 2:
@@ -76,30 +86,61 @@ def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[t
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def read_examples(lines: Iterable[str], *, pair: bool) -> list[tuple[str, ...]]:
-    """Examples from lines; empty lines are skipped, others must have the right number of parts.
+def read_examples(content: bytes, *, pair: bool) -> list[tuple[str, ...]]:
+    r"""The examples in a file: of its lines, or of the columns of a table.
 
-    >>> read_examples(["It rains.\\tIt pours.\\n"], pair=True)
+    Empty lines are skipped; what cannot be read is refused, since answers go by their order.
+
+    >>> read_examples(b"It rains.\tIt pours.\n", pair=True)
     [('It rains.', 'It pours.')]
+    >>> read_examples(b"id\tsentence\n7\tIt rains.\n", pair=False)
+    [('It rains.',)]
     """
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        parts = (
-            tuple(part.strip() for part in line.rstrip("\r\n").split("\t"))
-            if pair
-            else (line.strip(),)
-        )
-        if pair and (len(parts) != 2 or not all(parts)):
-            raise DemoError(
-                f"line {number}: needs two sentences with a tab between them, but has "
-                f"{line.strip()!r}"
-            )
-        rows.append(parts)
-    if not rows:
+    lines = lines_of(content)
+    columns = KINDS["similarity" if pair else "classification"].columns
+    if not lines:
         raise DemoError("nothing to predict: no text was given")
-    return rows
+    names = [name.strip(b'" \r') for name in lines[0].split(delimiter_of(lines[0], "\t,").encode())]
+    if all(name.encode() in names for name in columns):
+        rows = list(columns_of("the table", lines, columns, "\t,"))
+    else:
+        rows = [
+            _example(number, line, pair) for number, line in enumerate(lines, 1) if line.strip()
+        ]
+        _refuse_table(lines, columns, pair)
+    examples = []
+    for number, row in rows:
+        if isinstance(row, tuple) and not all(text.strip() for text in row):
+            row = "a sentence is empty"
+        if isinstance(row, str):
+            raise DemoError(f"line {number}: {row}")
+        examples.append(row)
+    if not examples:
+        raise DemoError("nothing to predict: the table has no row")
+    return examples
+
+
+def _example(number: int, line: bytes, pair: bool) -> tuple[int, tuple[str, ...] | str]:
+    """The number of a line, and its sentences or what is wrong with it."""
+    try:
+        text = decoded(line).strip()
+    except UnreadableError as error:
+        return number, str(error)
+    parts = tuple(part.strip() for part in text.split("\t")) if pair else (text,)
+    if pair and (len(parts) != 2 or not all(parts)):
+        return number, f"needs two sentences with a tab between them, but has {text!r}"
+    return number, parts
+
+
+def _refuse_table(lines: Sequence[bytes], columns: Sequence[str], pair: bool) -> None:
+    """Refuse lines that all have the same fields, where each should be a sentence."""
+    counts = {line.count(b"\t") for line in lines if line.strip()}
+    if not pair and len(counts) == 1 and counts != {0}:
+        raise DemoError(
+            f"every line has {counts.pop() + 1} fields with tabs between them, but one sentence a "
+            f"line is needed. For a table, put a header in front that names the column "
+            f"{columns[0]!r}."
+        )
 
 
 def described(answers: Any) -> list[dict[str, Any]]:
@@ -126,12 +167,14 @@ def line_of(row: Sequence[str], answer: dict[str, Any], *, as_json: bool) -> str
     return "\t".join([f"{answer['name']} ({answer['probability']:.2f})", *row])
 
 
-def _lines(file: str | None) -> list[str]:
+def _content(file: str | None) -> bytes:
     if file is None or file == "-":
-        return sys.stdin.read().split("\n")
+        # A stream of text alone, as notebooks and tests put there, has no bytes below.
+        stream = getattr(sys.stdin, "buffer", None)
+        return stream.read() if stream else sys.stdin.read().encode("utf-8", "surrogateescape")
     try:
-        return Path(file).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(file).read_bytes()
+    except (OSError, ValueError) as error:
         raise DemoError(f"{file}: cannot be read ({error})") from None
 
 

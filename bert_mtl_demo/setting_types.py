@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
 from bert_mtl_demo.errors import unknown
 
 Parser = Callable[[Any], Any]
+MOST = 2**63 - 1  # what torch's generators and index types hold
+LONGEST = 200  # characters of a value that a message quotes
 
 
 def setting(
@@ -44,17 +47,21 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def integer(low: int) -> Parser:
-    """A whole number of at least `low`.
+def integer(low: int, high: int = MOST) -> Parser:
+    """A whole number from `low` to `high`, exactly as it is written.
 
-    >>> integer(1)("8")
-    8
+    >>> integer(1)("8"), integer(0)("1e3")
+    (8, 1000)
     """
+    rule = f"must be a whole number of at least {low}"
 
     def parse(value: Any) -> int:
-        number = _number(value, f"a whole number of at least {low}")
-        if number != int(number) or number < low:
-            raise ValueError(f"must be a whole number of at least {low}")
+        number = _decimal(value, rule)
+        if number > high:
+            raise ValueError(f"must be at most {high}")
+        # Compared first: the integer of 1e999999999 would fill the memory.
+        if number < low or number != int(number):
+            raise ValueError(rule)
         return int(number)
 
     return parse
@@ -67,12 +74,14 @@ def real(low: float, high: float = math.inf, *, open_low: bool = False) -> Parse
     0.25
     """
     above = f"above {low:g}" if open_low else f"of at least {low:g}"
-    rule = f"a number {above}" + (f" and at most {high:g}" if math.isfinite(high) else "")
+    most = f" and at most {high:g}" if math.isfinite(high) else ""
+    rule = f"must be a number {above}{most}"
 
     def parse(value: Any) -> float:
-        number = _number(value, rule)
-        if number < low or number > high or (open_low and number == low):
-            raise ValueError(f"must be {rule}")
+        number = float(_decimal(value, rule))
+        finite = math.isfinite(number)
+        if not finite or number < low or number > high or (open_low and number == low):
+            raise ValueError(rule)
         return number
 
     return parse
@@ -106,14 +115,25 @@ def choice(*names: str) -> Choice:
 
 
 def text(value: Any) -> str:
-    """Any text but the empty one.
+    """Any text but the empty one, and one that a file can be named by.
 
     >>> text("sample")
     'sample'
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text that is not empty")
+    if not is_writable(value):
+        raise ValueError("must be a text in UTF-8 without NUL characters")
     return value
+
+
+def is_writable(value: str) -> bool:
+    """Whether files can be named by a text, and messages show it.
+
+    >>> is_writable("café"), is_writable("\\udce9")
+    (True, False)
+    """
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def switch(value: Any) -> bool:
@@ -136,7 +156,7 @@ def optional(parse: Parser) -> Parser:
     >>> optional(integer(1))("none") is None
     True
     """
-    return lambda value: None if value is None or value == "none" else parse(value)
+    return lambda value: None if _is_none(value) else parse(value)
 
 
 def names(value: Any) -> tuple[str, ...]:
@@ -145,7 +165,7 @@ def names(value: Any) -> tuple[str, ...]:
     >>> names("sst,sts"), names(["sst", "sts"]), names("none")
     (('sst', 'sts'), ('sst', 'sts'), ())
     """
-    if value is None or value == "none":
+    if _is_none(value):
         return ()
     parts: Iterable[Any] = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or (isinstance(value, str) and not parts):
@@ -162,10 +182,13 @@ def layers(value: Any) -> tuple[int, ...]:
     >>> layers("0,2,5"), layers([0, 2]), layers("none")
     ((0, 2, 5), (0, 2), ())
     """
-    parts = names(value) if isinstance(value, str) else value or ()
+    rule = "must be numbers of layers from 0, each above the one before"
+    parts = names(value) if isinstance(value, str) or value is None else value
+    if not isinstance(parts, list | tuple):
+        raise ValueError(rule)
     numbers = tuple(integer(0)(part) for part in parts)
     if any(low >= high for low, high in pairwise(numbers)):
-        raise ValueError("must be numbers of layers from 0, each above the one before")
+        raise ValueError(rule)
     return numbers
 
 
@@ -175,14 +198,35 @@ def default_of(entry: Any) -> Any:
     return entry.default
 
 
-def _number(value: Any, rule: str) -> float:
+def _is_none(value: Any) -> bool:
+    # Compared only if it is text: an array would answer for each of its entries.
+    return value is None or (isinstance(value, str) and value == "none")
+
+
+def quoted(value: Any) -> str:
+    """A value as messages show it: in one line, and not longer than that.
+
+    >>> quoted("pcgrad"), quoted([1]), quoted("two\\nlines")
+    ('pcgrad', '[1]', "'two\\\\nlines'")
+    """
+    try:
+        plain = isinstance(value, float) or (isinstance(value, str) and value.isprintable())
+        written = str(value) if plain else repr(value)
+    except Exception:  # a number of more digits than Python prints, or anything else's own error
+        written = f"a value of type {type(value).__name__}"
+    written = written if written.isprintable() else ascii(written)
+    return written if len(written) <= LONGEST else f"{written[:LONGEST]}..."
+
+
+def _decimal(value: Any, rule: str) -> Decimal:
+    """A number exactly as it is written; a float would round whole numbers above 2^53."""
     # bool is an int in Python; `epochs = true` in a file is a slip, not one epoch.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"must be {rule}")
+        raise ValueError(rule)
     try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"must be {rule}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"must be {rule}")
+        number = Decimal(value)
+    except ArithmeticError:
+        raise ValueError(rule) from None
+    if not number.is_finite():
+        raise ValueError(rule)
     return number

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 
 # Plain ASCII decimals. float() would also take "1_0", "nan", "infinity" and digits of other
@@ -185,12 +186,19 @@ TASKS: dict[str, Task] = {
 def class_name(text: str) -> str:
     """A label as the name of a class; whole numbers have one spelling.
 
-    >>> class_name(" calm "), class_name("1.0"), class_name("01")
-    ('calm', '1', '1')
+    >>> class_name(" calm "), class_name("1.0"), class_name("01"), class_name("9007199254740993")
+    ('calm', '1', '1', '9007199254740993')
     """
     text = text.strip()
-    whole = NUMBER.fullmatch(text) and float(text).is_integer()
-    return str(int(float(text))) if whole else text
+    if not NUMBER.fullmatch(text):
+        return text
+    try:
+        number = Decimal(text)  # exact, where floats would make one class of two long numbers
+    except ArithmeticError:  # an exponent of twenty digits
+        return text
+    # Compared first: the digits of 1e999999999 would fill the memory.
+    whole = number.copy_abs() < 10**300 and number == int(number)
+    return str(int(number)) if whole else text
 
 
 def resolve(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> tuple[Task, ...]:

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bert_mtl_demo.errors import unknown
-from bert_mtl_demo.tasks import KINDS, TASKS, Layout, Task, class_name
+from bert_mtl_demo.setting_types import is_writable
+from bert_mtl_demo.tasks import KINDS, TASKS, TOP, Layout, Task, class_name
 
 # The columns of scores that every log and report has, and words that settings and modules use.
 RESERVED = ("mean", "leaderboard", "none", "embeddings")
@@ -102,6 +103,8 @@ def _task(name: str, values: Mapping[str, Any]) -> Task:
     kind_name, file = str(values.get("kind", "")), str(values.get("file", ""))
     if kind_name not in KINDS:
         raise ValueError(f"{name}: {unknown('kind', kind_name, KINDS)}")
+    if not is_writable(file):
+        raise ValueError(f"{name}: file must be a text in UTF-8 without NUL characters")
     if "{split}" not in file:
         stem, dot, ending = file.rpartition(".")
         example = f"{stem}-{{split}}.{ending}" if dot else "mood-{split}.csv"
@@ -150,8 +153,17 @@ def _range(name: str, values: Mapping[str, Any]) -> tuple[float, float]:
         return -math.inf, math.inf
     try:
         low, high = (float(end) for end in ends)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low = high = math.nan
-    if not low < high:
+    if not usable_range(low, high):
         raise ValueError(f"{name}: low and high must be two numbers, the lower one first")
     return low, high
+
+
+def usable_range(low: float, high: float) -> bool:
+    """Whether labels of this range can be brought to another scale.
+
+    >>> usable_range(0, 1), usable_range(1, 1), usable_range(-1e308, 1e308)
+    (True, False, False)
+    """
+    return low < high and math.isfinite(high - low) and (high - low) / TOP > 0

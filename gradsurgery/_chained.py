@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -76,20 +77,29 @@ class ChainedOptimizer(Optimizer):
     def __init__(self, bases: Sequence[Optimizer]) -> None:
         self.__setstate__({"bases": tuple(bases)})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Evaluate the closure once, if there is one, and let every optimizer step."""
+    def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
+        """Evaluate the closure once, if there is one, and let every optimizer step.
+
+        Raises:
+            TypeError: for an option that none of them takes; none has stepped then.
+        """
+        for name in options:
+            if not any(_takes(type(base).step, name) for base in self.bases):
+                kinds = ", ".join(type(base).__name__ for base in self.bases)
+                raise TypeError(f"step() of none of {kinds} takes an argument {name!r}")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for base in self.bases:
-            base.step()
+            step = type(base).step
+            base.step(**{name: value for name, value in options.items() if _takes(step, name)})
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear ``.grad`` as each optimizer does."""
         for base in self.bases:
-            base.zero_grad(set_to_none=set_to_none)
+            clear(base, set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the last optimizer."""
@@ -217,6 +227,20 @@ class ChainedOptimizer(Optimizer):
             )
         return lambda *args, **kwargs: [value(*args, **kwargs) for value in values]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What is read through is written through.
+        elsewhere = name.startswith("_") or name == "bases" or hasattr(type(self), name)
+        holders = [] if elsewhere else [base for base in self.bases if hasattr(base, name)]
+        if len(holders) > 1:
+            kinds = ", ".join(type(base).__name__ for base in holders)
+            raise AttributeError(
+                f"{kinds} have an attribute {name!r} each: set it on optimizer.bases[i]"
+            )
+        if holders:
+            setattr(holders[0], name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self.bases))}]"
 
@@ -262,3 +286,18 @@ class _ChainedState(MutableMapping[Any, Any]):
 
 def _parameters(base: Optimizer) -> list[Tensor]:
     return [parameter for group in base.param_groups for parameter in group["params"]]
+
+
+def clear(optimizer: Optimizer, set_to_none: bool) -> None:
+    """Clear ``.grad`` by an optimizer's own ``zero_grad``, which need not know ``set_to_none``."""
+    if _takes(type(optimizer).zero_grad, "set_to_none"):
+        optimizer.zero_grad(set_to_none=set_to_none)
+    else:
+        optimizer.zero_grad()
+
+
+@cache
+def _takes(function: Callable[..., Any], argument: str) -> bool:
+    """Tell whether ``function`` can be given ``argument`` by name."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)

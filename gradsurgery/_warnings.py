@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 
-_INTERNAL = tuple(str(Path(package).parent) for package in (__file__, torch.__file__))
+_INTERNAL = (
+    *(str(Path(package).parent) for package in (__file__, torch.__file__)),
+    contextlib.__file__,  # between a with statement and us
+)
 
 
 class SurgeryWarning(UserWarning):

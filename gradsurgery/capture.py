@@ -7,16 +7,20 @@ found there are the capture, and ``.grad`` is again what it was before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from gradsurgery.distributed.sharded import is_sharded, settled
+from gradsurgery.hooks import ParameterHooks
+from gradsurgery.memory import GradientMemory
 
 #: ``{task: {parameter: gradient}}``; a task that ran is there, also when it reached no parameter.
 Captures = dict[str, dict[Tensor, Tensor]]
+
+#: The captures of all optimizers whose tasks are open, with their parameters.
+_OPEN: dict[Capture, Sequence[Tensor]] = {}
 
 
 class Capture:
@@ -29,12 +33,15 @@ class Capture:
     def __init__(self, tasks: Sequence[str]) -> None:
         self._tasks = tuple(tasks)
         self._open: str | None = None
+        self._memory = GradientMemory()
+        self._hooks = ParameterHooks()
         self.grads: Captures = {}
         self.sent: Captures = {}
 
     def clear(self) -> None:
         """Forget everything captured."""
         self.grads, self.sent = {}, {}
+        self._memory.clear()
 
     @property
     def waiting(self) -> list[str]:
@@ -47,7 +54,9 @@ class Capture:
 
         Entering the task again starts a capture of its own.
         """
-        del self.grads[task]
+        for gone in (self.grads.pop(task), self.sent.get(task, {})):
+            self._memory.release(gone.values())
+        self._memory.claim(task, {**left, **sent})
         self.sent[task] = sent
         if left:
             self.grads[task] = left
@@ -60,23 +69,48 @@ class Capture:
         gradients captured before), restores ``.grad``, and leaves the other tasks' captures alone.
 
         Raises:
-            ValueError: for an unknown task.
-            RuntimeError: for a task opened inside another, no gradient at all, a gradient with a
-                graph, or one that shares its memory with another task's.
+            RuntimeError: for no gradient at all, a gradient with a graph, or one that shares its
+                memory with another task's.
         """
-        self._may_open(task)
         before = [p.grad for p in parameters]
         earlier = self.grads.pop(task, {})
+        self._memory.release(earlier.values())
         _put(parameters, [earlier.get(p) for p in parameters])
         self._open = task
+        _OPEN[self] = parameters
         try:
-            yield
-            self.grads[task] = self._taken(task, parameters)
+            with self._hooks.watched(task, parameters):
+                yield
+            self.grads[task] = self._taken(task, parameters, before)
         finally:
             self._open = None
+            del _OPEN[self]
             _put(parameters, before)
 
-    def _may_open(self, task: str) -> None:
+    def refuse_open(self, call: str, parameters: Callable[[], Iterable[Tensor]]) -> None:
+        """Refuse a call while a task is open, here or in another optimizer of these parameters.
+
+        Raises:
+            RuntimeError: when one is.
+        """
+        if not _OPEN:
+            return
+        ids = set(map(id, parameters()))
+        for capture, held in _OPEN.items():
+            if capture is self or not ids.isdisjoint(map(id, held)):
+                whose = "" if capture is self else " of another optimizer of the same parameters"
+                raise RuntimeError(
+                    f"{call} was called inside task({capture._open!r}){whose}: leave the with "
+                    "block first (one indentation less; a generator that yields inside it, run on)"
+                )
+
+    def check_open(self, task: str) -> None:
+        """Check that ``task`` may be opened.
+
+        Raises:
+            ValueError: for an unknown task.
+            RuntimeError: inside another task.
+        """
         if task not in self._tasks:
             raise ValueError(f"unknown task {task!r}: the tasks are {', '.join(self._tasks)}")
         if self._open is not None:
@@ -85,7 +119,9 @@ class Capture:
                 "the next, so that each gradient belongs to one"
             )
 
-    def _taken(self, task: str, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    def _taken(
+        self, task: str, parameters: Sequence[Tensor], before: Sequence[Tensor | None]
+    ) -> dict[Tensor, Tensor]:
         """Return the gradients now in ``parameters``, fit to be kept and overwritten."""
         taken = {p: _owned(task, p, p.grad) for p in parameters if p.grad is not None}
         if not taken:
@@ -93,13 +129,12 @@ class Capture:
             if any(map(is_sharded, parameters)):
                 hint = " (FSDP2 keeps them back after set_requires_gradient_sync(False))"
             raise RuntimeError(
-                f"no gradient reached the optimizer's parameters during task({task!r}): call "
-                f"backward() inside the with block, on a loss that depends on them{hint}"
+                f"no gradient reached the optimizer's parameters during task({task!r}): either its "
+                "loss depends on none of them (detached, or of other parameters; leave the task "
+                "out of this step then), or backward() ran outside of the with block of "
+                f"optimizer.task(){hint}"
             )
-        for other, grads in (*self.grads.items(), *self.sent.items()):
-            if other != task:
-                _refuse_shared_memory(task, taken, other, grads)
-        return taken
+        return self._memory.claim(task, taken, [grad for grad in before if grad is not None])
 
 
 def _put(parameters: Iterable[Tensor], grads: Iterable[Tensor | None]) -> None:
@@ -125,24 +160,3 @@ def _owned(task: str, parameter: Tensor, grad: Tensor) -> Tensor:
     if grad.untyped_storage().nbytes() != grad.numel() * grad.element_size():
         return grad.clone()
     return grad
-
-
-def _address(grad: Tensor) -> int:
-    """Return where a gradient lies, 0 where that has no meaning."""
-    if grad.layout != torch.strided or is_sharded(grad):
-        return 0
-    return grad.data_ptr()
-
-
-def _refuse_shared_memory(
-    task: str, taken: dict[Tensor, Tensor], other: str, grads: dict[Tensor, Tensor]
-) -> None:
-    """The second line against reused buffers: at one address lives one gradient."""
-    for parameter, grad in taken.items():
-        kept = grads.get(parameter)
-        if kept is not None and 0 != _address(grad) == _address(kept):
-            raise RuntimeError(
-                f"task {task!r} left a gradient of shape {list(grad.shape)} in the memory that "
-                f"holds the gradient of task {other!r}: something reuses gradient buffers between "
-                "backward passes (CUDA graphs, a bucket view); have it write to fresh memory"
-            )

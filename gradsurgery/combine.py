@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from gradsurgery import kernels
+from gradsurgery.distributed.local import LocalGradients
 from gradsurgery.distributed.placement import Placement
 from gradsurgery.kernels import Column, Columns
+from gradsurgery.magnitude import WIDE, gram_in_range
+from gradsurgery.methods import State, Verdict
 from gradsurgery.sparse import align, restore
 
 
@@ -28,6 +31,8 @@ class Measured(NamedTuple):
         segments: the segment of each shared parameter.
         alone: ``[P''][K]``, the gradients of the parameters that one task has one for.
         alone_segments: the segment of each of these.
+        factor: a power of two that the gradients carry in ``gram``, 1 unless their squares would
+            leave float64, see :mod:`gradsurgery.magnitude`.
     """
 
     gram: Tensor
@@ -40,6 +45,7 @@ class Measured(NamedTuple):
     segments: list[int]
     alone: list[Column]
     alone_segments: list[int]
+    factor: float = 1.0
 
     def present(self) -> Tensor:
         """Return ``[S, K]`` bool on the CPU: whether task k has a shared gradient in segment s."""
@@ -49,7 +55,21 @@ class Measured(NamedTuple):
             rows[segment] = [
                 known or grad is not None for known, grad in zip(rows[segment], column, strict=True)
             ]
-        return torch.tensor(rows)
+        return torch.tensor(rows, dtype=torch.bool, device="cpu")
+
+    def if_finite(self, verdict: Verdict, before: State) -> Verdict:
+        """Return the verdict, or where gradients are not finite the plain sum and the state before.
+
+        Only where nobody waits to see which it is: on the CPU the caller knows that all is finite.
+        """
+        if not self.resident:
+            return verdict
+        state = verdict.state.items()
+        return Verdict(
+            torch.where(self.finite, verdict.weights, 1.0),
+            None if verdict.altered is None else verdict.altered & self.finite,
+            {name: torch.where(self.finite, value, before[name]) for name, value in state},
+        )
 
 
 def measure(
@@ -80,19 +100,18 @@ def measure(
         dense, unions = _aligned(dense, shared)
         single = [_values(column) for column in single]
     homes, alone_homes = ([segments[p] for p in part] for part in (shared, alone))
-    gram = placement.gram(
-        dense + single,
-        homes + [count] * len(alone),  # one more segment for those of one task
-        shared + alone,
-        count + 1,
-        tasks,
-    )
+    all_homes = homes + [count] * len(alone)  # one more segment for those of one task
+    local = LocalGradients(dense + single, all_homes, shared + alone, count + 1, tasks)
+    gram, factor = placement.gram(local), 1.0
     resident = kernels.fused_on(gram.device, tasks)
     if not resident:
         gram = gram.cpu()  # launch by launch, arithmetic on K x K numbers is faster there
+        if not WIDE.isdisjoint([column[0].dtype for column in grads if column]):
+            gram, factor = gram_in_range(gram, local, placement)
     finite = gram.isfinite().all()
+    gram = gram[:count]
     return Measured(
-        gram[:count], finite, resident, grads, shared, dense, unions, homes, single, alone_homes
+        gram, finite, resident, grads, shared, dense, unions, homes, single, alone_homes, factor
     )
 
 
@@ -101,7 +120,8 @@ def apply_(measured: Measured, weights: Tensor, alone: Tensor | None = None) -> 
 
     Args:
         measured: the gradients.
-        weights: ``[S, K]`` float64.
+        weights: ``[S, K]`` float64, finite, of any size, also beyond the range of the gradients'
+            dtype, see :func:`gradsurgery.kernels.eager.combine_`.
         alone: ``[S, K]`` float64, the weights of gradients of an only task; None leaves them as
             they are.
 

@@ -83,20 +83,27 @@ class Boundary:
         Gradients are put where autograd would put them, and those at the features into
         ``leaves``. They are copied: ``torch.autograd.grad`` may return memory that it shares.
         """
-        sources = [source for source, _ in self._pairs[task]]
+        # As in a plain backward, a parameter that was frozen since the forward gets nothing.
+        pairs = [(source, leaf) for source, leaf in self._pairs[task] if source.requires_grad]
+        if not pairs:
+            return
+        sources = [source for source, _ in pairs]
         grads = torch.autograd.grad(loss, sources, grad, retain_graph=keep, allow_unused=True)
-        for (_, leaf), part in zip(self._pairs[task], grads, strict=True):
+        for (_, leaf), part in zip(pairs, grads, strict=True):
             if part is not None:
                 deliver(leaf, _copied(part, leaf))
 
-    def backward_trunk(self) -> None:
+    def backward_trunk(self, keep: bool = False) -> None:
         """Run the trunk's backward, from the gradients that ``leaves`` bear."""
         for z, before in zip(self._features, self._retained, strict=True):
             if z.retains_grad:  # each task's gradient has been added up there
                 z.grad = before
         pairs = zip(self._features, self.leaves, strict=True)
         roots = [(z, leaf.grad) for z, leaf in pairs if leaf.grad is not None]
-        torch.autograd.backward([z for z, _ in roots], [grad for _, grad in roots])
+        grads = [grad for _, grad in roots]
+        for leaf in self.leaves:
+            leaf.grad = None
+        torch.autograd.backward([z for z, _ in roots], grads, retain_graph=keep)
 
 
 def segment(grouping: _grouping.Grouping, segments: Sequence[str]) -> int:

@@ -72,13 +72,15 @@ def segments(
         known: names of segments that have appeared before, and keep their indices.
 
     Raises:
-        ValueError: when a grouping by name meets a parameter without one.
+        ValueError: when a grouping by name meets a parameter without one, or two of one name.
 
     Example:
         >>> segments(["a.0.weight", "a.1.weight", "a.0.bias"], "layer")
         ([0, 1, 0], ['a.0', 'a.1'])
     """
     segment_of = resolve(grouping)
+    if grouping != "model":
+        _refuse_equal(names, grouping)
     index_of = {label: index for index, label in enumerate(known)}
     indices = []
     for position, name in enumerate(names):
@@ -100,9 +102,25 @@ def names(
 
     Args:
         param_groups: of an optimizer; built from ``model.named_parameters()`` they hold the names.
-        named: names by parameter, for an optimizer that was built without.
+        named: names by parameter, which count before those.
     """
     labels: list[str | None] = []
     for group in param_groups:
-        labels += group.get("param_names") or [(named or {}).get(p) for p in group["params"]]
+        known = group.get("param_names") or [None] * len(group["params"])
+        if named:
+            known = [named.get(p, name) for p, name in zip(group["params"], known, strict=True)]
+        labels += known
     return labels
+
+
+def _refuse_equal(names: Sequence[str | None], grouping: Grouping) -> None:
+    """Refuse a name that two parameters have: two modules' layers would be one segment."""
+    first: dict[str, int] = {}
+    for position, name in enumerate(names):
+        if name is not None and first.setdefault(name, position) != position:
+            raise ValueError(
+                f"grouping={grouping!r} goes by parameter names, and parameters {first[name]} and "
+                f"{position} are both called {name!r}: tell their modules apart, as in "
+                "named_parameters=[(f'encoder.{name}', p) for name, p in encoder.named_parameters()"
+                "] + [(f'decoder.{name}', p) for name, p in decoder.named_parameters()]"
+            )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
+from typing import cast
 
 import torch
 from torch import Tensor
+
+from gradsurgery.transfer import float64
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor]
 
@@ -15,11 +19,15 @@ def named_losses(losses: Losses, tasks: Sequence[str]) -> dict[str, Tensor]:
     """Return ``losses`` by task name, after checking that each can be a task's loss.
 
     Raises:
-        TypeError: for a loss that is not a tensor.
+        TypeError: for a loss that is not a tensor, or losses that are neither mapping nor sequence.
         ValueError: for an unknown task, a sequence of the wrong length, no loss at all, a loss with
             more than one element, or one without a graph (unless gradients are switched off).
     """
-    if not isinstance(losses, Mapping):
+    if hasattr(losses, "keys"):  # a Mapping, or what behaves as one (TensorDict)
+        mapping = cast(Mapping[str, Tensor], losses)
+        losses = {name: mapping[name] for name in mapping.keys()}  # noqa: SIM118
+    else:
+        _check_sequence(losses, tasks)
         if len(losses) != len(tasks):
             raise ValueError(
                 f"got {len(losses)} losses for {len(tasks)} tasks ({', '.join(tasks)}): pass one "
@@ -33,11 +41,38 @@ def named_losses(losses: Losses, tasks: Sequence[str]) -> dict[str, Tensor]:
     return dict(losses)
 
 
+def _check_sequence(losses: object, tasks: Sequence[str]) -> None:
+    if isinstance(losses, Sequence) and not isinstance(losses, str):
+        return
+    if isinstance(losses, Tensor) and losses.dim() == 1:
+        return
+    if isinstance(losses, Tensor):
+        what = f"a tensor of shape {list(losses.shape)}"
+        way = "the tasks' losses as they are before you sum them"
+    elif dataclasses.is_dataclass(losses):
+        what, way = f"a {type(losses).__name__}", "vars(losses), if its fields are tasks"
+    elif isinstance(losses, ValuesView):
+        what, way = f"a {type(losses).__name__}", "the dict itself, which says whose loss is whose"
+    elif isinstance(losses, Iterator):
+        what, way = f"a {type(losses).__name__}", "list(losses)"
+    else:
+        what, way = f"a {type(losses).__name__}", "{task: loss}"
+    raise TypeError(
+        "losses is a mapping from task names to losses, or a sequence of one loss per task in the "
+        f"order of {', '.join(tasks)}, not {what}: pass {way}"
+    )
+
+
 def _check(name: str, loss: Tensor, tasks: Sequence[str]) -> None:
     _check_name(name, tasks)
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor")
     _check_scalar(name, loss)
+    if loss.is_complex():
+        raise ValueError(
+            f"the loss of task {name!r} is complex ({loss.dtype}), and only a real number can be "
+            "minimized: take its real part or its abs()"
+        )
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise ValueError(
             f"the loss of task {name!r} does not require grad: it was detached, computed under "
@@ -119,6 +154,6 @@ class StepLosses:
 
     def _scalar(self, task: str, loss: Tensor | float) -> Tensor:
         _check_name(task, self._tasks)
-        value = torch.as_tensor(loss, dtype=torch.float64).detach()
+        value = float64(loss)
         _check_scalar(task, value)
         return value.reshape(())

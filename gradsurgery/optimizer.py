@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -12,15 +13,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import features as _features
-from gradsurgery._chained import ChainedOptimizer, chained, refuse_shared
+from gradsurgery._chained import chained, refuse_shared
+from gradsurgery._warnings import warn
 from gradsurgery._wrapper import OptimizerWrapper
 from gradsurgery.features import Boundary, Features
 from gradsurgery.grouping import Grouping
+from gradsurgery.hooks import warn_of_samples
 from gradsurgery.join import join
 from gradsurgery.losses import Losses, named_losses
-from gradsurgery.methods import Method
+from gradsurgery.methods import Method, Sum
 from gradsurgery.methods.base import check_method
 from gradsurgery.pipeline import Pipeline
+from gradsurgery.state import saved_groups
 from gradsurgery.statistics import ConflictStatistics
 
 
@@ -57,7 +61,7 @@ class GradientSurgery(OptimizerWrapper):
             that DDP averages (a forward and backward per task), and for sharded parameters (FSDP2,
             tensor parallel), which know their own processes.
         named_parameters: the model's, for a grouping by name when ``base`` was not built from
-            ``model.named_parameters()``.
+            ``model.named_parameters()``, or from those of several modules, which repeat.
         task_only: what parameters of one task get: ``"plain"``, its gradient; ``"weighted"``, w_k
             times that, with the task's weight in the parameter's segment, and 1 in a segment where
             it shares nothing with others. None for the method's own ``task_only``: plain, but for
@@ -82,9 +86,10 @@ class GradientSurgery(OptimizerWrapper):
     Raises:
         TypeError: when ``base`` or ``method`` is not what it should be.
         ValueError: for task names that are no names, or repeated, an unknown grouping,
-            ``task_only`` or ``reduction``, a ``smoothing`` outside [0, 1), an ``observe_every``
-            below 1, options that a method of the losses alone cannot have, no base, a parameter
-            that two bases hold, or LBFGS beside others.
+            ``task_only`` or ``reduction``, two parameters of one name in a grouping by name, a
+            ``smoothing`` outside [0, 1), an ``observe_every`` below 1, options that a method of the
+            losses alone cannot have, no base, a parameter that two bases hold, or LBFGS beside
+            others.
 
     Example:
         >>> from gradsurgery import GradientSurgery, PCGrad
@@ -97,7 +102,7 @@ class GradientSurgery(OptimizerWrapper):
         >>> optimizer.zero_grad()
     """
 
-    _kept = ("base", "method", "tasks", "_pipeline")
+    _kept = (*OptimizerWrapper._kept, "method", "tasks", "_pipeline")
 
     def __init__(
         self,
@@ -119,12 +124,14 @@ class GradientSurgery(OptimizerWrapper):
         _check_choice("reduction", reduction, ("sum", "mean"))
         self.tasks = _checked_tasks(tasks)
         self.method = method.bind(self.tasks)
+        _warn_of_line_search(bases, method)
         named = {p: name for name, p in named_parameters or ()}
         if observe_every is not None and not observe_every >= 1:
             raise ValueError(
                 f"observe_every is a number of steps of at least 1, not {observe_every}"
             )
         base = chained(bases, named)
+        _refuse_layouts(p for group in base.param_groups for p in group["params"])
         self._pipeline = Pipeline(
             base,
             self.method,
@@ -140,11 +147,6 @@ class GradientSurgery(OptimizerWrapper):
         super().__init__(base)
 
     @property
-    def bases(self) -> tuple[Optimizer, ...]:
-        """The wrapped optimizers, in order."""
-        return self.base.bases if isinstance(self.base, ChainedOptimizer) else (self.base,)
-
-    @property
     def conflicts(self) -> ConflictStatistics:
         """The statistics since their last ``reset()``."""
         return self._pipeline.conflicts
@@ -157,7 +159,10 @@ class GradientSurgery(OptimizerWrapper):
         """Capture the gradients of the backward passes run inside, for task ``name``.
 
         Entering the same task again adds to what it captured (gradient accumulation). ``.grad`` is
-        left as it was found. If the body raises, what this task captured in this step is dropped.
+        left as it was found, but for a zero gradient of one small parameter: if that is gone when
+        the next task begins, gradients were cleared (``model.zero_grad()``), and what was captured
+        belongs to a batch that was skipped. If the body raises, what was captured in this step is
+        dropped; with a ``process_group``, of this task alone.
 
         Args:
             name: one of ``tasks``.
@@ -169,7 +174,9 @@ class GradientSurgery(OptimizerWrapper):
 
         Raises:
             ValueError: for an unknown name.
-            RuntimeError: inside another task, or when no gradient reached the parameters.
+            RuntimeError: inside another task, or when no gradient reached the parameters. Inside
+                the block :meth:`combine`, :meth:`step`, :meth:`zero_grad`, :meth:`discard`,
+                :meth:`load_state_dict` and :meth:`add_param_group` raise one, too.
 
         Example:
             >>> from gradsurgery import GradientSurgery, PCGrad
@@ -181,7 +188,8 @@ class GradientSurgery(OptimizerWrapper):
             ...         model(torch.randn(4, 2)).mean().backward()
             >>> optimizer.combine()
         """
-        return self._pipeline.task(name, sync=sync, loss=loss)
+        self.refuse_superseded()
+        return _Task(name, loss, partial(self._pipeline.task, name, sync=sync, loss=loss))
 
     def combine(
         self,
@@ -195,7 +203,8 @@ class GradientSurgery(OptimizerWrapper):
         backward would. With a non-finite value in any captured gradient, also in that of a head,
         the plain sum is delivered (after one backward pass of weighted losses, theirs), non-finite
         as it is for GradScaler to find; the method's state and the visiting order stay as they
-        were, and the step is counted as non-finite.
+        were, and the step is counted as non-finite. So it is with weights that are not finite.
+        Finite ones may be of any size: a gradient of subnormal numbers is projected as any other.
 
         Args:
             losses: the tasks' losses in this step, by name, for methods that decide by them and
@@ -208,8 +217,8 @@ class GradientSurgery(OptimizerWrapper):
 
         Raises:
             RuntimeError: when nothing was captured (with a ``process_group``: on no rank), a loss
-                that the method needs is unknown, ranks disagree on what they do, or a CUDA graph is
-                being captured.
+                that the method needs is unknown, ranks disagree on what they do, a CUDA graph is
+                being captured, a task is open, or an earlier call was cut while it wrote ``.grad``.
             ValueError: when captured gradients lie on several devices; nothing is changed then.
         """
         self._pipeline.combine(losses, scale)
@@ -243,7 +252,8 @@ class GradientSurgery(OptimizerWrapper):
                 "features".
 
         Returns:
-            A scalar tensor in the losses' dtype.
+            A scalar tensor in the losses' dtype. Its ``backward(inputs=...)`` has gradients for
+            these parameters alone, and ``retain_graph=True`` keeps the losses' graphs.
 
         Raises:
             TypeError, ValueError: for losses or features that cannot be used; the message names the
@@ -265,6 +275,7 @@ class GradientSurgery(OptimizerWrapper):
             >>> w.grad
             tensor([1., 3.])
         """
+        self.refuse_superseded()
         named = named_losses(losses, self.tasks)
         self._pipeline.processes.check_losses(named.values())
         if features is None or not torch.is_grad_enabled():
@@ -279,7 +290,9 @@ class GradientSurgery(OptimizerWrapper):
 
     def discard(self) -> None:
         """Drop what was captured and not combined; ``.grad`` stays as it is."""
+        self._pipeline.refuse_open("discard()")
         self._pipeline.discard()
+        self._pipeline.lifecycle.forgive()
 
     def _boundary(self, losses: dict[str, Tensor], features: Features) -> Boundary:
         """Return where the losses' backward passes stop, after checking that they can."""
@@ -293,42 +306,54 @@ class GradientSurgery(OptimizerWrapper):
 
     # ------------------------------------------------------------------ the optimizer's interface
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *args: Any, **options: Any) -> Any:
         """Let the base optimizer step on what ``.grad`` holds; of several, one after the other.
 
         Args:
             closure: recomputes the loss, as for the base (LBFGS); it has to combine as well, which
                 ``join(losses).backward()`` does. For several bases it is called once.
+            *args: passed on to the base.
+            **options: passed on to the base (``hessian=``); of several bases, to those that take
+                them.
 
         Returns:
             What the base's ``step`` returns.
 
         Raises:
-            RuntimeError: when captured gradients wait to be combined.
+            RuntimeError: when captured gradients wait to be combined, a task is open, or
+                ``combine()`` was cut while it wrote ``.grad``.
         """
+        self._pipeline.refuse_open("step()")
+        warn_of_samples(p for group in self.param_groups for p in group["params"])
         if closure is None:
-            self._pipeline.refuse_waiting()
-            return self.base.step()
+            self._pipeline.begin_step()
+            result = self.base.step(*((None, *args) if args else ()), **options)
+        else:
 
-        def checked() -> Any:
-            loss = closure()
-            self._pipeline.refuse_waiting()
-            return loss
+            def checked() -> Any:
+                loss = closure()
+                self._pipeline.begin_step()
+                return loss
 
-        return self.base.step(checked)
+            result = self.base.step(checked, *args, **options)
+        self._pipeline.lifecycle.stepped()
+        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear ``.grad``, as the base does, and drop what was captured and not combined."""
-        self._pipeline.discard()
-        self.base.zero_grad(set_to_none=set_to_none)
+        self._pipeline.refuse_open("zero_grad()")
+        self._pipeline.drop("zero_grad() was called")
+        super().zero_grad(set_to_none=set_to_none)
+        self._pipeline.lifecycle.zeroed()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state; the wrapper's own is part of its first parameter group.
+        """Return the base's state; the wrapper's own is part of its parameter groups, under
+        ``"surgery"`` and in plain Python values.
 
         A run resumed from it is bitwise the run that never stopped. The statistics are not in it:
         they have a ``state_dict`` of their own.
         """
-        return self.base.state_dict()
+        return self._pipeline.state.added_to(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, or a checkpoint of the plain base optimizer.
@@ -336,12 +361,14 @@ class GradientSurgery(OptimizerWrapper):
         The latter knows nothing of surgery: visiting order and targets stay as they are.
 
         Raises:
-            ValueError: when the checkpoint is of other tasks or segments; nothing is loaded then.
+            ValueError: when the checkpoint is of other tasks, segments or parameter groups, or
+                damaged; nothing is loaded then, and what was captured stays.
         """
+        self._pipeline.refuse_open("load_state_dict()")
         state, segments = self._pipeline.state, self._pipeline.segments()[1]
-        state.check_loadable(state_dict.get("param_groups") or [], len(segments))
+        state.check_loadable(saved_groups(state_dict), segments)
+        super().load_state_dict(state_dict)
         self._pipeline.discard()
-        self.base.load_state_dict(state_dict)
         state.attach()
 
     def add_param_group(self, param_group: dict[str, Any], base: Optimizer | None = None) -> None:
@@ -355,6 +382,7 @@ class GradientSurgery(OptimizerWrapper):
             ValueError: for what the base refuses, a parameter that another base holds, a grouping
                 by name without names, or by tensor, with none, for a base that is not the last.
         """
+        self._pipeline.refuse_open("add_param_group()")
         base = self.bases[-1] if base is None else base
         if not any(base is known for known in self.bases):
             raise ValueError("base is one of optimizer.bases; this optimizer is not wrapped here")
@@ -366,8 +394,9 @@ class GradientSurgery(OptimizerWrapper):
             )
         base.add_param_group(param_group)
         try:
+            _refuse_layouts(base.param_groups[-1]["params"])
             refuse_shared(self.bases, self._pipeline.named)
-            segments = len(self._pipeline.segments()[1])
+            segments = self._pipeline.segments()[1]
         except ValueError:
             base.param_groups.pop()
             raise
@@ -388,15 +417,72 @@ class GradientSurgery(OptimizerWrapper):
         return f"{head} of {self.base!r}"
 
 
+class _Task(ContextDecorator, AbstractContextManager[None]):
+    """The with block of a task, which may be kept and entered in every step."""
+
+    def __init__(
+        self, name: str, loss: object, begin: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._name, self._loss, self._begin = name, loss, begin
+        self._block: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> None:
+        if self._loss is not None and self._block is not None:
+            raise RuntimeError(
+                f"task({self._name!r}, loss=...) was entered a second time, and its loss would "
+                "count again: call optimizer.task() with the new loss"
+            )
+        block = self._begin()
+        block.__enter__()
+        self._block = block
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        assert self._block is not None
+        return self._block.__exit__(*exception)
+
+
+def _refuse_layouts(parameters: Iterable[Tensor]) -> None:
+    for position, parameter in enumerate(parameters):
+        if parameter.layout not in (torch.strided, torch.sparse_coo):
+            raise ValueError(
+                f"parameter {position} (of shape {list(parameter.shape)}) has layout "
+                f"{parameter.layout}, whose gradient torch does not put into .grad: train a dense "
+                "parameter, or the values() of a sparse one"
+            )
+
+
 def _checked_bases(base: object) -> list[Optimizer]:
     bases = []
     for wrapped in base if isinstance(base, list | tuple) else [base]:
-        if isinstance(wrapped, GradientSurgery) or not isinstance(wrapped, Optimizer):
+        if isinstance(wrapped, GradientSurgery):
+            raise TypeError(
+                "this optimizer is a GradientSurgery already: use it as it is, or wrap "
+                "optimizer.base, the optimizer in it, anew"
+            )
+        if not isinstance(wrapped, Optimizer):
             raise TypeError(
                 f"GradientSurgery wraps a torch.optim.Optimizer, not a {type(wrapped).__name__}"
             )
+        if any(kind.__name__ == "AcceleratedOptimizer" for kind in type(wrapped).__mro__):
+            raise TypeError(
+                "an AcceleratedOptimizer is what accelerator.prepare() made of an optimizer: wrap "
+                "first, then prepare the wrapper, accelerator.prepare(GradientSurgery(base, ...))"
+            )
         bases.append(wrapped)
     return bases
+
+
+def _warn_of_line_search(bases: Sequence[Optimizer], method: Method) -> None:
+    groups = [group for base in bases for group in base.param_groups]
+    searches = {search for group in groups if (search := group.get("line_search_fn"))}
+    if searches and not isinstance(method, Sum):
+        kinds = ", ".join(type(base).__name__ for base in bases)
+        warn(
+            f"{kinds} searches a step length ({searches.pop()}) by the closure's loss, the plain "
+            f"sum, along a direction that {method!r} has altered and that need not lower it: the "
+            "search then uses up its evaluations on steps that hardly move. Use "
+            "line_search_fn=None, or Sum()"
+        )
 
 
 def _check_choice(option: str, value: object, choices: Sequence[object]) -> None:
@@ -408,6 +494,7 @@ def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     names = tuple(tasks)
     if isinstance(tasks, str) or not names or not all(isinstance(n, str) and n for n in names):
         raise ValueError(f"tasks is a sequence of names such as ('a', 'b'), not {tasks!r}")
+    names = tuple(map(str.__str__, names))  # also of an enumeration, or numpy: checkpoints are read
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
         raise ValueError(f"task {repeated[0]!r} is listed more than once in {names}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,8 @@ from gradsurgery import grouping as _grouping
 from gradsurgery.capture import Capture
 from gradsurgery.combine import Measured, apply_, deliver, measure
 from gradsurgery.distributed import consistency
-from gradsurgery.distributed.averaging import StepLossMeans
 from gradsurgery.distributed.placement import Processes
-from gradsurgery.losses import StepLosses
+from gradsurgery.lifecycle import Lifecycle
 from gradsurgery.methods import LossWeighting, Method, State, Verdict
 from gradsurgery.methods.order import normal_draws, visiting_order
 from gradsurgery.methods.smoothing import Smoothed
@@ -26,6 +25,7 @@ from gradsurgery.scale import StepScale, largest
 from gradsurgery.state import SurgeryState
 from gradsurgery.statistics import ConflictStatistics
 from gradsurgery.transfer import to_device
+from gradsurgery.weighted import LossesOfStep
 
 #: The parameters' names, and what grouping makes of them: a segment for each, the segments' names.
 _Segmented = tuple[list[str | None], tuple[list[int], list[str]]]
@@ -74,21 +74,22 @@ class Pipeline:
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
         self.processes = Processes(process_group, self._tasks)
         self._segmented: _Segmented = ([], ([], []))
-        self._begin()
+        self._feature_leaves: list[Tensor] = []  # while a backward with features runs
         self._observe_every = observe_every
-        counting, segments = observe_every is not None, len(self.segments()[1])
+        counting, segments = observe_every is not None, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
+        self._begin()
 
     def _begin(self) -> None:
         """Start without a step under way."""
-        self._capture, self._losses = Capture(self._tasks), StepLosses(self._tasks)
-        self._scale = StepScale(self._tasks)
-        self._means: StepLossMeans | None = None
-        self._weighed: _Weighed | None = None  # where the losses were weighted before the backward
-        self._feature_leaves: list[Tensor] = []  # while a backward with features runs
+        self._capture, self._scale = Capture(self._tasks), StepScale(self._tasks)
+        self._losses = LossesOfStep(self._method, self._tasks, self.processes, self.state)
+        self.seen_graph = False  # of joined losses, which is looked at once
+        self.combined_in = -1  # the backward in which a joined loss was last combined
+        self.lifecycle = Lifecycle()
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_losses", "_scale", "_means", "_weighed", "_feature_leaves")
+        transient = ("_capture", "_scale", "_losses", "lifecycle")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,20 +109,25 @@ class Pipeline:
     ) -> Iterator[None]:
         """Capture the gradients of the backward passes run inside, for task ``name``."""
         parameters = self.parameters()
+        self._capture.check_open(name)
+        self._drop_skipped(f"task {name!r}")
         try:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
                 yield
-                if loss is not None and self._means is None and "losses" in self._method.needs:
+                if loss is not None:
                     self._losses.add(name, loss)
                 if factor is not None and self._needs_scale():
                     self._scale.add(name, factor)
-        except BaseException:
+        except BaseException as error:
             self._losses.drop(name)
             self._scale.drop(name)
             self.processes.failed(name)
+            if not self.processes.averages:  # else part of the step may be on its way
+                self.drop(f"task {name!r} raised {type(error).__name__}")
             raise
-        if isinstance(self._method, LossWeighting) and self._means is None:
+        self.lifecycle.captured(name, self._capture.grads[name])
+        if isinstance(self._method, LossWeighting) and not self._losses.settled:
             sync = False  # ranks that run one backward pass ask for the losses first
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
             self._capture.hand_over(*sent)
@@ -135,6 +141,15 @@ class Pipeline:
             yield
         finally:
             self._feature_leaves = []
+
+    def begin_step(self) -> None:
+        """Check that the base may step on what ``.grad`` holds.
+
+        Raises:
+            RuntimeError: when captured gradients wait, or a delivery was cut.
+        """
+        self.refuse_waiting()
+        self.lifecycle.begin_step(self.parameters)
 
     def refuse_waiting(self, until: str = "step()") -> None:
         """Refuse to go on while captured gradients wait.
@@ -150,34 +165,62 @@ class Pipeline:
                 f"{until}, or zero_grad() to drop them"
             )
 
+    def refuse_open(self, call: str) -> None:
+        """Refuse a call inside an open task.
+
+        Raises:
+            RuntimeError: when one is open, here or in another optimizer of the same parameters.
+        """
+        self._capture.refuse_open(call, self.parameters)
+
+    def drop(self, why: str) -> None:
+        """Forget the step under way; tasks that the next combination misses for it are told of."""
+        self.lifecycle.dropped(self._capture.waiting, why)
+        self.discard()
+
+    def _drop_skipped(self, before: str) -> None:
+        """Forget the step under way if its gradients were cleared: the batch was skipped."""
+        if self.lifecycle.skipped():
+            self.drop(f"gradients were cleared before {before}")
+
     def discard(self) -> None:
         """Forget the step under way; ``.grad`` stays as it is."""
+        self.lifecycle.settle()
         self._capture.clear()
         self._losses.clear()
         self._scale.clear()
-        self._means = self._weighed = None
         self.processes.drop(self.parameters())
 
     # ------------------------------------------------------------------ measure, decide, apply
 
+    @torch.no_grad()  # as in join's backward: small operators are a quarter faster
     def combine(
         self,
         losses: Mapping[str, Tensor | float] | None = None,
         scale: Tensor | float | None = None,
     ) -> None:
         """Combine what was captured, into ``.grad``."""
+        self.refuse_open("combine()")
+        try:
+            self._combine(losses, scale)
+        except BaseException:
+            self._losses.reopen()
+            raise
+
+    def _combine(
+        self, losses: Mapping[str, Tensor | float] | None, scale: Tensor | float | None
+    ) -> None:
         parameters = self.parameters()
         _refuse_graph_capture(parameters[0].device)
-        if self._means is None:
+        reason = self.lifecycle.reason()
+        self.lifecycle.begin_combine(self._capture.waiting, parameters)
+        segments, names = self.segments()
+        if not self._losses.settled:
             self._losses.replace(losses or {}, self._capture.waiting)
-            self._refuse_missing_losses()
             if isinstance(self._method, LossWeighting):
-                # A rank without a task does what the others do.
-                apart = self.processes.count == 1 or any(self._losses.known())
-                self._weigh(self._method, apart)
+                self._losses.decide(names, parameters[0].device)
         if self._needs_scale():
             self._scale.settle(self._capture.waiting, scale)
-        segments, names = self.segments()
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
         common = self._common() if self.processes.count > 1 else ()
@@ -188,24 +231,33 @@ class Pipeline:
             raise RuntimeError(
                 "combine() found nothing captured: run each task's backward inside "
                 "optimizer.task(name), or use optimizer.join(losses).backward()"
+                + (f" (dropped were {reason})" if reason else "")
             )
         measured = measure(
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
-        if self._weighed is None:
-            weights = self._decide(measured, names, torch.tensor(gradients.active))
+        if not self._losses.decided:
+            active = torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
+            weights = self._decide(measured, names, active)
             alone = self._alone(measured, weights)
             if self._reduction == "mean":
                 weights = weights / sum(gradients.active)
+            if not isinstance(self._method, LossWeighting):
+                self.lifecycle.compared(measured.shared, sum(gradients.active))
+            # From here on the gradients are overwritten, and cannot be combined a second time.
+            self.discard()
+            self.lifecycle.begin_delivery()
             combined = apply_(measured, weights, alone)
         else:
-            self._keep_weighed(self._weighed, measured, names)
+            self._losses.keep(measured, names, self.conflicts)
+            self.discard()
+            self.lifecycle.begin_delivery()
             combined = [column[0] if column else None for column in measured.grads]
         update = gradients.placement.restored(combined)
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
-        self.discard()
+        self.lifecycle.delivered()
 
     def weigh(self, losses: Mapping[str, Tensor]) -> bool:
         """Decide on the losses of the step that begins, if they are all that the method needs.
@@ -214,80 +266,67 @@ class Pipeline:
             Whether one backward pass of weighted losses will do, see :meth:`weighted`. No when the
             gradients are to be measured, or were captured apart by a micro-batch, on any rank.
         """
-        method, every = self._method, self._observe_every
+        every = self._observe_every
         due = every is not None and self.state.unmeasured + 1 >= every
-        if not isinstance(method, LossWeighting) or self._capture.waiting or due:
+        self._drop_skipped("a joined loss ran")
+        if not isinstance(self._method, LossWeighting) or self._capture.waiting or due:
             return False
+        parameters = self.parameters()
         for name, loss in losses.items():
             self._losses.add(name, loss)
-            self.processes.begin(name, self.parameters())
-        return self._weigh(method, apart=False)
-
-    def _weigh(self, method: LossWeighting, apart: bool) -> bool:
-        """Average the losses, and decide on them unless some rank captures gradients ``apart``."""
-        means = self._mean_losses(apart)
-        if not means.apart:
-            losses = means.losses
-            before = self.state.of_method(len(self.segments()[1]), losses.device)
-            self._weighed = _Weighed(*method.weigh(losses, before), before)
-        return self._weighed is not None
-
-    def _mean_losses(self, apart: bool = True) -> StepLossMeans:
-        """Average the losses of the step over the ranks, once."""
-        if self._means is None:
-            losses = self._losses.vector(self.parameters()[0].device)
-            self._means = self.processes.mean_losses(losses, self._losses.known(), apart)
-        return self._means
+            self.processes.begin(name, parameters)
+            self.lifecycle.captured(name, ())  # by the one backward pass that stands for all
+        return self._losses.decide(self.segments()[1], parameters[0].device, apart=False)
 
     @contextmanager
     def weighted(self) -> Iterator[dict[str, Tensor]]:
         """Hand out the losses' weights, and capture the one backward pass of their sum."""
-        assert self._weighed is not None
-        weights = self._weighed.weights * self._mean_losses().factors
         with self.task(self._tasks[0]):  # which stands for all
-            yield dict(zip(self._tasks, weights, strict=True))
-
-    def _keep_weighed(self, weighed: _Weighed, measured: Measured, segments: Sequence[str]) -> None:
-        """Keep the state of a step whose losses were weighted, and count it."""
-        gram, finite = measured.gram, measured.finite
-        if not measured.resident and not finite:
-            self.conflicts.skip()
-            return
-        weights, state, before = weighed.on(gram.device)
-        verdict = Verdict(weights.expand(gram.shape[:-1]), None, state)
-        if measured.resident:
-            verdict = _if_finite(finite, verdict, before)
-        self.state.keep(self.state.values["rng"], verdict.state, self.state.unmeasured + 1)
-        active = torch.tensor(self._mean_losses().active)
-        self.conflicts.update(gram, verdict, segments, active, finite, measured=False)
+            yield self._losses.factors()
 
     def _decide(self, measured: Measured, segments: Sequence[str], active: Tensor) -> Tensor:
         """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
         gram, finite = measured.gram, measured.finite
-        if not measured.resident and not finite:
+        plain = torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
+        # A mean over steps would mix the factors of all of them.
+        lost = measured.factor != 1 and isinstance(self._method, Smoothed)
+        if not measured.resident and (not finite or lost):
             self.processes.compare(active, gram)
             self.conflicts.skip()
-            return torch.ones(gram.shape[:-1], dtype=gram.dtype)
-        facts, rng = self._facts(measured)
-        before = self.state.of_method(len(segments), gram.device)
-        verdict = self._verdict(measured, before, facts)
+            return plain
+        scale = self._step_scale(gram.device) if self._needs_scale() else None
+        facts, rng = self._facts(measured, scale)
+        before = self.state.of_method(segments, gram.device)
+        verdict = self._verdict(measured, before, facts, scale)
         self.processes.compare(active, gram, facts.get("order"), verdict.weights)
-        if measured.resident:
-            # Nobody waits to see whether all was finite: both cases are there to choose from.
-            verdict = _if_finite(finite, verdict, before)
+        decided = verdict.weights.isfinite().all()
+        if not measured.resident and not decided:
+            self.conflicts.skip()
+            return plain
+        measured = measured._replace(finite=finite & decided)
+        verdict = measured.if_finite(verdict, before)
         self.state.keep(rng, verdict.state)
-        self.conflicts.update(gram, verdict, segments, active, finite)
+        self.conflicts.update(
+            gram, verdict, segments, active, measured.finite, factor=measured.factor
+        )
         return verdict.weights
 
-    def _verdict(self, measured: Measured, state: State, facts: dict[str, Tensor]) -> Verdict:
+    def _verdict(
+        self, measured: Measured, state: State, facts: dict[str, Tensor], scale: Tensor | None
+    ) -> Verdict:
         gram = measured.gram
-        if self._unscales:
-            gram = gram / self._step_scale(gram.device).square()
+        if self._unscales and scale is not None:
+            gram = gram / scale.square()
         if measured.resident:
             from gradsurgery.methods import fused  # needs triton
 
             return fused.decide(self._method, gram, state, facts)
-        return self._method(gram, state=state, **facts)
+        verdict = self._method(gram, state=state, **facts)
+        if measured.factor == 1:
+            return verdict
+        # Of the gradients times the factor: their update is factor**degree times what it is to be.
+        root = measured.factor ** ((1 - self._method.degree) / 2)
+        return verdict._replace(weights=verdict.weights * root * root)
 
     def _alone(self, measured: Measured, weights: Tensor) -> Tensor | None:
         """Return the weights of gradients of an only task, ``[S, K]``, or None for plain ones."""
@@ -305,7 +344,7 @@ class Pipeline:
         """Return the factor that the gradients of the step carry, on all ranks the same."""
         return largest(self.processes.mean_factors(self._scale.vector(device))).to(device)
 
-    def _facts(self, measured: Measured) -> tuple[dict[str, Tensor], Tensor]:
+    def _facts(self, measured: Measured, scale: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """Return the facts that the method needs, and the generator's next state."""
         needs, device = self._method.needs, measured.gram.device
         rng: Tensor = self.state.values["rng"]
@@ -319,19 +358,12 @@ class Pipeline:
         if "present" in needs:
             facts["present"] = to_device(measured.present(), device)
         if "losses" in needs:
-            facts["losses"] = self._mean_losses().losses.to(device)
-        if "scale" in needs:
-            facts["scale"] = self._step_scale(device)
+            losses = self._losses.mean(self.parameters()[0].device).losses
+            facts["losses"] = losses.to(device)
+        if "scale" in needs and scale is not None:
+            carried = measured.factor if self._method.degree == 1 else 1.0
+            facts["scale"] = scale * carried
         return facts, rng
-
-    def _refuse_missing_losses(self) -> None:
-        missing = self._losses.missing(self._capture.waiting)
-        if "losses" in self._method.needs and missing:
-            raise RuntimeError(
-                f"{self._method!r} decides by the tasks' losses, and that of {', '.join(missing)} "
-                "is unknown: use optimizer.join(losses), optimizer.task(name, loss=...) or "
-                "optimizer.combine(losses={name: ...})"
-            )
 
     # ------------------------------------------------------------------ parameters and segments
 
@@ -390,37 +422,6 @@ def _refuse_gradient_options(
                 "backward pass and knows neither the tasks' gradients nor their Gram matrix; for "
                 "a mean over the tasks, divide the joined loss"
             )
-
-
-class _Weighed(NamedTuple):
-    """The decision of a method of the losses, before the backward.
-
-    Attributes:
-        weights: ``[K]`` float64.
-        state: what the next step is to be given.
-        before: what this step was given.
-    """
-
-    weights: Tensor
-    state: State
-    before: State
-
-    def on(self, device: torch.device) -> _Weighed:
-        """Return it on ``device``."""
-        return _Weighed(
-            self.weights.to(device),
-            {name: value.to(device) for name, value in self.state.items()},
-            {name: value.to(device) for name, value in self.before.items()},
-        )
-
-
-def _if_finite(finite: Tensor, verdict: Verdict, before: State) -> Verdict:
-    """Return the verdict, or where gradients are not finite the plain sum and the state before."""
-    return Verdict(
-        torch.where(finite, verdict.weights, 1.0),
-        None if verdict.altered is None else verdict.altered & finite,
-        {name: torch.where(finite, value, before[name]) for name, value in verdict.state.items()},
-    )
 
 
 def _refuse_graph_capture(device: torch.device) -> None:

@@ -7,25 +7,44 @@ show what counts hide: the cosines with their spread, and how much surgery chang
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from gradsurgery._log_reader import log_file, read_runs
+from gradsurgery._markdown import cell, visible
+from gradsurgery._warnings import warn
 from gradsurgery.evidence import Evidence, sentence
-from gradsurgery.log import SCHEMA
 from gradsurgery.summary import (
     Line,
+    Pair,
     PairCounts,
     gradient_totals,
     mean_change,
+    pair_names,
     pair_totals,
+    ranked,
     unmeasured_total,
 )
 
-__all__ = ["Line", "PairCounts", "draw", "gradient_totals", "main", "mean_change", "pair_totals"]
+__all__ = [
+    "Line",
+    "PairCounts",
+    "cell",
+    "draw",
+    "gradient_totals",
+    "main",
+    "mean_change",
+    "pair_totals",
+]
 __all__ += ["evidence", "judgement", "read", "table", "totals", "unmeasured_total", "verdict"]
+
+LISTED = 20  # pairs of a log, if they are not all asked for
+WINDOWS = 200  # of a run, that the command holds at a time; neighbours are added up
 
 _ASSUMED = (
     "Mean cosines with 95% intervals, for all pairs of a log together. They speak of the expected "
@@ -37,35 +56,49 @@ _COLUMNS = ("method", "pair", "possible", "conflicts", "altered", "cosine", "min
 def read(paths: Iterable[str | Path]) -> list[Line]:
     """Return the lines of conflict logs, in order, each with its file under ``"log"``.
 
+    The lines of several runs in one log stand one run after the other, with the run's name under
+    ``"run"``. Windows whose steps were done again, after training was resumed from an older
+    checkpoint, are left out. The table and the pictures show runs apart; what adds lines up adds
+    all that it is handed.
+
+    Args:
+        paths: of logs, or of the folders of runs with a ``conflicts.jsonl``.
+
     Raises:
-        ValueError: for a line that is no conflict log line; the message names file and line. A last
-            line that a killed process left unfinished is passed over.
+        OSError: for a file that cannot be read.
+        ValueError: for a line that is no conflict log line, or was changed after it was written;
+            the message names file, line and cause.
+
+    Warns:
+        SurgeryWarning: of lines that a killed process left unfinished, of several runs in a log,
+            and of windows left out.
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "c.jsonl"
-        >>> _ = path.write_text('{"schema": 1, "step": 100}\\n')
-        >>> read([path])[0]["step"]
+        >>> from gradsurgery import ConflictLog, ConflictStatistics
+        >>> log = ConflictLog(Path(tempfile.mkdtemp()) / "c.jsonl")
+        >>> _ = log.write(ConflictStatistics(("a", "b"), "Sum()"), step=100)
+        >>> read([log.path])[0]["step"]
         100
     """
-    return [line for path in paths for line in _lines(Path(path))]
-
-
-def _lines(path: Path) -> list[Line]:
-    texts = path.read_text(encoding="utf-8").split("\n")
-    unfinished = texts.pop()  # "" after a last newline
-    lines: list[Line] = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}:{number}: not JSON: {text[:60]!r}") from None
-        if not isinstance(line, dict) or line.get("schema") != SCHEMA:
-            raise ValueError(f"{path}:{number}: not a conflict log line of schema {SCHEMA}")
-        lines.append(cast(Line, {**line, "log": str(path)}))
-    if unfinished:
-        print(f"{path}: passed over an unfinished last line", file=sys.stderr)
+    lines, notes = _read(paths)
+    for note in notes:
+        warn(note)
     return lines
+
+
+def _read(paths: Iterable[str | Path], windows: int | None = None) -> tuple[list[Line], list[str]]:
+    lines: list[Line] = []
+    notes: list[str] = []
+    seen: set[Path] = set()
+    for path in map(log_file, paths):
+        if path.resolve() in seen:
+            notes.append(f"{visible(path)}: named twice, and read once")
+            continue
+        seen.add(path.resolve())
+        log, remarks = read_runs(path, windows)
+        lines, notes = lines + log, notes + remarks
+    return lines, notes
 
 
 def totals(lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -88,26 +121,49 @@ def _pairs(lines: Sequence[Line]) -> dict[tuple[str, str], PairCounts]:
     return pair_totals(pair for line in lines for pair in line["pairs"])
 
 
-def table(lines: Sequence[Line]) -> str:
-    """Return the table of one or several logs, as Markdown: a row per log and pair of tasks."""
+def table(lines: Sequence[Line], pairs: int | None = LISTED) -> str:
+    """Return the table of one or several logs, as Markdown: a row per log and ordered pair.
+
+    Args:
+        lines: as :func:`read` returns them.
+        pairs: of each run at most, both directions counting as one; None for all. Where there are
+            more, those with evidence of conflict come first, then those of the lowest cosines.
+    """
     logs = _by_log(lines)
     rows: list[Sequence[str]] = [_COLUMNS, ["---"] * len(_COLUMNS)]
-    for windows in logs.values():
-        method = windows[-1]["method"]
+    notes = []
+    for log, windows in logs:
+        method, counts = cell(windows[-1]["method"]), _pairs(windows)
         unmeasured = unmeasured_total(windows) > 0
-        rows += [[method, *_cells(*pair, unmeasured)] for pair in _pairs(windows).items()]
+        listed, left_out = _listed(counts, pairs)
+        rows += [[method, *_cells(pair, counts[pair], unmeasured)] for pair in listed]
+        notes += [_note(log, windows), *([left_out] if left_out else [])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [" | ".join(map(str.ljust, row, widths)) for row in rows]
-    notes = [_note(log, windows) for log, windows in logs.items()]
     return "\n".join([*(f"| {row} |" for row in padded), "", *notes])
 
 
+def _listed(counts: Mapping[Pair, PairCounts], limit: int | None) -> tuple[list[Pair], str]:
+    """The pairs that are listed, and a sentence on the others, if there are any."""
+    pairs = ranked(counts)
+    if len(pairs) <= LISTED:
+        return list(counts), ""  # in the order of the tasks
+    listed = [pair for i, j in pairs[:limit] for pair in ((i, j), (j, i)) if pair in counts]
+    if limit is None or len(pairs) <= limit:
+        return listed, ""
+    return listed, (
+        f"Listed are {limit} of {len(pairs)} pairs: first those with evidence of conflict, then "
+        "those with the lowest mean cosines (--all-pairs lists all)."
+    )
+
+
 def _cells(pair: tuple[str, str], counts: PairCounts, unmeasured: bool) -> list[str]:
+    name = " <- ".join(map(cell, pair))
     if unmeasured and not counts.possible:
-        return [" <- ".join(pair), "not measured", *[""] * 6]
+        return [name, "not measured", *[""] * 6]
     summary = counts.to_json(*pair)
     return [
-        " <- ".join(pair),
+        name,
         str(counts.possible),
         _count(counts.conflicts, counts.rate("conflicts")),
         _count(counts.altered, counts.rate("altered")),
@@ -138,11 +194,15 @@ def _note(log: str, lines: Sequence[Line]) -> str:
     )
 
 
-def _by_log(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    logs: dict[str, list[Line]] = {}
+def _by_log(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
+    """Return the lines of every log with its name; where a log has several runs, of every run."""
+    logs: dict[tuple[str, str | None], list[Line]] = {}
     for line in lines:
-        logs.setdefault(line.get("log", "log"), []).append(line)
-    return logs
+        logs.setdefault((line.get("log", "log"), line.get("run")), []).append(line)
+    return [
+        (cell(log) if run is None else f"{cell(log)}, run {cell(run)}", windows)
+        for (log, run), windows in logs.items()
+    ]
 
 
 def evidence(lines: Iterable[Mapping[str, Any]]) -> dict[str, Evidence]:
@@ -153,8 +213,9 @@ def evidence(lines: Iterable[Mapping[str, Any]]) -> dict[str, Evidence]:
     Args:
         lines: as :func:`read` returns them. Older logs hold no evidence, and add nothing.
     """
-    pairs = pair_totals(pair for line in lines for pair in line["pairs"])
-    return {f"{i}/{j}": c.evidence for (i, j), c in pairs.items() if c.evidence.steps}
+    rows = (pair for line in lines for pair in line["pairs"])
+    pairs = {pair: c.evidence for pair, c in pair_totals(rows).items() if c.evidence.steps}
+    return {name: pairs[pair] for pair, name in pair_names(pairs, "/").items()}
 
 
 def verdict(lines: Iterable[Mapping[str, Any]]) -> str | None:
@@ -167,70 +228,148 @@ def verdict(lines: Iterable[Mapping[str, Any]]) -> str | None:
     return sentence(pairs) if pairs else None
 
 
-def judgement(lines: Sequence[Line]) -> str:
-    """Return for each log the pairs' intervals, and one verdict; empty without evidence."""
-    parts = []
+def judgement(lines: Sequence[Line], pairs: int | None = LISTED) -> str:
+    """Return for each log the pairs' intervals, and one verdict; empty without evidence.
+
+    Args:
+        lines: as for :func:`evidence`.
+        pairs: listed of each log, as in :func:`table`; the verdict is on all of them.
+    """
     logs = _by_log(lines)
-    for log, windows in logs.items():
-        pairs = evidence(windows)
-        if pairs:
-            rows = [f"{name}: {pair.describe(len(pairs))}" for name, pair in pairs.items()]
-            text = "\n".join([*(f"- {row}" for row in rows), "", f"Verdict: {sentence(pairs)}"])
-            parts.append(f"{log}:\n\n{text}" if len(logs) > 1 else text)
-    return "\n\n".join([_ASSUMED, *parts]) if parts else ""
+    parts = [(log, _judged(windows, pairs)) for log, windows in logs]
+    texts = [f"{log}:\n\n{text}" if len(logs) > 1 else text for log, text in parts if text]
+    return "\n\n".join([_ASSUMED, *texts]) if texts else ""
+
+
+def _judged(lines: Sequence[Line], limit: int | None) -> str:
+    counts = {pair: c for pair, c in _pairs(lines).items() if c.evidence.steps}
+    if not counts:
+        return ""
+    names = pair_names(counts, "/")
+    listed, left_out = _listed(counts, limit)
+    rows = [
+        f"- {cell(names[pair])}: {counts[pair].evidence.describe(len(counts))}" for pair in listed
+    ]
+    judged = sentence({names[pair]: c.evidence for pair, c in counts.items()})
+    return "\n".join([*rows, *([f"\n{left_out}"] if left_out else []), "", f"Verdict: {judged}"])
 
 
 def draw(lines: Sequence[Line], directory: str | Path) -> list[Path]:
     """Draw one picture per log: cosines, conflicts, alterations and change, over the steps.
 
+    A run of many windows is drawn with neighbours added up, a log of many pairs with those that
+    :func:`table` lists first, and a map of all.
+
     Args:
         lines: as :func:`read` returns them.
-        directory: where the PNG files go; made when missing.
+        directory: where the PNG files go; made when missing. Logs of one name get the names of
+            their folders, too.
 
     Returns:
-        The files written; one more per log when it has several segments.
+        The files written; one more per log when it has several segments, or many pairs.
 
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
-    from gradsurgery import _plots
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    logs = _by_log(lines).items()
-    return [path for log, rows in logs for path in _plots.draw(rows, directory, Path(log).stem)]
+    return _draw(lines, directory)
+
+
+def _draw(lines: Sequence[Line], directory: Path | None) -> list[Path]:
+    """Into the directory, or beside each log."""
+    from gradsurgery import _plots
+
+    files: list[Path] = []
+    stems: set[Path] = set()
+    for _, windows in _by_log(lines):
+        log, run = Path(windows[0].get("log", "log")), windows[0].get("run")
+        stem = _stem(directory or log.parent, log, run, stems)
+        stems.add(stem)
+        files += _plots.draw(windows, stem)
+    return files
+
+
+def _stem(directory: Path, log: Path, run: str | None, taken: Collection[Path]) -> Path:
+    """A path for a log's pictures, without the ending, that no other has."""
+    end = "" if run is None else f"-{re.sub('[^0-9A-Za-z]', '_', run)}"
+    folder = log.absolute().parent.name
+    names = [f"{log.stem}{end}", f"{folder}-{log.stem}{end}"]
+    more = (f"{names[1]}-{n}" for n in count(2))
+    return next(path for name in chain(names, more) if (path := directory / name) not in taken)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gradsurgery.report", description=__doc__)
-    parser.add_argument("log", nargs="+", help="conflict logs (JSON lines)")
-    parser.add_argument("--output", help="folder of the pictures (default: beside the first log)")
+    parser.add_argument("log", nargs="+", help="conflict logs (JSON lines), or folders of runs")
+    parser.add_argument("--output", help="folder of the pictures (default: beside each log)")
+    parser.add_argument(
+        "--all-pairs",
+        action="store_true",
+        help=f"list all pairs of tasks; without it, the {LISTED} that matter most",
+    )
     options = parser.parse_args(arguments)
+    pairs = None if options.all_pairs else LISTED
     try:
-        lines = read(options.log)
+        directory = None if options.output is None else _folder(options.output)
+        lines, notes = _read(options.log, WINDOWS)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(error)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if not lines:
-        print(f"error: no window in {', '.join(options.log)}", file=sys.stderr)
-        return 2
-    print(table(lines))
-    _draw(lines, options.output or Path(options.log[0]).parent)
-    judged = judgement(lines)
-    if judged:
-        print(f"\n{judged}")
+        return _failed(f"no window in {visible(', '.join(options.log))}")
+    try:
+        _print(table(lines, pairs))
+        _print(_pictures(lines, directory))
+        judged = judgement(lines, pairs)
+        if judged:
+            _print(f"\n{judged}")
+    except OSError as error:
+        return _failed(error)
     return 0
 
 
-def _draw(lines: Sequence[Line], directory: str | Path) -> None:
-    """Draw, and print the files or what is missing."""
+def _folder(path: str) -> Path:
+    """Make the folder, before any work is done for it."""
+    folder = Path(path).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{visible(folder)}: cannot be written to")
+    return folder
+
+
+def _pictures(lines: Sequence[Line], directory: Path | None) -> str:
+    """Draw; return the files."""
     try:
-        files = draw(lines, directory)
+        files = _draw(lines, directory)
     except ModuleNotFoundError as error:
         print(f"no pictures: {error}; pip install matplotlib", file=sys.stderr)
-    else:
-        print("\n".join(f"picture: {file}" for file in files))
+        return ""
+    return "\n".join(f"picture: {visible(file)}" for file in files)
+
+
+def _failed(error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _print(text: str) -> None:
+    """Print, with codes for what the terminal cannot encode. Whoever closes a pipe needs no more.
+
+    Raises:
+        OSError: where standard output is full.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        if text:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        # What is left in the buffer must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gradsurgery.transfer import to_device
+from gradsurgery.transfer import float64, to_device
 
 
 class StepScale:
@@ -69,4 +69,4 @@ def largest(factors: Tensor) -> Tensor:
 
 
 def _scalar(value: Tensor | float) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64).detach().reshape(())
+    return float64(value).reshape(())

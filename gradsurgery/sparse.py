@@ -42,7 +42,13 @@ def align(grads: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
 def restore(values: Tensor, union: Tensor, like: Tensor) -> Tensor:
     """Return ``values`` as a coalesced sparse tensor on the indices ``union``."""
     return torch.sparse_coo_tensor(
-        union, values, like.shape, is_coalesced=True, check_invariants=False
+        union,
+        values,
+        like.shape,
+        dtype=values.dtype,
+        device=values.device,
+        is_coalesced=True,
+        check_invariants=False,
     )
 
 
@@ -51,7 +57,12 @@ def _spread(grads: Sequence[Tensor], task: int, indices: Tensor) -> Tensor:
     values = [
         g.values() if k == task else torch.zeros_like(g.values()) for k, g in enumerate(grads)
     ]
-    shape = grads[task].shape
+    like = grads[task]
     return torch.sparse_coo_tensor(
-        indices, torch.cat(values), shape, check_invariants=False
+        indices,
+        torch.cat(values),
+        like.shape,
+        dtype=like.dtype,
+        device=like.device,
+        check_invariants=False,
     ).coalesce()

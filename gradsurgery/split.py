@@ -60,7 +60,7 @@ def split(
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks is a sequence of different names, not {tasks!r}")
     places = _places(task_ids, len(losses), tasks)
-    where = to_device(torch.tensor(places), losses.device)
+    where = to_device(torch.tensor(places, dtype=torch.int64, device="cpu"), losses.device)
     by_task = {}
     for place in sorted(set(places)):
         # Not losses[where == place]: on a GPU its shape would have to be waited for.
@@ -86,10 +86,16 @@ def _check_losses(losses: Tensor) -> None:
 def _places(task_ids: Iterable[Any], batch: int, tasks: Sequence[str]) -> list[int]:
     """Return each example's task as its place in ``tasks``."""
     if isinstance(task_ids, Tensor):
-        if task_ids.shape != (batch,) or task_ids.dtype.is_floating_point:
+        integers = not (task_ids.is_floating_point() or task_ids.is_complex())
+        if task_ids.shape != (batch,) or not integers or task_ids.dtype == torch.bool:
             raise ValueError(
                 f"task_ids has shape {list(task_ids.shape)} and dtype {task_ids.dtype}, and losses "
                 f"has {batch} examples: pass one integer for each, [B]"
+                + (
+                    " (a mask of the second task's is mask.long())"
+                    if task_ids.dtype == torch.bool
+                    else ""
+                )
             )
         task_ids = task_ids.tolist()
     elif isinstance(task_ids, str):

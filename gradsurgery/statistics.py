@@ -31,7 +31,7 @@ from torch import Tensor
 
 from gradsurgery.evidence import BATCH, Evidence, sentence
 from gradsurgery.methods import Verdict
-from gradsurgery.summary import PairCounts, PairSummary, Summary
+from gradsurgery.summary import PairCounts, PairSummary, Summary, pair_names
 from gradsurgery.transfer import to_device
 
 #: Steps, and numbers of their Gram matrices, that wait at most before they are added up.
@@ -55,6 +55,10 @@ _SCALAR = ("steps", "unmeasured", "nonfinite", "changed", "change", "most")
 #: The sums for evidence, ``[1 + S, N, K, K]``, the whole model first: of the open batch (its
 #: cosines, their number), and over all batches closed (the six of :class:`Evidence`).
 _BATCHED = {"open": 2, "closed": 6}
+#: The sums that older versions did not have; that may be NaN; and that may be negative.
+_LATER = ("unmeasured", "open", "closed")
+_UNDEFINED = {"altered", "active_altered", "target"}
+_SIGNED = {"cosine", "lowest", "highest", "target", "weight", "open", "closed"}
 
 
 class ConflictStatistics:
@@ -75,7 +79,7 @@ class ConflictStatistics:
     """
 
     def __init__(self, tasks: Sequence[str], method: str) -> None:
-        self.tasks = tuple(tasks)
+        self.tasks = tuple(map(str.__str__, tasks))
         self.method = method
         self.segments: list[str] = []
         self.reset()
@@ -99,6 +103,7 @@ class ConflictStatistics:
         active: Tensor,
         finite: Tensor | None = None,
         measured: bool = True,
+        factor: float = 1.0,
     ) -> None:
         """Add one step.
 
@@ -110,12 +115,13 @@ class ConflictStatistics:
             finite: scalar bool on the device of ``gram``; where it is False the step is counted as
                 :meth:`skip` does. None for True.
             measured: False where the gradients were not, and ``gram`` is zeros.
+            factor: that the gradients carry in ``gram``.
         """
         sums = self._sums
-        if not sums or len(segments) != len(self.segments) or sums["steps"].device != gram.device:
+        if not sums or list(segments) != self.segments or sums["steps"].device != gram.device:
             self._add_up()
             self._make_room(segments, gram.device)
-        self._waiting.append(_Step(gram, verdict, active, finite, measured))
+        self._waiting.append(_Step(gram, verdict, active, finite, measured, factor))
         if len(self._waiting) >= min(WAITING, ELEMENTS // gram.numel()):
             self._add_up()
 
@@ -175,18 +181,21 @@ class ConflictStatistics:
 
         A log's windows together tell more: :func:`gradsurgery.report.verdict`.
         """
-        pairs = self.summary()["pairs"]
-        return sentence(
-            {
-                f"{pair['i']}/{pair['j']}": Evidence.from_json(pair["evidence"])
-                for pair in pairs
-                if "evidence" in pair
-            }
-        )
+        pairs = {
+            (pair["i"], pair["j"]): Evidence.from_json(pair["evidence"])
+            for pair in self.summary()["pairs"]
+            if "evidence" in pair
+        }
+        names = pair_names(pairs, "/")
+        return sentence({names[pair]: evidence for pair, evidence in pairs.items()})
 
     def scalars(self) -> dict[str, float]:
         """Return the window as flat ``{name: number}``, for any logger; figures without a value are
-        left out, and what is the same for (i, j) and (j, i) stands there once."""
+        left out, and what is the same for (i, j) and (j, i) stands there once.
+
+        A pair is called ``i-j``, followed by the tasks' positions (``.0-1``) if another pair would
+        have the same name.
+        """
         summary = self.summary()
         gradients = summary["gradients"]
         values: dict[str, float | None] = {
@@ -195,9 +204,11 @@ class ConflictStatistics:
             "nonfinite": float(summary["nonfinite"]),
             "unmeasured": summary.get("unmeasured"),
         }
+        names = pair_names(permutations(self.tasks, 2), "-")
+        position = {task: n for n, task in enumerate(self.tasks)}
         for pair in summary["pairs"]:
-            name = f"{pair['i']}-{pair['j']}"
-            if self.tasks.index(pair["i"]) < self.tasks.index(pair["j"]):
+            name = names[pair["i"], pair["j"]]
+            if position[pair["i"]] < position[pair["j"]]:
                 values[f"cosine/{name}"] = pair["cosine"]["mean"]
                 values[f"conflicts/{name}"] = _ratio(pair["conflicts"], pair["possible"])
             values[f"altered/{name}"] = _ratio(pair["altered"], pair["possible"])
@@ -210,6 +221,7 @@ class ConflictStatistics:
         """Return the window, so that a resumed run logs what the run that never stopped does."""
         self._add_up()
         return {
+            "tasks": list(self.tasks),
             "skipped": self._skipped,
             "begun": self._begun,
             "segments": list(self.segments),
@@ -217,24 +229,38 @@ class ConflictStatistics:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue the window that :meth:`state_dict` returned."""
+        """Continue the window that :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: for the window of other tasks, or what no window can be; the one under way
+                is kept then.
+        """
+        tasks = list(state_dict.get("tasks", self.tasks))
+        if tasks != list(self.tasks):
+            raise ValueError(f"the window is of tasks {tasks}, and these are {list(self.tasks)}")
+        missing = {"skipped", "segments", "sums"} - state_dict.keys()
+        if missing:
+            raise ValueError(f"the window has no {', '.join(sorted(missing))}")
+        segments = [str(segment) for segment in state_dict["segments"]]
+        skipped, begun = state_dict["skipped"], state_dict.get("begun", 0)
+        _check_number("skipped", skipped, math.inf)
+        _check_number("begun", begun, BATCH)
+        sums = _checked_sums(dict(state_dict["sums"]), len(segments), len(self.tasks))
         self._waiting = []
-        self._skipped = state_dict["skipped"]
-        self._begun = state_dict.get("begun", 0)
-        self.segments = list(state_dict["segments"])
-        sums: dict[str, Tensor] = {k: v.clone() for k, v in state_dict["sums"].items()}
-        if sums and "weighted" not in sums:  # of a version that always measured
-            sums["weighted"] = sums["present"].clone()
-        if sums:  # those of version 0.1.0 have no batches
-            device = sums["steps"].device
-            sums = {**_initial(len(self.segments), len(self.tasks), device), **sums}
-        self._sums = sums
+        self._skipped, self._begun, self.segments, self._sums = skipped, begun, segments, sums
 
     def _make_room(self, segments: Sequence[str], device: torch.device) -> None:
         """Make sums for these segments on the device; what was added up so far is kept."""
         sums = _initial(len(segments), len(self.tasks), device)
+        # By name: a window that was loaded may have had them in another sequence.
+        rows = [list(segments).index(name) for name in self.segments]
         for name, value in self._sums.items():
-            sums[name][: len(value)] = value.to(device)
+            if name in _PAIRWISE:
+                sums[name][rows] = value.to(device)
+            elif name in _BATCHED:
+                sums[name][[0, *(1 + row for row in rows)]] = value.to(device)
+            else:
+                sums[name].copy_(value)
         self.segments, self._sums = list(segments), sums
 
     def _add_up(self) -> None:
@@ -250,14 +276,16 @@ class ConflictStatistics:
         weights = torch.stack([step.verdict.weights.to(device) for step in steps])
         altered = _altered(steps, gram)
         active = to_device(torch.stack([step.active for step in steps]), device)
-        unmeasured = to_device(torch.tensor([not step.measured for step in steps]), device)
+        measured = torch.tensor([s.measured for s in steps], dtype=torch.bool, device="cpu")
+        unmeasured = ~to_device(measured, device)
         self._add("steps", torch.ones_like(finite)[:, None])
         self._add("nonfinite", ~finite[:, None])
         self._add("unmeasured", (unmeasured & finite)[:, None])
         self._add("active", active & (finite & ~unmeasured)[:, None])
         self._add_pairs(gram, altered)
         self._add_batches(gram)
-        self._add_tasks(gram, altered)
+        factors = torch.tensor([s.factor for s in steps], dtype=torch.float64, device="cpu")
+        self._add_tasks(gram, altered, to_device(factors, device))
         self._add_weights(gram, weights, active & (unmeasured & finite)[:, None])
         self._add_change(gram, weights)
         if "target" in steps[-1].verdict.state:
@@ -294,12 +322,12 @@ class ConflictStatistics:
                 self._sums["open"].zero_()
                 self._begun = 0
 
-    def _add_tasks(self, gram: Tensor, altered: Tensor) -> None:
+    def _add_tasks(self, gram: Tensor, altered: Tensor, factors: Tensor) -> None:
         square = gram.diagonal(dim1=-2, dim2=-1)  # [T, S, K]
         present = square > 0
         self._add("active_altered", altered.amax((1, -1)))
         self._add("present", present.any(1))
-        self._add("norm", square.sum(1).sqrt())
+        self._add("norm", square.sum(1).sqrt() / factors[:, None])
 
     def _add_weights(self, gram: Tensor, weights: Tensor, unmeasured: Tensor) -> None:
         """``unmeasured``: [T, K] bool, the tasks whose loss was weighted and no gradient seen."""
@@ -352,6 +380,46 @@ def _initial(segments: int, tasks: int, device: torch.device) -> dict[str, Tenso
     }
 
 
+def _checked_sums(sums: dict[str, Any], segments: int, tasks: int) -> dict[str, Tensor]:
+    """Return copies of loaded sums, those that older versions did not have among them.
+
+    Raises:
+        ValueError: for names, shapes or numbers that no window can have.
+    """
+    if not sums:
+        return {}
+    strange = [name for name, value in sums.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(f"the window's sums {strange} are no tensors")
+    if "weighted" not in sums and "present" in sums:  # of a version that always measured
+        sums["weighted"] = sums["present"]
+    device = next(iter(sums.values())).device
+    expected = _initial(segments, tasks, device)
+    sums = {name: expected[name] for name in _LATER if name in expected} | sums
+    if sums.keys() != expected.keys():
+        raise ValueError(
+            f"the window's sums are {sorted(expected)}, not {sorted(sums)}: it is damaged, or of a "
+            "later version"
+        )
+    for name, start in expected.items():
+        value = sums[name]
+        if value.shape != start.shape:
+            raise ValueError(
+                f"the window's sum {name!r} has shape {list(value.shape)}, and {tasks} tasks and "
+                f"{segments} segments have {list(start.shape)}"
+            )
+        if (name not in _UNDEFINED and value.isnan().any()) or (
+            name not in _SIGNED and (value < 0).any()
+        ):
+            raise ValueError(f"the window's sum {name!r} cannot be {value.flatten().tolist()[:8]}")
+    return {name: value.to(device, torch.float64, copy=True) for name, value in sums.items()}
+
+
+def _check_number(name: str, value: object, below: float) -> None:
+    if not isinstance(value, int) or not 0 <= value < below:
+        raise ValueError(f"the window's {name!r} is a number of steps, not {value!r}")
+
+
 class _Step(NamedTuple):
     """One step as it came."""
 
@@ -360,6 +428,7 @@ class _Step(NamedTuple):
     active: Tensor
     finite: Tensor | None
     measured: bool
+    factor: float
 
 
 def _finite(steps: Sequence[_Step], device: torch.device) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NotRequired, TypedDict
+from itertools import chain
+from typing import Any, Literal, TypedDict
 
 from gradsurgery.evidence import Evidence, EvidenceSummary
 
@@ -14,7 +15,11 @@ from gradsurgery.evidence import Evidence, EvidenceSummary
 Pair = tuple[str, str]
 
 
-class PairSummary(TypedDict):
+class _Evidence(TypedDict, total=False):
+    evidence: EvidenceSummary  # once a pair, i before j; since the version after 0.1.0
+
+
+class PairSummary(_Evidence):
     """An ordered pair of tasks and its counts; a figure that does not exist is None."""
 
     i: str
@@ -24,7 +29,6 @@ class PairSummary(TypedDict):
     altered: int | None
     cosine: dict[Literal["mean", "min", "max"], float | None]
     target: float | None
-    evidence: NotRequired[EvidenceSummary]  # once a pair, i before j; since the version after 0.1.0
 
 
 class SegmentSummary(TypedDict):
@@ -45,6 +49,7 @@ class _Optional(TypedDict, total=False):
     by_segment: list[SegmentSummary]  # with several segments
     unmeasured: int  # the steps without measured gradients, where there are any
     log: str  # the file that a line was read from
+    changed: int  # in windows that were added up: the steps that the mean change is of
 
 
 class Summary(_Optional):
@@ -62,12 +67,17 @@ class Summary(_Optional):
     nonfinite: int
 
 
-class Line(Summary):
+class _Run(TypedDict, total=False):
+    run: str | None  # which run wrote the line; None in logs of 0.1.0, and in those read of one run
+    crc32: str  # of the text before it
+
+
+class Line(Summary, _Run):
     """A line of a conflict log."""
 
     schema: int
     step: int
-    epoch: int | None
+    epoch: float | None
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,23 @@ class PairCounts:
         )
 
 
+def pair_names(pairs: Iterable[Pair], separator: str) -> dict[Pair, str]:
+    """Return a name for every pair, ``i`` + separator + ``j`` wherever no two pairs share it.
+
+    Names that two pairs would share end in the positions of their tasks, counted from 0.
+
+    >>> list(pair_names([("en", "de-fr"), ("en-de", "fr"), ("en", "fr")], "-").values())
+    ['en-de-fr.0-1', 'en-de-fr.2-3', 'en-fr']
+    """
+    pairs = list(pairs)
+    position = {task: n for n, task in enumerate(dict.fromkeys(chain.from_iterable(pairs)))}
+    plain = {(i, j): f"{i}{separator}{j}" for i, j in pairs}
+    numbered = {(i, j): f"{plain[i, j]}.{position[i]}-{position[j]}" for i, j in pairs}
+    uses = Counter(plain.values())
+    names = {pair: plain[pair] if uses[plain[pair]] == 1 else numbered[pair] for pair in pairs}
+    return names if len(set(names.values())) == len(names) else numbered
+
+
 def pair_totals(rows: Iterable[Mapping[str, Any]]) -> dict[Pair, PairCounts]:
     """Add rows up that :meth:`PairCounts.from_json` reads, by their ``i`` and ``j``."""
     totals: defaultdict[Pair, PairCounts] = defaultdict(PairCounts)
@@ -184,9 +211,38 @@ def unmeasured_total(lines: Iterable[Summary]) -> int:
 
 def mean_change(lines: Iterable[Summary]) -> float | None:
     """The mean relative change of the update over the steps of all windows; None without any."""
-    changes = [
-        (line["change"]["mean"], line["window"] - line.get("unmeasured", 0)) for line in lines
-    ]
+    changes = [(line["change"]["mean"], _changed(line)) for line in lines]
     known = [(change, steps) for change, steps in changes if change is not None]
     steps = sum(steps for _, steps in known)
     return sum(change * steps for change, steps in known) / steps if steps else None
+
+
+def changed_total(lines: Iterable[Summary]) -> int:
+    """The steps that :func:`mean_change` is of."""
+    return sum(_changed(line) for line in lines if line["change"]["mean"] is not None)
+
+
+def _changed(line: Summary) -> int:
+    return line.get("changed", line["window"] - line.get("unmeasured", 0))
+
+
+def ranked(pairs: Mapping[Pair, PairCounts]) -> list[Pair]:
+    """Return pairs, one of both directions, in the order in which they matter.
+
+    First those with evidence of conflict, then by their mean cosine, the lowest first; pairs that
+    never met come last.
+
+    >>> ranked({("a", "b"): PairCounts(4, cosine_sum=2.0), ("a", "c"): PairCounts(4)})
+    [('a', 'c'), ('a', 'b')]
+    """
+    judged = sum(counts.evidence.steps > 0 for counts in pairs.values())
+
+    def rank(pair: Pair) -> tuple[bool, float]:
+        counts = pairs[pair]
+        cosine = math.inf if counts.cosine is None else counts.cosine
+        return counts.evidence.verdict(judged) != "conflict", cosine
+
+    first: dict[frozenset[str], Pair] = {}
+    for i, j in pairs:
+        first.setdefault(frozenset((i, j)), (i, j))
+    return sorted(first.values(), key=rank)

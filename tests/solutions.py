@@ -1,10 +1,8 @@
 """What the papers' methods answer, from the gradients themselves: NumPy and SciPy, slow and direct.
 
-Nothing here is of the library, and nothing is a function of the Gram matrix but the conditions.
-
-* An oracle takes the gradients ``[K, N]`` and returns the update ``[N]``.
-* A condition takes a Gram matrix and weights, and returns by how much the paper's own equation or
-  inequality is broken: relative to its terms, after what rounding of the Gram matrix explains.
+Nothing here is of the library, and nothing is a function of the Gram matrix: an oracle takes the
+gradients ``[K, N]`` and returns the update ``[N]``. What the papers ask of the weights is in
+``benchmarks.peers.conditions``, which the benchmark of the methods reports.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import numpy as np
 from scipy.optimize import least_squares, minimize, nnls
 
 Array = np.ndarray
-EPSILON = 2.0**-52
 
 
 def hull(grads: Array) -> Array:
@@ -123,103 +120,4 @@ ORACLES: dict[str, Callable[[Array], Array]] = {
     "upgrad": upgrad,
     "dual_proj": dual_proj,
     "config": config,
-}
-
-
-class Progress:
-    """A Gram matrix and weights in unit gradients, and what their rounding explains.
-
-    ``along[k]`` is d . u_k, ``noise[k]`` what rounding of the Gram matrix does to it.
-    """
-
-    def __init__(self, gram: Array, weights: Array) -> None:
-        self.norms = np.sqrt(gram.diagonal())
-        there = self.norms > 0
-        self.norms, self.weights = self.norms[there], weights[there]
-        self.cosines = gram[np.ix_(there, there)] / self.norms[:, None] / self.norms
-        self.parts = self.weights * self.norms
-        self.along = self.cosines @ self.parts
-        self.length = np.sqrt(max(self.parts @ self.along, 0.0))
-        self.noise = 16 * EPSILON * len(self.parts) * np.abs(self.parts).sum()
-
-    def beyond(self, amount: Array, size: Array | float) -> float:
-        """The largest ``amount`` that rounding does not explain, relative to ``size``."""
-        return float(((amount - self.noise) / np.maximum(size, 1e-300)).max(initial=0.0))
-
-
-def mgda_condition(gram: Array, weights: Array) -> float:
-    """d . g_k >= |d|^2, w >= 0 of sum one."""
-    p = Progress(gram, weights)
-    if weights.min() < 0 or abs(weights.sum() - 1) > 1e-12:
-        return np.inf
-    return p.beyond(p.length**2 / p.norms - p.along, p.length)
-
-
-def upgrad_condition(gram: Array, weights: Array) -> float:
-    """No task goes backwards."""
-    p = Progress(gram, weights)
-    return p.beyond(-p.along, p.length)
-
-
-def dual_proj_condition(gram: Array, weights: Array) -> float:
-    """No task goes backwards; v >= p, and v_k > p_k only where d . g_k = 0."""
-    p = Progress(gram, weights)
-    more = p.weights - 1 / len(weights)
-    if (more < -1e-12).any():
-        return np.inf
-    held = np.where(more * p.norms > 1e-9 * p.norms.max(), np.abs(p.along), -p.along)
-    return p.beyond(held, np.linalg.norm(p.norms) / len(p.norms))
-
-
-def cagrad_condition(gram: Array, weights: Array, c: float) -> float:
-    """Within the ball, and no d of the ball has a better worst task: the dual says so."""
-    p, tasks = Progress(gram, weights), len(weights)
-    start = p.norms / tasks
-    mean = np.sqrt(max(start @ p.cosines @ start, 0.0))
-    radius, detour = c * mean, p.parts - start
-    away = np.sqrt(max(detour @ p.cosines @ detour, 0.0))
-    bound, share = 0.0, detour / p.norms  # of the worst task's progress: g_w . g_0 + radius |g_w|
-    if share.sum() > 0 and away >= radius * (1 - 1e-6):
-        bound = (detour @ p.cosines @ start + radius * away) / share.sum()
-    broken = p.beyond(bound / p.norms - p.along, (1 + c) * mean)
-    return max(broken, p.beyond(np.array([away - radius]), radius))
-
-
-def imtl_g_condition(gram: Array, weights: Array) -> float:
-    """Equal projections, weights of sum one."""
-    p = Progress(gram, weights)
-    if abs(weights.sum() - 1) > 1e-8 * np.abs(weights).sum():
-        return np.inf
-    return p.beyond(p.along - p.along.mean(), abs(p.along.mean()))
-
-
-def fair_condition(gram: Array, weights: Array, power: float) -> float:
-    """G w = w^-power."""
-    p = Progress(gram, weights)
-    if p.weights.min() <= 0:
-        return np.inf
-    asked = p.weights**-power / p.norms
-    return p.beyond(np.abs(p.along - asked), asked)
-
-
-def config_condition(gram: Array, weights: Array) -> float:
-    """Equal positive cosines; the length is the sum of the projections."""
-    p = Progress(gram, weights)
-    length = (p.norms * p.along).sum() / p.length
-    unequal = p.beyond(np.abs(p.along - p.along.mean()), p.along.mean())
-    return max(unequal, p.beyond(np.array([abs(length - p.length)]), p.length))
-
-
-CONDITIONS: dict[str, Callable[[Array, Array], float]] = {
-    "mgda": mgda_condition,
-    "cagrad": lambda gram, weights: cagrad_condition(gram, weights, 0.5),
-    "cagrad_0.9": lambda gram, weights: cagrad_condition(gram, weights, 0.9),
-    "imtl_g": imtl_g_condition,
-    "nash_mtl": lambda gram, weights: fair_condition(gram, weights, 1.0),
-    "fairgrad": lambda gram, weights: fair_condition(gram, weights, 0.5),
-    "fairgrad_0.5": lambda gram, weights: fair_condition(gram, weights, 2.0),
-    "fairgrad_5": lambda gram, weights: fair_condition(gram, weights, 0.2),
-    "upgrad": upgrad_condition,
-    "dual_proj": dual_proj_condition,
-    "config": config_condition,
 }

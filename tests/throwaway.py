@@ -36,7 +36,7 @@ class MGDA(Method):
 def _shortest(gram: Tensor, present: Tensor) -> Tensor:
     """Return the weights [K] of the shortest point; ones where no task is there."""
     tasks = present.nonzero().flatten().tolist()
-    best, length = torch.ones(len(gram), dtype=gram.dtype), torch.inf
+    best, length = torch.ones(len(gram), dtype=gram.dtype, device=gram.device), torch.inf
     for size in range(1, len(tasks) + 1):
         for face in combinations(tasks, size):
             part = gram[list(face)][:, list(face)]
@@ -47,7 +47,7 @@ def _shortest(gram: Tensor, present: Tensor) -> Tensor:
             squared = float(share @ part @ share)
             if share.isfinite().all() and (share >= 0).all() and squared < length * (1 - 1e-12):
                 length = squared
-                best = torch.zeros(len(gram), dtype=gram.dtype)
+                best = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
                 best[list(face)] = share
     return best
 
@@ -65,7 +65,8 @@ class DWA(Method):
         self.temperature = temperature
 
     def init(self, segments: int, tasks: int) -> State:
-        return {"history": torch.zeros(2, tasks, dtype=torch.float64)}  # zero: not known
+        zeros = torch.zeros(2, tasks, dtype=torch.float64, device="cpu")  # zero: not known
+        return {"history": zeros}
 
     def __call__(self, gram: Tensor, *, state: State, losses: Tensor) -> Verdict:
         before, last = state["history"].unbind()

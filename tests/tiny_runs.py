@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bert_mtl_demo.config import Config
-from bert_mtl_demo.data import Examples, Splits, load
+from bert_mtl_demo.data import Examples, Splits, load, load_dev
 from bert_mtl_demo.training.run import Outcome, start_run
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -31,7 +31,7 @@ SHAPE = {
 }
 
 # what may differ between two equal runs
-CLOCK = ("seconds", "steps_per_second", "data_seconds", "peak_memory")
+CLOCK = ("seconds", "steps_per_second", "data_seconds", "peak_memory", "run", "crc32")
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,12 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
         return small, skipped
 
     monkeypatch.setattr("bert_mtl_demo.training.run.load", few)
-    monkeypatch.setattr("bert_mtl_demo.data.load", few)  # evaluate imports it when called
+
+    def few_dev(source: str, tasks: Any, *, bad_rows: str = "skip") -> Any:
+        examples, skipped = load_dev(source, tasks, bad_rows=bad_rows)
+        return {name: cut(dev, 24) for name, dev in examples.items()}, skipped
+
+    monkeypatch.setattr("bert_mtl_demo.data.load_dev", few_dev)  # evaluate imports it when called
 
 
 def cut(examples: Examples, size: int) -> Examples:
@@ -76,6 +81,7 @@ def settings(tiny_encoder: str, tmp_path: Path, small_data: None) -> Callable[..
         base: dict[str, object] = {
             "encoder": tiny_encoder,
             "output": str(tmp_path / output),
+            "cache": str(tmp_path / "cache"),
             "device": "cpu",
             "batch_size": 4,
             "steps_per_epoch": 6,
@@ -96,7 +102,7 @@ def finished(settings: Callable[..., Config]) -> Outcome:
 
 @pytest.fixture(scope="session")
 def rows_of() -> Callable[[Path, str], list[dict[str, Any]]]:
-    """Reads a JSON log of a run without its clock."""
+    """Reads a JSON log of a run without its clock and its name."""
 
     def read(run: Path, name: str) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in (run / name).read_text("utf-8").splitlines()]

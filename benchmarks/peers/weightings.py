@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.peers.conditions import CONDITIONS, Condition, aligned_condition
 from gradsurgery import (
     IMTLG,
     MGDA,
@@ -38,6 +40,7 @@ class Pairing:
         ours: makes ours.
         theirs: makes torchjd's for K tasks, as it comes or strict; None where it takes the
             gradients themselves, which :func:`jacobian` gives it.
+        condition: what the paper asks of the weights.
         factor: what our update is in theirs, as a function of K.
         tolerance: of the relative difference of the updates on well-scaled gradients.
         reason: for a tolerance above 1e-6, or a factor.
@@ -45,6 +48,7 @@ class Pairing:
 
     ours: Callable[[], Method]
     theirs: Callable[[int, bool], Weighting]
+    condition: Condition
     factor: Callable[[int], float] = lambda tasks: 1.0
     tolerance: float = 1e-6
     reason: str = ""
@@ -94,6 +98,7 @@ def _aligned(scale: Any) -> Pairing:
     return Pairing(
         lambda: AlignedMTL(scale=scale),
         lambda tasks, strict: _torchjd().AlignedMTLWeighting(scale_mode=scale),
+        partial(aligned_condition, scale=scale),
         factor=float,
         reason="torchjd prefers each task by 1/K, the paper's B 1 sums",
     )
@@ -103,33 +108,49 @@ PAIRINGS: dict[str, Pairing] = {
     "MGDA": Pairing(
         MGDA,
         lambda tasks, strict: _torchjd().MGDAWeighting(*((1e-12, 20_000) if strict else ())),
+        CONDITIONS["mgda"],
         tolerance=1e-2,
         reason="Frank-Wolfe, which closes in slowly",
     ),
     "CAGrad(c=0.5)": Pairing(
         lambda: CAGrad(c=0.5),
         lambda tasks, strict: _torchjd().CAGradWeighting(0.5, *((1e-12,) if strict else ())),
+        CONDITIONS["cagrad"],
         tolerance=1e-3,
         reason="an interior-point solver's default accuracy",
     ),
-    "IMTLG": Pairing(IMTLG, lambda tasks, strict: _torchjd().IMTLGWeighting()),
+    "IMTLG": Pairing(
+        IMTLG, lambda tasks, strict: _torchjd().IMTLGWeighting(), CONDITIONS["imtl_g"]
+    ),
     "NashMTL": Pairing(
         NashMTL,
         lambda tasks, strict: _of_gradients(
             _torchjd().NashMTL(n_tasks=tasks, max_norm=0.0 if strict else 1.0)
         ),
+        CONDITIONS["nash_mtl"],
+        reason="cut to length one as it comes",
     ),
     "FairGrad(alpha=2)": Pairing(
-        lambda: FairGrad(alpha=2.0), lambda tasks, strict: _torchjd().FairGradWeighting(2.0)
+        lambda: FairGrad(alpha=2.0),
+        lambda tasks, strict: _torchjd().FairGradWeighting(2.0),
+        CONDITIONS["fairgrad"],
     ),
     **{f"AlignedMTL({scale!r})": _aligned(scale) for scale in ("min", "median", "rmse")},
     "UPGrad": Pairing(
-        UPGrad, lambda tasks, strict: _torchjd().UPGradWeighting(projector=_projector(strict))
+        UPGrad,
+        lambda tasks, strict: _torchjd().UPGradWeighting(projector=_projector(strict)),
+        CONDITIONS["upgrad"],
     ),
     "DualProj": Pairing(
-        DualProj, lambda tasks, strict: _torchjd().DualProjWeighting(projector=_projector(strict))
+        DualProj,
+        lambda tasks, strict: _torchjd().DualProjWeighting(projector=_projector(strict)),
+        CONDITIONS["dual_proj"],
     ),
-    "ConFIG": Pairing(ConFIG, lambda tasks, strict: _of_gradients(_torchjd().ConFIG())),
+    "ConFIG": Pairing(
+        ConFIG,
+        lambda tasks, strict: _of_gradients(_torchjd().ConFIG()),
+        CONDITIONS["config"],
+    ),
 }
 
 

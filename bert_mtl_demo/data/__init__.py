@@ -5,7 +5,7 @@
 
 from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits, dev_halves
 from bert_mtl_demo.data.label_sets import with_labels
-from bert_mtl_demo.data.loading import load
+from bert_mtl_demo.data.loading import load, load_dev
 from bert_mtl_demo.data.pretraining import load_inference, load_positives, load_texts
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Splits",
     "dev_halves",
     "load",
+    "load_dev",
     "load_inference",
     "load_positives",
     "load_texts",

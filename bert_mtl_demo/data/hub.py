@@ -8,18 +8,24 @@ serves as dev: GLUE does not publish test labels. CFIMDB is not there.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bert_mtl_demo.data.examples import DataError, Skipped, Splits
+from bert_mtl_demo.data.examples import DataError, Examples, Skipped
 from bert_mtl_demo.data.validation import Row, validated
 from bert_mtl_demo.tasks import HubData, Task
 
 _INSTEAD = 'Or train on files (a directory) or on the embedded data ("sample") instead.'
 
 
-def load_hub(task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
-    """Load train and validation of a task from the hub; see `bert_mtl_demo.data.load`.
+# A task's split -> the hub's.
+SPLITS = {"train": "train", "dev": "validation"}
+
+
+def load_hub(
+    task: Task, splits: Sequence[str], *, refuse: bool
+) -> Iterator[tuple[Examples, list[Skipped]]]:
+    """Load splits of a task from the hub; see `bert_mtl_demo.data.load`.
 
     Raises:
         DataError: when the task is not on the hub, `datasets` is not installed, the hub cannot be
@@ -27,11 +33,8 @@ def load_hub(task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
     """
     source = source_of(task)
     tables = fetch(source)
-    (train, bad_train), (dev, bad_dev) = (
-        validated(task, source.of(split), rows_of(tables, source, split), refuse=refuse)
-        for split in ("train", "validation")
-    )
-    return Splits(train, dev), bad_train + bad_dev
+    for split in (SPLITS[name] for name in splits):
+        yield validated(task, source.of(split), rows_of(tables, source, split), refuse=refuse)
 
 
 def source_of(task: Task) -> HubData:

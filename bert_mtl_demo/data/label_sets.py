@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from bert_mtl_demo.data.directory import layout_of, table_rows
 from bert_mtl_demo.data.examples import DataError
 from bert_mtl_demo.data.validation import label_of
 from bert_mtl_demo.tasks import Task, class_name
+from bert_mtl_demo.user_tasks import usable_range
 
 
 def with_labels(task: Task) -> Task:
@@ -34,7 +36,7 @@ def _with_classes(task: Task) -> Task:
             f"{layout_of(task).of('train')}: every label is {names.pop()!r}. Task {task.name!r} "
             "needs at least two classes in train."
         )
-    numbers = all(name.lstrip("-").isdecimal() for name in names)
+    numbers = all(re.fullmatch(r"-?\d{1,300}", name, re.ASCII) for name in names)
     labels = tuple(sorted(names, key=int if numbers else None))
     return replace(task, classes=len(labels), high=len(labels) - 1.0, label_names=labels)
 
@@ -47,12 +49,17 @@ def _with_range(task: Task) -> Task:
                 values.add(label_of(task, label))
             except DataError:
                 continue  # a bad row, which is reported when the examples are read
-    values.discard(math.inf)
-    values.discard(-math.inf)
+    values -= {math.inf, -math.inf}
     if len(values) == 1:
         raise DataError(
             f"{layout_of(task).file}: every label is {values.pop():g}. Task {task.name!r} needs at "
             "least two different ones."
+        )
+    if values and not usable_range(min(values), max(values)):
+        raise DataError(
+            f"{layout_of(task).file}: labels from {min(values):g} to {max(values):g} are on no "
+            f"scale that numbers hold. Task {task.name!r} needs others, or low and high in a "
+            "settings file, and rows outside are left out."
         )
     return replace(task, low=min(values), high=max(values)) if values else task
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bert_mtl_demo.data.directory import SAMPLE, layout_of, load_tables, refuse_no_directory
-from bert_mtl_demo.data.examples import Skipped, Splits
+from bert_mtl_demo.data.directory import SAMPLE, layout_of, read_table, refuse_no_directory
+from bert_mtl_demo.data.distribution import refuse_other_labels
+from bert_mtl_demo.data.examples import Examples, Skipped, Splits
 from bert_mtl_demo.data.hub import load_hub, source_of
 from bert_mtl_demo.tasks import Task
 
@@ -42,6 +43,28 @@ def load(
     >>> len(splits["sts"].train), len(splits["sts"].dev), skipped
     (1200, 300, [])
     """
+    tables, skipped = _load(source, tasks, ("train", "dev"), bad_rows)
+    return {name: Splits(train, dev) for name, (train, dev) in tables.items()}, skipped
+
+
+def load_dev(
+    source: str | Path, tasks: Sequence[Task], *, bad_rows: str = "skip"
+) -> tuple[dict[str, Examples], list[Skipped]]:
+    """Load the dev examples of some tasks; no table of train has to be there.
+
+    Same arguments and errors as `load`.
+
+    >>> from bert_mtl_demo.tasks import resolve
+    >>> len(load_dev("sample", resolve(["sts"]))[0]["sts"])
+    300
+    """
+    tables, skipped = _load(source, tasks, ("dev",), bad_rows)
+    return {name: dev for name, (dev,) in tables.items()}, skipped
+
+
+def _load(
+    source: str | Path, tasks: Sequence[Task], splits: Sequence[str], bad_rows: str
+) -> tuple[dict[str, list[Examples]], list[Skipped]]:
     if bad_rows not in BAD_ROWS:
         raise ValueError(
             f"bad_rows is {bad_rows!r}; it is one of {', '.join(map(repr, BAD_ROWS))}."
@@ -49,27 +72,37 @@ def load(
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"The tasks to load are {names}; give at least one, and each once.")
-    _check_source(source, [task for task in tasks if not task.custom])
-    splits: dict[str, Splits] = {}
+    _check_source(source, [task for task in tasks if not task.custom], splits[0])
+    tables: dict[str, list[Examples]] = {}
     skipped: list[Skipped] = []
     for task in tasks:
-        splits[task.name], rows = _load(source, task, refuse=bad_rows == "refuse")
-        skipped += rows
-    return splits, skipped
+        tables[task.name] = []
+        for examples, rows in _read(source, task, splits, refuse=bad_rows == "refuse"):
+            tables[task.name].append(examples)
+            skipped += rows
+    return tables, skipped
 
 
-def _check_source(source: str | Path, tasks: Sequence[Task]) -> None:
+def _check_source(source: str | Path, tasks: Sequence[Task], split: str) -> None:
     """Refuse a source that lacks one of the built-in tasks before any of them is read."""
     if source == "hub":
         for task in tasks:
             source_of(task)
     elif source != "sample" and tasks:
-        refuse_no_directory(Path(source), layout_of(tasks[0]).of("train"))
+        refuse_no_directory(Path(source), layout_of(tasks[0]).of(split))
 
 
-def _load(source: str | Path, task: Task, *, refuse: bool) -> tuple[Splits, list[Skipped]]:
-    if task.custom:
-        return load_tables(Path(), task, refuse=refuse)
-    if source == "hub":
-        return load_hub(task, refuse=refuse)
-    return load_tables(SAMPLE if source == "sample" else Path(source), task, refuse=refuse)
+def _read(
+    source: str | Path, task: Task, splits: Sequence[str], *, refuse: bool
+) -> Iterator[tuple[Examples, list[Skipped]]]:
+    """The examples of each split, and the rows that are none."""
+    if source == "hub" and not task.custom:
+        yield from load_hub(task, splits, refuse=refuse)
+        return
+    # `directory /` leaves an absolute path, which a user's own table may have, as it is.
+    directory = Path() if task.custom else SAMPLE if source == "sample" else Path(source)
+    for split in splits:
+        path = directory / layout_of(task).of(split)
+        examples, skipped = read_table(path, task, refuse=refuse)
+        refuse_other_labels(path.name, examples)
+        yield examples, skipped

@@ -20,16 +20,14 @@ from pathlib import Path
 
 from bert_mtl_demo.data.directory import (
     SAMPLE,
-    UnreadableError,
-    decoded,
     layout_of,
-    physical_lines,
     read_table,
     refuse_no_directory,
     table_rows,
 )
 from bert_mtl_demo.data.examples import Examples, Skipped
 from bert_mtl_demo.data.hub import fetch, rows_of
+from bert_mtl_demo.data.records import UnreadableError, decoded, physical_lines
 from bert_mtl_demo.data.validation import Row, validated
 from bert_mtl_demo.tasks import TASKS, HubData, Layout, Task
 

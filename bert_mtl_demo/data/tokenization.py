@@ -9,7 +9,7 @@ is one row, "[CLS] u [SEP] v [SEP]", so that the words of u and v see each other
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -133,7 +133,11 @@ class EncodedSet:
         indices = [i * size // count for i in range(count)] if count < size else range(size)
         second = None if self.second is None else [self.second[i] for i in indices]
         first, labels = ([column[i] for i in indices] for column in (self.first, self.labels))
-        return replace(self, first=first, second=second, labels=labels)
+        vectors = self.vectors
+        if vectors is not None:
+            rows = [*indices, *(size + i for i in indices if second is not None)]
+            vectors = vectors[rows]
+        return replace(self, first=first, second=second, labels=labels, vectors=vectors)
 
     def tokens(self) -> set[int]:
         """All ids that a batch can hold."""
@@ -234,6 +238,26 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list
         return []
     encoding = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
     return [list(row) for row in encoding["input_ids"]]
+
+
+def unknown_words(sets: Mapping[str, EncodedSet], unknown: int) -> list[str]:
+    """A sentence for each task of whose tokens more than a tenth are [UNK], whose number is given.
+
+    >>> from bert_mtl_demo.tasks import TASKS
+    >>> unknown_words({"sst": EncodedSet(TASKS["sst"], [[2, 1, 1, 3]], None, [4], pad=0)}, 1)
+    ['sst: 100% of the tokens in train are [UNK]: the encoder was made for other texts']
+    """
+    sentences = []
+    for name, examples in sets.items():
+        rows = examples.first + (examples.second or [])
+        words = sum(len(row) - 2 for row in rows)  # without [CLS] and [SEP]
+        share = sum(row.count(unknown) for row in rows) / max(words, 1)
+        if share > 0.1:
+            sentences.append(
+                f"{name}: {share:.0%} of the tokens in train are [UNK]: the encoder was made for "
+                "other texts"
+            )
+    return sentences
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

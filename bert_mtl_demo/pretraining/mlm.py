@@ -70,6 +70,7 @@ def load_head(source: Source, encoder: Any) -> tuple[Any, bool]:
             source.place,
             local_files_only=source.local,
             attn_implementation=ATTENTION,
+            dtype=encoder.dtype,
             output_loading_info=True,
         )
     model.bert = encoder

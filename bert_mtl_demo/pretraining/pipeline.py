@@ -11,6 +11,7 @@ import torch
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import DataError, Examples, Skipped
 from bert_mtl_demo.model.encoder import Source, load_encoder, load_tokenizer
+from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.pretraining import mlm, nli, simcse
 from bert_mtl_demo.pretraining.cache import (
     Trained,
@@ -156,8 +157,9 @@ def _train(
     """Train one stage from the encoder of the one before, to be kept as that entry."""
     # Before anything is drawn: a stage does the same whether the one before it ran or was found.
     seed_all(config.seed)
-    # With the pooler: no stage trains it, and a run with --pooling pooler wants it back.
-    start = Start(config, source, load_encoder(source, pooler=True), load_tokenizer(source))
+    # With a pooler, if there is one: no stage trains it, and a run with --pooling pooler wants it.
+    encoder = load_encoder(source, pooler=needs_pooler(config) or None)
+    start = Start(config, source, encoder, load_tokenizer(source))
     objective = STAGES[link.name].objective(start, link.examples).to(device)
     if objective.remark:
         say(f"{link.name}: {objective.remark}")

@@ -14,9 +14,11 @@ from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_tokenizer
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
+from bert_mtl_demo.pretraining.cache import cache_directory
 from bert_mtl_demo.runtime import Precision, choose_device
 from bert_mtl_demo.tasks import Task
 from bert_mtl_demo.training.checkpoint import RunDirectory, read_weights
+from bert_mtl_demo.training.features import with_features
 from bert_mtl_demo.training.inference import Answers, answer
 from bert_mtl_demo.training.run_settings import edited
 
@@ -36,10 +38,16 @@ class LoadedRun:
         """The tasks of the run, in order."""
         return tuple(self.config.definitions.values())
 
-    def answer(self, examples: Examples) -> Answers:
-        """The model's answers, in the order of the examples."""
+    def answer(self, examples: Examples, *, cached: bool = False) -> Answers:
+        """The model's answers, in the order of the examples.
+
+        `cached` takes the sentences' vectors from the cache, if the run did.
+        """
         length, pairs = self.config.max_length, self.config.pairs
         encoded = encode(examples, examples.task, self.tokenizer, length, pairs)
+        if cached and self.config.cache_features:
+            cache = cache_directory(self.config.cache)
+            encoded = with_features(self.model, encoded, self.precision, cache)
         return answer(self.model, encoded, self.precision)
 
     def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:

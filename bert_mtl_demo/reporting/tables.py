@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bert_mtl_demo.printing import printable
+from gradsurgery.report import cell
 
-# As characters of a text, not as marks of Markdown or HTML; without "[" there is no link or image.
-_PLAIN = str.maketrans(
-    {"\\": "\\\\", "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "[": "\\["}
-)
+__all__ = ["cell", "table"]
 
 
 def table(heading: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -23,12 +20,3 @@ def table(heading: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (heading, *rows)]
     lines = [line.replace("|  |", "| |") for line in lines]
     return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]])
-
-
-def cell(text: object) -> str:
-    """A text that cannot break a table or the page.
-
-    >>> cell("a|b <i> \\n c")
-    'a\\\\|b &lt;i&gt; c'
-    """
-    return printable(" ".join(str(text).split())).translate(_PLAIN)

@@ -71,14 +71,16 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
         raise ConfigError("as_published: rows of a report always are; leave it out")
     rows = {paper.name: paper.select(settings.rows) for paper in papers}
     settings.refuse_missing()
+    from bert_mtl_demo.study.collected import COLLECTED, collected_before, write_collected
     from bert_mtl_demo.study.designs import coinciding, warnings
     from bert_mtl_demo.study.page import write_page
     from bert_mtl_demo.study.plan import Plan
-    from bert_mtl_demo.study.results import COLLECTED, write_results
     from bert_mtl_demo.study.runner import run_all
 
     # All of it is planned before anything runs: a setting that cannot be is refused at once.
-    plans = {paper.name: Plan(rows[paper.name], settings) for paper in papers}
+    files = {paper.name: settings.directory / f"{paper.name}{COLLECTED}" for paper in papers}
+    kept = {name: collected_before(path, settings.budget()) for name, path in files.items()}
+    plans = {name: Plan(rows[name], settings, before.runs) for name, before in kept.items()}
     merged = {paper.name: warnings(rows[paper.name], settings) for paper in papers}
     for paper in papers:
         for sentence in merged[paper.name]:
@@ -90,8 +92,12 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
     for paper in papers:
         plan, failed = plans[paper.name], {}
         if not settings.page_only:
-            print(f"{paper.name}: {len(plan.rows)} rows, {len(plan.jobs)} runs")
-            ended = run_all(plan.jobs, workers=settings.jobs)
+            waiting = plan.waiting
+            print(
+                f"{paper.name}: {len(plan.rows)} rows, {len(plan.jobs)} runs, "
+                f"{len(plan.jobs) - len(waiting)} of them finished"
+            )
+            ended = run_all(waiting, workers=settings.jobs)
             failed = ended.failed
             if failed:
                 code = EXIT_FAILED
@@ -119,9 +125,7 @@ def run_papers(papers: Sequence[Paper], settings: StudySettings) -> int:
             coinciding=pairs,
         )
         print(f"page: {page}")
-        results = {row.name: plan.results(row) for row in plan.rows}
-        path = settings.directory / f"{paper.name}{COLLECTED}"
-        write_results(path, results, plan.shared(), pairs)
+        write_collected(files[paper.name], kept[paper.name].with_(plan.collected(pairs)))
     return code
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.reporting.tables import cell, table
 from bert_mtl_demo.store import atomic
+from bert_mtl_demo.study.collected import COLLECTED, read_collected
 from bert_mtl_demo.study.effects import MARGIN
 from bert_mtl_demo.study.intervals import MISSING, Comparison
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.papers import PAPERS
 from bert_mtl_demo.study.published import Paper, Row
-from bert_mtl_demo.study.results import COLLECTED, read_results
 from bert_mtl_demo.study.tables import seen
 from bert_mtl_demo.training.progress import short
 
@@ -44,9 +44,9 @@ class ClaimTest:
 
     Args:
         row: of the paper.
-        control: the row that it is compared with; "" for the row's own control, and there is
-            no test as long as it has none.
-        score: a task, `mean` or `leaderboard`.
+        control: the row that it is compared with, or a number; "" for the row's own control, and
+            there is no test as long as it has none.
+        score: a task, `mean` or `leaderboard`, or another quantity of a run (`Result.value`).
         says: one of `SAYS`.
     """
 
@@ -54,6 +54,14 @@ class ClaimTest:
     control: str
     score: str
     says: str
+
+    @property
+    def number(self) -> float | None:
+        """The number that the row is compared with, if it is no row."""
+        try:
+            return float(self.control)
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -161,10 +169,12 @@ def read_outcomes(directory: Path) -> dict[str, list[Outcomes]]:
         name = path.name[: -len(COLLECTED)]
         if name not in PAPERS:
             raise CheckpointError(f"{path}: holds results of {name!r}, which is none of the papers")
-        results, shared, coinciding = read_results(path)
-        paper = PAPERS[name]
+        paper, study = PAPERS[name], read_collected(path)
         outcomes[name].append(
-            Outcomes(name, paper.rows, results, paper.baseline, shared, coinciding=coinciding)
+            Outcomes(
+                *(name, paper.rows, study.results(), paper.baseline, study.shared),
+                coinciding=study.coinciding,
+            )
         )
     return outcomes
 
@@ -175,27 +185,35 @@ def answers_of(claim: Claim, studies: Mapping[str, Sequence[Outcomes]]) -> list[
     for test in claim.tests:
         paper = PAPERS[claim.paper]
         row = paper.row(test.row)
-        name = test.control or row.control
-        control = paper.row(name) if name else None
+        control: Row | float | None = test.number
+        if control is None and (name := test.control or row.control):
+            control = paper.row(name)
         best: Comparison | None = None
-        for outcomes in studies.get(claim.paper, ()) if control else ():
-            assert control is not None
-            if outcomes.same_design(row, control):
-                continue
-            comparison = outcomes.compare(row, control, test.score)
-            if best is None or comparison.difference.n > best.difference.n:
+        for outcomes in studies.get(claim.paper, ()):
+            comparison = _compared(outcomes, row, control, test.score)
+            if comparison and (best is None or comparison.difference.n > best.difference.n):
                 best = comparison
         answers.append(Answer(test, *_published(paper, row, control, test.score), best))
     return answers
 
 
+def _compared(
+    outcomes: Outcomes, row: Row, control: Row | float | None, score: str
+) -> Comparison | None:
+    if control is None:
+        return None
+    if not isinstance(control, Row):
+        return outcomes.compare_with(row, control, score)
+    return None if outcomes.same_design(row, control) else outcomes.compare(row, control, score)
+
+
 def _published(
-    paper: Paper, row: Row, control: Row | None, score: str
+    paper: Paper, row: Row, control: Row | float | None, score: str
 ) -> tuple[float | None, float]:
     """The difference that the report prints, and how far rounding can move it."""
     printed = [r.published[score] for r in paper.rows if score in r.published]
     digits = max((len(repr(value).partition(".")[2]) for value in printed), default=3)
-    if control is None or score not in row.published or score not in control.published:
+    if not isinstance(control, Row) or not {score} <= row.published.keys() & control.published:
         return None, 10.0**-digits
     return round(row.published[score] - control.published[score], digits), 10.0**-digits
 

@@ -18,7 +18,10 @@ from bert_mtl_demo.study.settings import StudySettings
 # Train examples of each set (pals_gradvac, section 5.1), by which the lengths of epochs are told.
 SIZES = {"sst": 8_544, "para": 141_506, "sts": 6_041, "cfimdb": 1_701}
 # Settings that say what is kept or looked at and not how weights come about.
-_KEPT = ("output", "cache", "checkpoint_every", "log_every", "select", "dev_half", "train_scores")
+_KEPT = (
+    *("output", "cache", "checkpoint_every", "log_every"),
+    *("select", "dev_half", "dev_sample", "train_scores"),
+)
 
 
 def designs_coincide(row: Row, other: Row, settings: StudySettings) -> bool:

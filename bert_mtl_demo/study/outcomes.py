@@ -144,6 +144,14 @@ class Outcomes:
             judge=lambda differences: two_level(differences, paired),
         )
 
+    def compare_with(self, row: Row, number: float, score: str) -> Comparison:
+        """One row against a number."""
+        draws = {seed: scores - number for seed, scores in self._draws(row, score).items()}
+        values = self.values(row, score)
+        return compare(
+            values, dict.fromkeys(values, number), judge=lambda apart: two_level(apart, draws)
+        )
+
     def _draws(self, row: Row, score: str) -> dict[int, Array]:
         """Seed -> the score on resamples of dev, of the seeds whose answers were kept."""
         draws = {}

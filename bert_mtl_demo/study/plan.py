@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from bert_mtl_demo import store
 from bert_mtl_demo.config import Config
+from bert_mtl_demo.study.collected import Collected
 from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import Result, merged, read_result
 from bert_mtl_demo.study.runner import Job
@@ -26,10 +27,13 @@ class Plan:
     Args:
         rows: to be run.
         settings: for all.
+        kept: key -> result, of runs that need no directory of their own.
     """
 
-    def __init__(self, rows: Sequence[Row], settings: StudySettings) -> None:
-        self.rows, self.settings = rows, settings
+    def __init__(
+        self, rows: Sequence[Row], settings: StudySettings, kept: Mapping[str, Result] | None = None
+    ) -> None:
+        self.rows, self.settings, self.kept = rows, settings, kept or {}
         self.jobs: dict[str, Job] = {}  # key -> run
         self._keys: dict[tuple[str, int], list[str]] = {}  # row's name, seed -> its runs
         self._first: dict[str, Row] = {}
@@ -54,11 +58,36 @@ class Plan:
         """The finished seeds of a row."""
         results: dict[int, Result] = {}
         for seed in self.settings.seeds:
-            jobs = [self.jobs[key] for key in self._keys[row.name, seed]]
-            if all(job.finished for job in jobs):
-                parts = [read_result(path) for job in jobs for path in job.results]
+            keys = self._keys[row.name, seed]
+            if all(self._finished(key) for key in keys):
+                parts = [self._result(key) for key in keys]
                 results[seed] = merged(parts) if row.separate else parts[0]
         return results
+
+    @property
+    def waiting(self) -> dict[str, Job]:
+        """The runs that are not finished, in their order."""
+        return {key: job for key, job in self.jobs.items() if not self._finished(key)}
+
+    def collected(self, coinciding: Collection[frozenset[str]]) -> Collected:
+        """The finished runs, to be kept in one file."""
+        rows = {
+            row.name: {
+                seed: tuple(self._keys[row.name, seed])
+                for seed in self.settings.seeds
+                if all(self._finished(key) for key in self._keys[row.name, seed])
+            }
+            for row in self.rows
+        }
+        keys = {key for seeds in rows.values() for keys in seeds.values() for key in keys}
+        runs = {key: self._result(key) for key in keys}
+        return Collected(runs, rows, self.shared(), coinciding, self.settings.budget())
+
+    def _finished(self, key: str) -> bool:
+        return key in self.kept or self.jobs[key].finished
+
+    def _result(self, key: str) -> Result:
+        return self.kept[key] if key in self.kept else read_result(*self.jobs[key].results)
 
     def failures(self, row: Row, failed: Mapping[str, str]) -> list[str]:
         """Why seeds of a row have no result, of those that were tried."""

@@ -93,6 +93,7 @@ STARTER: dict[str, Any] = {
 }
 ADDED = "not in the report"  # the table of a row that is ours: a control, or a part by itself
 SURGERY = ("method", "gradvac_beta", "gradvac_update", "gradvac_target")  # settings of surgery
+UNTRAINED = "untrained"
 SCORES = ("sst", "para", "sts", "mean", "leaderboard")
 
 
@@ -163,6 +164,16 @@ class Row:
         settings = {key: value for key, value in self.settings.items() if key not in SURGERY}
         note = f"Control of {self.name}: the same batches, the plain sum."
         return Row(self.paper, name, ADDED, {}, {**settings, "method": "sum"}, note, self.separate)
+
+    @classmethod
+    def untrained(cls, paper: str, settings: Mapping[str, Any]) -> Row:
+        """The row of a paper's model before its first step, for what scores are to be told from.
+
+        >>> Row.untrained("some", {"dropout": 0.3}).settings
+        {'dropout': 0.3, 'max_steps': 0}
+        """
+        note = "The model before its first step: heads as they were drawn, the encoder as it came."
+        return cls(paper, UNTRAINED, ADDED, {}, {**settings, "max_steps": 0}, note)
 
     @property
     def slug(self) -> str:

@@ -10,16 +10,16 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bert_mtl_demo.errors import CheckpointError
-from bert_mtl_demo.store import read_json, write_json
+from bert_mtl_demo.store import write_json
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
-COLLECTED = ".results.json"  # of a paper's rows, in one file beside its page
+QUANTITIES = ("seconds", "best epoch", "train", "gap")  # of a run, beside its scores on dev
 THREE = ("sst", "para", "sts")  # the tasks of the papers' overall scores
 
 
@@ -162,13 +162,31 @@ class Result:
         return plain
 
     def value(self, score: str) -> float:
-        """A task's score or an overall one; NaN where the row has none.
+        """A task's score, an overall one, or another quantity of the run; NaN where it has none.
 
         An overall score of other tasks than the three is none: no other row has its like.
+
+        Args:
+            score: a task, `mean`, `leaderboard`, or one of `QUANTITIES`; `train` and `gap` (train
+                minus dev) stand before a task.
+
+        >>> Result({"sst": 0.5}, 0.5, 0.5, seconds_per_epoch=40.0).value("seconds")
+        40.0
         """
         if score in ("mean", "leaderboard"):
             return float(getattr(self, score)) if set(self.scores) == set(THREE) else math.nan
+        if score in ("seconds", "best epoch"):
+            return _number(self.seconds_per_epoch if score == "seconds" else self.best_epoch)
+        quantity, _, task = score.rpartition(" ")
+        if quantity in QUANTITIES:
+            train = self._best().get(task, math.nan)
+            return train - self.scores.get(task, math.nan) if quantity == "gap" else train
         return self.scores.get(score, math.nan)
+
+    def _best(self) -> Mapping[str, float]:
+        """The scores on train of the best epoch."""
+        best = [row for row in self.epochs if row.epoch == self.best_epoch]
+        return best[-1].train if best else {}
 
 
 def read_result(path: Path) -> Result:
@@ -231,50 +249,6 @@ def merged(parts: Sequence[Result]) -> Result:
         settings={k: v for k, v in parts[0].settings.items() if k not in ("tasks", "output")},
         versions=parts[0].versions,
         device=parts[0].device,
-    )
-
-
-def write_results(
-    path: Path,
-    results: Mapping[str, Mapping[int, Result]],
-    shared: Mapping[str, str],
-    coinciding: Collection[frozenset[str]] = (),
-) -> Path:
-    """Write the results of a study's rows as one file, without sentences and directories.
-
-    Args:
-        path: ends in `COLLECTED`.
-        results: row name -> seed -> result.
-        shared: row name -> name of the row whose runs it shares.
-        coinciding: pairs of rows whose designs are one.
-    """
-    rows = {
-        name: {str(seed): _anonymous(result).to_dict() for seed, result in seeds.items()}
-        for name, seeds in results.items()
-        if seeds and name not in shared
-    }
-    pairs = sorted(sorted(pair) for pair in coinciding)
-    return write_json(path, {"rows": rows, "shared": dict(shared), "coinciding": pairs})
-
-
-def read_results(
-    path: Path,
-) -> tuple[dict[str, dict[int, Result]], dict[str, str], list[frozenset[str]]]:
-    """What `write_results` was given."""
-    content = read_json(path, remedy="write it again with --page-only")
-    rows = {
-        name: {int(seed): Result.from_dict(values) for seed, values in seeds.items()}
-        for name, seeds in content["rows"].items()
-    }
-    return rows, dict(content["shared"]), [frozenset(pair) for pair in content["coinciding"]]
-
-
-def _anonymous(result: Result) -> Result:
-    local = ("data", "output", "cache")
-    return replace(
-        result,
-        settings={name: value for name, value in result.settings.items() if name not in local},
-        evaluation={task: replace(e, mistakes=()) for task, e in result.evaluation.items()},
     )
 
 

@@ -219,6 +219,11 @@ class StudySettings:
             "seeds": " ".join(map(str, self.seeds)),
         }
 
+    def budget(self) -> dict[str, str]:
+        """The part of `described` that all results in a directory have in common."""
+        one = ("command", "seeds")
+        return {name: words for name, words in self.described().items() if name not in one}
+
     def substitutions(self) -> list[str]:
         """Sentences for a page about rows that could not be run as published."""
         if self.encoder != PACKAGED:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bert_mtl_demo.cli import guard
 from bert_mtl_demo.config import Config, read_settings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gradsurgery import Method
 
 KEEP = "--keep-weights"
+WINDOWS = 200  # of losses that a result keeps: more than a picture shows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,22 +100,22 @@ def collect(run: Path, directory: Path) -> Result:
     )
     best = [row for row in dev if row["best"]][-1]
     lines = surgery.read([files.conflicts])
-    seconds = sum(row["seconds"] for row in windows)
+    seconds, waited = (sum(row[name] for row in windows) for name in ("seconds", "data_seconds"))
     evaluation = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
     config = files.load_config()
     return Result.from_dict(
         {
-            **{name: best[name] for name in ("scores", "mean", "leaderboard")},
+            **_scores(config, best, evaluation),
             "best_epoch": best["epoch"],
             "epochs": dev,
-            "losses": windows,
+            "losses": _thinned(windows),
             "conflicts": {
                 "steps": sum(line["window"] for line in lines),
                 "pairs": by_epoch(lines) if len(config.trained) > 1 else [],
                 "change": surgery.mean_change(lines),
             },
-            "seconds_per_epoch": seconds / len(dev),
-            "data_share": sum(row["data_seconds"] for row in windows) / seconds,
+            "seconds_per_epoch": seconds / len(dev) if windows else None,
+            "data_share": waited / seconds if windows else None,
             "peak_memory": max(row["peak_memory"] for row in dev),
             "trained_parameters": model[0]["trained_parameters"] if model else None,
             "evaluation": evaluation["tasks"],
@@ -122,6 +124,37 @@ def collect(run: Path, directory: Path) -> Result:
             "device": _device_name(config.device),
         }
     )
+
+
+def _scores(
+    config: Config, best: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The scores of the best epoch: on all of dev, also where a sample of it chose the epoch."""
+    if config.dev_sample is None:
+        return {name: best[name] for name in ("scores", "mean", "leaderboard")}
+    scores = {name: task["score"] for name, task in evaluation["tasks"].items()}
+    return {"scores": scores, **{name: evaluation[name] for name in ("mean", "leaderboard")}}
+
+
+def _thinned(windows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """At most `WINDOWS` windows of equal length, the means of neighbours in their place.
+
+    >>> lines = [{"step": n, "epoch": 1, "loss": {"sst": float(n)}} for n in range(1, 401)]
+    >>> few = _thinned(lines)
+    >>> len(few), few[0]
+    (200, {'step': 2, 'epoch': 1, 'loss': {'sst': 1.5}})
+    """
+    size = -(-len(windows) // WINDOWS) or 1
+    parts = [windows[start : start + size] for start in range(0, len(windows), size)]
+    return [{**part[-1], "loss": _mean_losses([line["loss"] for line in part])} for part in parts]
+
+
+def _mean_losses(losses: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for line in losses:
+        for task, loss in line.items():
+            values.setdefault(task, []).append(math.nan if loss is None else loss)
+    return {task: sum(known) / len(known) for task, known in values.items()}
 
 
 def versions() -> dict[str, str]:

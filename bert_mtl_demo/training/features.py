@@ -6,14 +6,22 @@ cache. What differs is rounding alone, since a vector no longer depends on the p
 that it came in (about 1e-6 of its length in float32). So a setting decides, no key changes with it,
 and the rows that qualify are those with `freeze_encoder`, no adapter, a pooling without weights of
 its own (mean, cls, pooler), and pairs read apart.
+
+The vectors are entries of the cache: runs of the same encoder on the same sentences, as those of
+other seeds are, find them there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from bert_mtl_demo import store
 from bert_mtl_demo.data.tokenization import Batch, EncodedSet, Rows
 from bert_mtl_demo.model.multitask import MultitaskModel
 from bert_mtl_demo.runtime import Precision
@@ -21,26 +29,43 @@ from bert_mtl_demo.runtime import Precision
 BATCH_SIZE = 128  # sentences
 
 
-@torch.no_grad()
-def with_features(model: MultitaskModel, examples: EncodedSet, precision: Precision) -> EncodedSet:
+def with_features(
+    model: MultitaskModel, examples: EncodedSet, precision: Precision, cache: Path
+) -> EncodedSet:
     """The same examples with the vectors that the model's frozen encoder gives their sentences.
 
     Args:
         model: on its device; left in the mode that it is in.
         examples: N of them.
         precision: that the vectors are computed in.
+        cache: the directory in which they are kept, and looked up.
 
     Returns:
         A set with `vectors`, [N, W], or [2N, W] for pairs, on the CPU: first all first sentences.
     """
+    from safetensors.torch import load_file, save_file
+
+    sentences = examples.first + (examples.second or [])
+
+    def write(path: Path) -> None:
+        save_file({"vectors": _vectors(model, sentences, examples.pad, precision)}, path)
+
+    key = _key(model, sentences, precision)
+    entry = store.get_or_write(cache / f"features-{key}.safetensors", write)
+    return replace(examples, vectors=load_file(entry)["vectors"])
+
+
+@torch.no_grad()
+def _vectors(
+    model: MultitaskModel, sentences: list[list[int]], pad: int, precision: Precision
+) -> Tensor:
     was_training = model.training
     model.eval()
-    sentences = examples.first + (examples.second or [])
     order = sorted(range(len(sentences)), key=lambda n: len(sentences[n]))  # little padding
     parts = []
     for start in range(0, len(order), BATCH_SIZE):
         chunk = [sentences[n] for n in order[start : start + BATCH_SIZE]]
-        ids, mask = Rows(chunk).pad(torch.arange(len(chunk)), examples.pad)
+        ids, mask = Rows(chunk).pad(torch.arange(len(chunk)), pad)
         batch = Batch(ids.to(precision.device), mask.to(precision.device), torch.zeros(len(chunk)))
         with precision.autocast():
             parts.append(model.sentences(batch).cpu())
@@ -48,4 +73,17 @@ def with_features(model: MultitaskModel, examples: EncodedSet, precision: Precis
     ordered = torch.cat(parts)
     vectors = torch.empty_like(ordered)
     vectors[order] = ordered
-    return replace(examples, vectors=vectors)
+    return vectors
+
+
+def _key(model: MultitaskModel, sentences: list[list[int]], precision: Precision) -> str:
+    """The key of the sentences' vectors: a hash of the encoder, the tokens and the arithmetic."""
+    digest = hashlib.sha256()
+    encoder = {**model.encoder.config.to_dict(), "_name_or_path": None}
+    settings = [encoder, model.config.pooling, str(precision.dtype), precision.device.type]
+    for text in (*settings, torch.__version__, sentences):
+        digest.update(json.dumps(text, sort_keys=True, default=str).encode())
+    for name, tensor in model.encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:20]

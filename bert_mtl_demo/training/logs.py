@@ -69,6 +69,9 @@ class RunLog(Log):
         from torch.utils.tensorboard import SummaryWriter
 
         self.run = run
+        for path in (run.metrics, run.conflicts):
+            with writing(path):
+                path.touch()  # a run of no step has no line
         self._marks: dict[str, Mark] = {}
         self.conflict_log = ConflictLog(run.conflicts)
         # purge_step hides points that the interrupted process wrote after its last checkpoint.

@@ -17,7 +17,7 @@ class Progress:
     """
 
     step: int = 0  # steps taken, skipped ones included
-    evaluated: int = 0  # the step after which dev was last scored
+    evaluated: int = -1  # the step after which dev was last scored
     nonfinite: int = 0  # steps skipped because a loss or gradient was not finite
     in_a_row: int = 0  # of those, the ones since the last good step
     best_score: float = -math.inf  # of the overall score that selects

@@ -21,13 +21,15 @@ from tqdm import tqdm
 from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Skipped, Splits, load
-from bert_mtl_demo.data.tokenization import EncodedSet, encode
+from bert_mtl_demo.data.distribution import announce
+from bert_mtl_demo.data.tokenization import EncodedSet, encode, unknown_words
 from bert_mtl_demo.errors import CheckpointError, StorageError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
+from bert_mtl_demo.pretraining.cache import cache_directory
 from bert_mtl_demo.printing import printable
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state, load_weights
@@ -120,11 +122,15 @@ def _begun(config: Config, source: Source, run: RunDirectory, processes: Process
     config = labelled(config)
     splits, skipped = load_splits(config)
     if processes.is_main:  # the others get the weights that come of it
+        announce(splits)
         source = pretrained(config, source, device, skipped=skipped)
     tokenizer = load_tokenizer(source)
     encoder = load_encoder(source, pooler=needs_pooler(config), layers=config.encoder_layers)
     config = portable(config)
     sets = _encode(config, splits, tokenizer)
+    if processes.is_main:
+        for sentence in unknown_words(sets[0], tokenizer.unk_token_id):
+            print(f"warning: {sentence}")
     model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     sets = _with_features(config, model, sets, precision)
@@ -274,8 +280,9 @@ def _with_features(
     """The sets with the encoder's vectors, if they are to be computed once."""
     if not config.cache_features:
         return sets
+    cache = cache_directory(config.cache)
     train, dev = (
-        {name: with_features(model, examples, precision) for name, examples in part.items()}
+        {name: with_features(model, examples, precision, cache) for name, examples in part.items()}
         for part in sets
     )
     return train, dev

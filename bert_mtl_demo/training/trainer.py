@@ -75,15 +75,21 @@ class Trainer:
         self.batches = build_batches(config, train)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.horizon = self.batches.horizon  # what the schedule is stretched over
-        self.goal = min(self.horizon, config.max_steps or self.horizon)
+        goal = self.horizon if config.max_steps is None else config.max_steps
+        self.goal = min(self.horizon, goal)
         group = processes.gradients(precision.device)
         begin_alike(model, group)
         self.optimizer = build_optimizer(config, model, group, method)
         self.scheduler = build_scheduler(config, self.optimizer, self.horizon)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scored_sets = self.dev_sets
+        if config.dev_sample:
+            self.scored_sets = {name: d.spread(config.dev_sample) for name, d in dev.items()}
         self.halves = {}
         if config.dev_half:
-            self.halves = {name: dev_halves(len(dev), name) for name, dev in self.dev_sets.items()}
+            self.halves = {
+                name: dev_halves(len(dev), name) for name, dev in self.scored_sets.items()
+            }
         self.train_subsets = {}
         if config.train_scores:
             self.train_subsets = {
@@ -248,14 +254,13 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
-        return step > self.progress.evaluated and (
-            step % self.steps_per_epoch == 0 or step == self.goal
-        )
+        ends = step > 0 and step % self.steps_per_epoch == 0
+        return step > self.progress.evaluated and (ends or step == self.goal)
 
     def evaluate(self) -> None:
         """Score dev, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
-        answers = score_all(self.model, self.dev_sets, self.precision, self.processes)
+        answers = score_all(self.model, self.scored_sets, self.precision, self.processes)
         scores = self._scores(answers, REPORTED)
         for name, dev in answers.items():
             if dev.is_constant():
@@ -300,7 +305,7 @@ class Trainer:
         """The score of each task on one half of dev, or without `dev_half` on all of it."""
         scores = {}
         for name, dev in answers.items():
-            labels = self.dev_sets[name].labels
+            labels = self.scored_sets[name].labels
             if self.config.dev_half:
                 indices = self.halves[name][half]
                 dev, labels = dev.take(indices), [labels[i] for i in indices]

@@ -22,6 +22,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.collectives import Exchange, PendingAverages
+from gradsurgery.distributed.local import LocalGradients
 from gradsurgery.distributed.sharded import is_sharded
 from gradsurgery.kernels import Columns
 from gradsurgery.transfer import to_device
@@ -238,8 +239,9 @@ class Averaging:
         pattern = [(does, had | missing) for does, had, missing in rows]
         changed = pattern != self._pattern or any(missing for _, _, missing in rows)
         self._pattern = pattern
-        head = [*consistency.votes(code), int(changed), len(self._broken)]
-        *total, changes, broken = self._summed(torch.tensor(head), parameters[0].device).tolist()
+        numbers = [*consistency.votes(code), int(changed), len(self._broken)]
+        head = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        *total, changes, broken = self._summed(head, parameters[0].device).tolist()
         if not consistency.unanimous(total, self._ranks):
             raise RuntimeError(consistency.DIFFERENT_SETTINGS)
         if broken:
@@ -263,11 +265,11 @@ class Averaging:
         device: torch.device,
     ) -> Table:
         """Ask for everything: what each rank has of ``count`` parameters, sent or not."""
-        table = torch.zeros(len(rows), count, dtype=torch.int64)
+        table = torch.zeros(len(rows), count, dtype=torch.int64, device="cpu")
         for row, (_, had, missing) in zip(table, rows, strict=True):
             row[sorted(had)] = PRESENT
             row[sorted(missing)] = PRESENT + LATE
-        ran = torch.tensor([int(does) for does, _, _ in rows])
+        ran = torch.tensor([does for does, _, _ in rows], dtype=torch.int64, device="cpu")
         total = self._summed(torch.cat([table.flatten(), ran]), device)
         table, ran = total[: table.numel()].view_as(table), total[table.numel() :]
         return Table(table > 0, table >= LATE, ran[:-1].tolist())
@@ -306,16 +308,13 @@ class Averaged:
         self._exchange = exchange
         self._alone = [sum(grad is not None for grad in column) == 1 for column in columns]
 
-    def gram(
-        self,
-        columns: Columns,
-        segments: Sequence[int],
-        positions: Sequence[int],
-        count: int,
-        tasks: int,
-    ) -> Tensor:
+    def gram(self, local: LocalGradients) -> Tensor:
         """See :class:`~gradsurgery.distributed.placement.Placement`."""
-        return self._exchange.gram(columns, segments, count, tasks)
+        return self._exchange.gram(local.columns, local.segments, local.segment_count, local.tasks)
+
+    def largest(self, value: Tensor) -> Tensor:
+        """See :class:`~gradsurgery.distributed.placement.Placement`."""
+        return value
 
     def restored(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
         """See :class:`~gradsurgery.distributed.placement.Placement`."""
@@ -353,7 +352,8 @@ def mean_losses(
         apart: whether this rank captures each task's gradients apart.
         groups: summed over one after the other, the dimensions of a mesh.
     """
-    counts = to_device(torch.tensor([*ran, any(ran), apart]).to(losses.dtype), losses.device)
+    counts = torch.tensor([*ran, any(ran), apart], dtype=losses.dtype, device="cpu")
+    counts = to_device(counts, losses.device)
     sums = torch.where(counts[:-2] > 0, losses, 0)
     totals = torch.cat([sums, counts])
     for group in groups:

@@ -133,7 +133,8 @@ class RollCall:
     def call(self, name: str, *parts: object) -> None:
         """Say ``name``, and what else must be the same everywhere."""
         ballot = votes(fingerprint(name)) + votes(fingerprint(*parts))
-        answers = to_device(torch.tensor([ballot] * len(self.groups)), self.device)
+        ballots = torch.tensor([ballot] * len(self.groups), dtype=torch.int64, device="cpu")
+        answers = to_device(ballots, self.device)
         works = [
             dist.all_reduce(answer, group=group, async_op=True)
             for answer, group in zip(answers, self.groups, strict=True)
@@ -178,7 +179,7 @@ def compare(
     Raises:
         RuntimeError: where they differ; the message names what differs, and from which rank.
     """
-    codes = torch.tensor([fingerprint(part) for part in parts.values()], device=device)
+    codes = torch.tensor([*map(fingerprint, parts.values())], dtype=torch.int64, device=device)
     everyone = [torch.empty_like(codes) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, codes, group=group)
     for rank, other in enumerate(everyone):
@@ -225,8 +226,8 @@ def compare_with_neighbours(code: int, active: Tensor, gram: Tensor) -> None:
 
 
 def _parsed(text: bytes, shape: torch.Size) -> Tensor:
-    words = text.decode().strip("[]").split(", ")
-    return torch.tensor([float(word) for word in words], dtype=torch.float64).view(shape)
+    numbers = [float(word) for word in text.decode().strip("[]").split(", ")]
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu").view(shape)
 
 
 def alike(gram: Tensor, other: Tensor) -> bool:

@@ -42,7 +42,7 @@ def strides(parameter: Tensor) -> tuple[int, ...]:
     """Return the strides that a gradient of ``parameter`` is exchanged with, on every rank."""
     if parameter.is_contiguous() or dense(parameter):
         return parameter.stride()
-    return torch.empty(parameter.shape, device="meta").stride()
+    return torch.empty(parameter.shape, dtype=parameter.dtype, device="meta").stride()
 
 
 def dtype(parameter: Tensor) -> torch.dtype:

@@ -20,30 +20,19 @@ from gradsurgery.distributed.averaging import (
     mean_losses,
 )
 from gradsurgery.distributed.ddp_guard import refuse_one_forward
-from gradsurgery.distributed.sharded import Sharded, any_sharded, local, meshes_of
+from gradsurgery.distributed.local import LocalGradients
+from gradsurgery.distributed.sharded import Sharded, any_sharded, meshes_of, shard_of
 from gradsurgery.kernels import Columns
 
 
 class Placement(Protocol):
     """How a step's gradients lie on the processes."""
 
-    def gram(
-        self,
-        columns: Columns,
-        segments: Sequence[int],
-        positions: Sequence[int],
-        count: int,
-        tasks: int,
-    ) -> Tensor:
-        """Return the Gram matrix of the whole gradients, ``[S, K, K]``, the same on all ranks.
+    def gram(self, local: LocalGradients) -> Tensor:
+        """Return the Gram matrix of the whole gradients, ``[S, K, K]``, the same on all ranks."""
 
-        Args:
-            columns: ``[P'][K]``, what lies here.
-            segments: of the P' parameters.
-            positions: of the P' among all parameters.
-            count: the number of segments S.
-            tasks: the number of tasks K.
-        """
+    def largest(self, value: Tensor) -> Tensor:
+        """Return the largest of the ranks' values, each of what lies there of the gradients."""
 
     def restored(self, update: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Return what ``.grad`` is to be, from the update of what lies here (P tensors)."""
@@ -52,16 +41,13 @@ class Placement(Protocol):
 class SingleProcess:
     """All gradients lie in this process."""
 
-    def gram(
-        self,
-        columns: Columns,
-        segments: Sequence[int],
-        positions: Sequence[int],
-        count: int,
-        tasks: int,
-    ) -> Tensor:
+    def gram(self, local: LocalGradients) -> Tensor:
         """See :class:`Placement`."""
-        return kernels.gram(columns, segments, count, tasks)
+        return kernels.gram(local.columns, local.segments, local.segment_count, local.tasks)
+
+    def largest(self, value: Tensor) -> Tensor:
+        """See :class:`Placement`."""
+        return value
 
     def restored(self, update: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """See :class:`Placement`."""
@@ -121,6 +107,11 @@ class Processes:
         if self._group is not None:
             return dist.get_world_size(self._group)
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    @property
+    def averages(self) -> bool:
+        """Whether gradients are averaged here, a part of them while tasks still run."""
+        return self._averaging is not None
 
     def drop(self, parameters: Sequence[Tensor]) -> None:
         """Forget the step under way."""
@@ -188,7 +179,7 @@ class Processes:
             return StepGradients(columns, active, SingleProcess(), averaged=False)
         self._roll.call("combine()", self._shapes, *common)
         self._roll.check()
-        shards = [[local(grad) for grad in column] for column in columns]
+        shards = [[shard_of(grad) for grad in column] for column in columns]
         sharded = Sharded(parameters, columns, check=not self._compared)
         return StepGradients(shards, active, sharded, averaged=False)
 
@@ -252,7 +243,7 @@ class Processes:
         if self.count == 1:
             return
         if consistency.debugging():
-            none = torch.zeros(0)
+            none = torch.zeros(0, dtype=torch.float64, device="cpu")
             parts = {
                 "the Gram matrices": gram,
                 "the visiting orders": none if order is None else order,

@@ -18,6 +18,7 @@ from torch import Tensor
 from gradsurgery import kernels
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.collectives import nonempty
+from gradsurgery.distributed.local import LocalGradients
 from gradsurgery.kernels import Columns
 
 
@@ -54,7 +55,7 @@ def settled(grad: Tensor, parameter: Tensor) -> Tensor:
     return grad
 
 
-def local(grad: Tensor | None) -> Tensor | None:
+def shard_of(grad: Tensor | None) -> Tensor | None:
     """Return the shard of ``grad`` that lies here, a view; a plain tensor is its own."""
     if grad is None or not is_sharded(grad):
         return grad
@@ -78,19 +79,15 @@ class Sharded:
         self._class = [_index(self._meshes, p) for p in parameters]
         self._counted = [_first_of_its_replicas(p) for p in parameters]
 
-    def gram(
-        self,
-        columns: Columns,
-        segments: Sequence[int],
-        positions: Sequence[int],
-        count: int,
-        tasks: int,
-    ) -> Tensor:
-        """See :class:`~gradsurgery.distributed.placement.Placement`; ``columns`` are shards."""
-        apart = [self._class[p] * count + s for p, s in zip(positions, segments, strict=True)]
+    def gram(self, local: LocalGradients) -> Tensor:
+        """See :class:`~gradsurgery.distributed.placement.Placement`; these are shards."""
+        count, tasks = local.segment_count, local.tasks
+        apart = [
+            self._class[p] * count + s for p, s in zip(local.positions, local.segments, strict=True)
+        ]
         counted = [
             column if self._counted[p] else [None] * tasks
-            for p, column in zip(positions, columns, strict=True)
+            for p, column in zip(local.positions, local.columns, strict=True)
         ]
         classes = len(self._meshes) + 1  # the last: plain parameters
         gram = kernels.gram(nonempty(counted), apart, classes * count, tasks)
@@ -108,6 +105,14 @@ class Sharded:
             _refuse_unlike(plain, totals[-1], widest)
         return totals.sum(0).to(device)
 
+    def largest(self, value: Tensor) -> Tensor:
+        """See :class:`~gradsurgery.distributed.placement.Placement`."""
+        highest = value.to(self._meshes[0].device_type)
+        for mesh in self._meshes:
+            for group in mesh.get_all_groups():
+                dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+        return highest
+
     def restored(self, update: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the sharded gradients whose shards are ``update``, the first of each column."""
         first = [next((g for g in column if g is not None), None) for column in self._columns]
@@ -119,7 +124,7 @@ class Sharded:
 
 def _refuse_unlike(gram: Tensor, first: Tensor, mesh: Any) -> None:
     """Raise on all ranks where ``gram`` differs on any from ``first``, that of one of them."""
-    differ = torch.tensor(int(not consistency.alike(first, gram)), device=gram.device)
+    differ = torch.tensor(not consistency.alike(first, gram), dtype=torch.int64, device=gram.device)
     for group in mesh.get_all_groups():
         dist.all_reduce(differ, dist.ReduceOp.MAX, group=group)
     if differ.item():

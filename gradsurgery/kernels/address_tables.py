@@ -143,7 +143,8 @@ def _sent(parts: _Parts, count: int, device: torch.device) -> tuple[Tensor, Tens
 
 
 def _addresses(addresses: Sequence[int], parameters: int) -> Tensor:
-    return torch.tensor(addresses, dtype=torch.int64).view(parameters, -1).t().contiguous()
+    table = torch.tensor(addresses, dtype=torch.int64, device="cpu")
+    return table.view(parameters, -1).t().contiguous()
 
 
 def _chunks(sizes: Sequence[int], homes: Sequence[int]) -> Tensor:
@@ -152,11 +153,11 @@ def _chunks(sizes: Sequence[int], homes: Sequence[int]) -> Tensor:
         for p in sorted(range(len(sizes)), key=homes.__getitem__)
         for start in range(0, sizes[p], CHUNK)
     ]
-    return torch.tensor(rows, dtype=torch.int64)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
 def _first(sizes: Sequence[int], homes: Sequence[int], count: int) -> Tensor:
-    per_segment = torch.zeros(count + 1, dtype=torch.int64)
+    per_segment = torch.zeros(count + 1, dtype=torch.int64, device="cpu")
     for size, home in zip(sizes, homes, strict=True):
         per_segment[home + 1] += -(-size // CHUNK)
     return per_segment.cumsum(0)

@@ -54,6 +54,9 @@ class Products:
         """Return ``[K, K]`` float64, summed over runs of K vectors each ([N], any N)."""
         measure = self._pairs if self._paired else self._panel
         parts = [part for run in runs for block in self._blocks(run) for part in measure(block)]
+        if not parts:  # no element at all
+            shape = self._tasks, self._tasks
+            return torch.zeros(shape, dtype=torch.float64, device=self._device)
         total = torch.stack(parts).double().sum(0)
         if self._paired:
             return total[_unpacked(self._tasks, self._device)]
@@ -104,6 +107,7 @@ class Products:
 @functools.cache
 def _unpacked(tasks: int, device: torch.device) -> Tensor:
     """Return for each cell ([K, K]) where its product stands in (0, 0), (0, 1), .., (1, 1), .."""
-    i, j = torch.meshgrid(torch.arange(tasks), torch.arange(tasks), indexing="ij")
+    numbers = torch.arange(tasks, device="cpu")
+    i, j = torch.meshgrid(numbers, numbers, indexing="ij")
     low, high = torch.minimum(i, j), torch.maximum(i, j)
     return (low * tasks - low * (low - 1) // 2 + high - low).to(device)

@@ -6,7 +6,9 @@
 Both walk the tensors where autograd left them, in blocks that stay in cache while all K tasks use
 them, so that each gradient is read from memory once. Small tensors are taken many at a time.
 
-bf16 and fp16 are widened to float32 block by block, and rounded once on the way back.
+bf16 and fp16 are widened to float32 block by block, and rounded once on the way back. Where a
+weight is beyond float32's range, as that of a gradient of subnormal numbers can be, the sum is in
+float64.
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from gradsurgery.kernels.layout import Columns, Group, blocks, groups, runs, sid
 
 #: A float32 sum of squares outside this range may have lost terms to underflow or overflow.
 SAFE = (1e-22, 1e37)
+
+#: Weights of a size within these, and 0, are applied in float32: with them a product leaves its
+#: range only where the result does.
+ORDINARY = (2.0**-100, 2.0**100)
 
 #: Tensors up to this size are taken together: a call costs what some thousand elements do.
 SMALL = 1 << 13
@@ -50,7 +56,7 @@ def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> T
     vectors = groups(columns, segments)
     shape = (count, tasks, tasks)
     if not vectors:
-        return torch.zeros(shape, dtype=torch.float64)
+        return torch.zeros(shape, dtype=torch.float64, device="cpu")
     dots = _dots(vectors, torch.float32)
     doubtful = _doubtful(vectors, dots)
     for number, again in zip(
@@ -65,7 +71,8 @@ def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> T
         for j in group.tasks
     ]
     result = torch.zeros(shape, dtype=torch.float64, device=values.device)
-    result.view(-1).index_add_(0, torch.tensor(cells, device=values.device), values)
+    places = torch.tensor(cells, dtype=torch.int64, device=values.device)
+    result.view(-1).index_add_(0, places, values)
     return result
 
 
@@ -76,13 +83,16 @@ def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list
     Args:
         columns: as in :func:`gram`. The first gradient present of each parameter is overwritten; it
             has to own each of its elements (no expanded tensor), as what autograd leaves does.
-        weights: ``[S, K]``.
+        weights: ``[S, K]`` float64, finite, of any size. They are applied in float32 or wider, such
+            that a sum that the gradients' dtype can hold is right however large or small they are.
         segments: the segment of each parameter.
 
     Returns:
-        P tensors, each the overwritten one of its column, or None where no task has a gradient.
+        P tensors, each the overwritten one of its column, or None where no task has a gradient. A
+        sum that their dtype cannot hold is infinite, as it is without surgery.
     """
     factors = weights.tolist()
+    extreme = _extreme(weights)
     combined: list[Tensor | None] = []
     together: dict[tuple[float, ...], list[list[Tensor]]] = {}
     for segment, column in zip(segments, columns, strict=True):
@@ -90,13 +100,23 @@ def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list
         combined.append(present[0][0] if present else None)
         if present:
             tensors, mixture = [g for g, _ in present], tuple(w for _, w in present)
-            if _together(tensors[0]):
+            if extreme[segment]:
+                _mix_(tensors, mixture, torch.float64)
+            elif _together(tensors[0]):
                 together.setdefault(mixture, []).append(tensors)
             else:
                 _mix_(tensors, mixture)
     for mixture, many in together.items():
         _mix_many_(many, mixture)
     return combined
+
+
+def _extreme(weights: Tensor) -> list[bool]:
+    """Return for each segment whether some weight is too large or too small for float32."""
+    size = weights.abs()
+    ordinary = ((size >= ORDINARY[0]) & (size <= ORDINARY[1])) | (size == 0)
+    extreme: list[bool] = (~ordinary).any(-1).tolist()
+    return extreme
 
 
 def _dots(vectors: Sequence[Group], least: torch.dtype) -> list[Tensor]:
@@ -143,33 +163,41 @@ def _mix_many_(columns: Sequence[Sequence[Tensor]], weights: Sequence[float]) ->
         torch._foreach_add_(first, other, alpha=weight)
 
 
-def _mix_(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
-    """Write the weighted sum of ``tensors`` into the first, block by block."""
+def _mix_(
+    tensors: Sequence[Tensor], weights: Sequence[float], least: torch.dtype = torch.float32
+) -> None:
+    """Write the weighted sum of ``tensors`` into the first, block by block.
+
+    Added up in ``least`` or the gradients' own wider dtype.
+    """
+    wide = torch.promote_types(tensors[0].dtype, least)
     walked = side_by_side(tensors)
     if walked is None:  # strides differ: elementwise operations walk those, at some cost in speed
-        return _mix_block_(tensors, weights)
+        return _mix_block_(tensors, weights, tensors[0].to(wide))
     first, scratch = walked[0], None
     size = first.numel()
     if first.device.type == "cpu":
         size = MIX_BLOCK
-        wide = torch.promote_types(first.dtype, torch.float32)
+        wide = torch.promote_types(first.dtype, least)
         if wide != first.dtype:
             size = min(HALF_BLOCK, first.numel())
-            scratch = torch.empty(size, dtype=wide)
+            scratch = torch.empty(size, dtype=wide, device=first.device)
     for block in zip(*(blocks(flat, size) for flat in walked), strict=True):
-        _mix_block_(block, weights, scratch)
+        start = block[0]
+        wider = start.to(wide) if scratch is None else scratch[: len(start)].copy_(start)
+        _mix_block_(block, weights, wider)
     return None
 
 
-def _mix_block_(
-    block: Sequence[Tensor], weights: Sequence[float], scratch: Tensor | None = None
-) -> None:
-    """The weighted sum of one block, accumulated in float32 or wider, rounded once."""
+def _mix_block_(block: Sequence[Tensor], weights: Sequence[float], total: Tensor) -> None:
+    """Write the weighted sum of one block, rounded once.
+
+    Args:
+        block: the tasks' tensors.
+        weights: of each.
+        total: the first of the block as it is added up in; the first itself, or a wider copy.
+    """
     first = block[0]
-    if scratch is None:
-        total = first.to(torch.promote_types(first.dtype, torch.float32))
-    else:
-        total = scratch[: len(first)].copy_(first)
     if weights[0] != 1:
         total.mul_(weights[0])
     for other, weight in zip(block[1:], weights[1:], strict=True):

@@ -82,7 +82,7 @@ def _combine_alone_(column: Column, weights: Tensor) -> None:
     if not present:
         return
     first = present[0][0]
-    wide = torch.promote_types(first.dtype, torch.float32)
+    wide = torch.promote_types(first.dtype, torch.float64)
     factors = weights.to(first.device, torch.float64)
     total = torch.stack([grad.to(wide) * factors[k].to(wide) for grad, k in present]).sum(0)
     first.copy_(total)
@@ -157,6 +157,6 @@ def _large(tasks: int) -> dict[str, int]:
 @functools.lru_cache(maxsize=64)
 def _cells(tasks: int, few: bool, device: torch.device) -> Tensor:
     """Return ``[3, PAIRS]`` int32: where a pair's partial stands in its row, i, and j."""
-    i, j = torch.triu_indices(tasks, tasks)
-    where = torch.arange(len(i)) if few else i * tasks + j
+    i, j = torch.triu_indices(tasks, tasks, device="cpu")
+    where = torch.arange(len(i), device="cpu") if few else i * tasks + j
     return to_device(torch.stack([where, i, j]).to(torch.int32), device)

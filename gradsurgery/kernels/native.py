@@ -60,7 +60,7 @@ def products(vectors: Sequence[Tensor]) -> Tensor:
     """
     length, tasks = len(vectors[0]), len(vectors)
     parts = max(1, min(torch.get_num_threads(), length // SHARE))
-    out = torch.empty(parts, tasks * (tasks + 1) // 2, dtype=torch.float64)
+    out = torch.empty(parts, tasks * (tasks + 1) // 2, dtype=torch.float64, device="cpu")
     library = _library()
     assert library is not None
     addresses = [vector.data_ptr() for vector in vectors]

@@ -13,10 +13,12 @@ over of a chunk, at most 15 elements, is loaded one by one.
 import triton
 import triton.language as tl
 
-from gradsurgery.kernels.eager import SAFE
+from gradsurgery.kernels.eager import ORDINARY, SAFE
 
 LOW = tl.constexpr(SAFE[0])
 HIGH = tl.constexpr(SAFE[1])
+SMALL = tl.constexpr(ORDINARY[0])
+LARGE = tl.constexpr(ORDINARY[1])
 
 
 @triton.jit
@@ -253,6 +255,13 @@ def reduce(
 
 
 @triton.jit
+def _excess(weight):
+    """The power of two by which a weight leaves what float32 can multiply with; mostly 1."""
+    size = tl.minimum(tl.abs(weight), 2 * LARGE).to(tl.float32)
+    return tl.where(size > LARGE, LARGE, tl.where(size < SMALL, SMALL, 1.0))
+
+
+@triton.jit
 def _weighted(
     addresses,
     weights,
@@ -282,7 +291,14 @@ def _weighted(
         if VECTOR:
             here = tl.multiple_of(here, 16)
         row = tl.load(pointer + start + offsets, mask=offsets < here, other=0.0).to(ACC)
-        weight = tl.load(weights + k).to(ACC)
+        weight = tl.load(weights + k)
+        if tl.float32 == ACC:
+            # Powers of two go to the gradient, twice if need be: exact, down to subnormal numbers.
+            for _ in tl.static_range(2):
+                excess = _excess(weight)
+                weight *= (1.0 / excess).to(tl.float64)
+                row *= excess
+        weight = weight.to(ACC)
         # What is absent has no weight, whatever it is: it might be infinite.
         total += tl.where(address != 0, weight, 0.0) * row
     pointer = into.to(tl.pointer_type(DTYPE))

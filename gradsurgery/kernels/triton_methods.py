@@ -140,7 +140,9 @@ def _visits_kernel(
             across = norm * _root(1 - cosine * cosine)
             wanted = tl.sum(tl.where(here, goal, 0.0), axis=1)
             along = _along(across, wanted, bound, HIGHEST)
-            alter = acts & (dot / length < along)
+            room = (bound - norm) * bound
+            full = (dot >= 0) & (room <= _number(CANCELLED) * _number(CANCELLED) * pieces * pieces)
+            alter = acts & (dot / length < along) & (full == 0)
             amount = (along - dot / length) / length
             moved = (1 - _number(BETA)) * wanted + _number(BETA) * cosine
             moves = acts if ALWAYS else alter

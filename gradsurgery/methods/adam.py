@@ -17,7 +17,7 @@ ROWS = 3
 
 def initial(tasks: int) -> Tensor:
     """Return Adam's state before the first step, ``[3, K]`` float64."""
-    return torch.zeros(ROWS, tasks, dtype=torch.float64)
+    return torch.zeros(ROWS, tasks, dtype=torch.float64, device="cpu")
 
 
 def adam(

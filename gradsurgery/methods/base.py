@@ -95,9 +95,29 @@ class Method(ABC):
         """Return the state before the first step; no tensor in it is empty."""
         return {}
 
+    def check_state(self, state: State) -> None:
+        """Check what was loaded from a checkpoint, of the shapes and dtypes that :meth:`init` has.
+
+        Raises:
+            ValueError: for what no step can have left: here, numbers that are not finite.
+
+        Example:
+            >>> import torch
+            >>> from gradsurgery import GradVac
+            >>> GradVac().check_state({"target": torch.zeros(1, 2, 2)})
+        """
+        for name, value in state.items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"the state {name!r} of {self!r} is finite, not {_bad(value)}")
+
     @abstractmethod
     def __call__(self, gram: Tensor, *args: Any, **kwargs: Any) -> Verdict:
         """Decide the weights for ``gram`` ([S, K, K] float64)."""
+
+
+def _bad(value: Tensor) -> object:
+    """Return the first number that is not finite."""
+    return value[~value.isfinite()][0].item()
 
 
 def check_method(method: Method) -> None:

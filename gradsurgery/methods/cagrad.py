@@ -95,6 +95,8 @@ def _detour(unit: Directions, start: Tensor, radius: Tensor) -> Tensor:
         detour = torch.where(reached, at_zero, detour)
         bound = torch.where(stuck, bound.clamp(max=0), bound)
         searched = searched & ~reached
+    if searched.all():
+        return _reach(unit, along, radius, bound)
     index = searched.squeeze(-1).nonzero().squeeze(-1)
     if len(index):
         part = unit.segments(index)

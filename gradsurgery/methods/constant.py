@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
 from gradsurgery.methods.preference import check_count, numbers
+from gradsurgery.transfer import to_device
 
 
 @final
@@ -37,7 +38,8 @@ class Constant(Method):
 
     def __call__(self, gram: Tensor, state: State) -> Verdict:
         """Decide nothing; the state is kept as it is."""
-        weights = torch.tensor(self.weights, dtype=torch.float64).to(gram.device)
+        host = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
+        weights = to_device(host, gram.device)
         return Verdict(weights.expand(gram.shape[:-1]).clone(), None, state)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Verdict
+from gradsurgery.transfer import to_device
 
 
 class Directions(NamedTuple):
@@ -63,7 +64,7 @@ class Directions(NamedTuple):
 
     def verdict(self, weights: Tensor, device: torch.device) -> Verdict:
         """Return the verdict on a device: an absent task has weight zero, and there is no state."""
-        return Verdict(torch.where(self.present, weights, 0).to(device), None, {})
+        return Verdict(to_device(torch.where(self.present, weights, 0), device), None, {})
 
 
 def directions(gram: Tensor, present: Tensor) -> Directions:

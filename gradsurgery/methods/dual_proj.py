@@ -16,19 +16,18 @@ and in unit gradients. A zero gradient constrains nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
-from gradsurgery.methods.base import Method, State, Verdict
+from gradsurgery.methods.base import State, Verdict
 from gradsurgery.methods.directions import directions
-from gradsurgery.methods.preference import check_count, numbers, preference_or_mean
+from gradsurgery.methods.preference import Preferring
 from gradsurgery.methods.quadratic import nonnegative
 
 
 @final
-class DualProj(Method):
+class DualProj(Preferring):
     """Projection of the mean gradient onto the dual cone.
 
     Args:
@@ -45,24 +44,9 @@ class DualProj(Method):
         [[0.5, 0.5]]
     """
 
-    needs = frozenset({"present"})
-
-    def __init__(self, preference: Sequence[float] | Tensor | None = None) -> None:
-        self.preference = None if preference is None else numbers("preference", preference, 0)
-
-    def init(self, segments: int, tasks: int) -> State:
-        """Return no state; check that the preference fits."""
-        check_count("preference", self.preference, tasks)
-        return {}
-
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by the dual problem."""
         unit = directions(gram, present)
-        preference = preference_or_mean(self.preference, unit.present)
+        preference = self.preference_of(unit.present)
         beyond = nonnegative(unit.cosines, -unit.dot(preference * unit.norms))
         return unit.verdict(preference + unit.weights(beyond), gram.device)
-
-    def __repr__(self) -> str:
-        return (
-            "DualProj()" if self.preference is None else f"DualProj(preference={self.preference})"
-        )

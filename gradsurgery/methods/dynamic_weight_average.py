@@ -57,10 +57,11 @@ class DynamicWeightAverage(LossWeighting):
 
     def init(self, segments: int, tasks: int) -> State:
         """Return no history: means of zero, which are not known."""
+        zeros = torch.zeros(2, tasks, dtype=torch.float64, device="cpu")
         return {
-            "means": torch.zeros(2, tasks, dtype=torch.float64),  # of period t - 2, and t - 1
-            "totals": torch.zeros(2, tasks, dtype=torch.float64),  # sum and count of period t
-            "steps": torch.zeros(1, dtype=torch.float64),  # of period t
+            "means": zeros,  # of period t - 2, and t - 1
+            "totals": zeros.clone(),  # sum and count of period t
+            "steps": zeros[0, :1].clone(),  # of period t
         }
 
     def weigh(self, losses: Tensor, state: State) -> tuple[Tensor, State]:

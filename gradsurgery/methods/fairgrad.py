@@ -15,7 +15,9 @@ losses when alpha > 1.
 Departures: solved exactly where the authors' code stops a least-squares search early. A zero
 gradient takes no part (as a gradient shrinks to zero, its w would grow without bound). Where a
 convex combination of the gradients is zero, (4) has no solution, and the part of the tasks in it
-vanishes, see :mod:`gradsurgery.methods.balance`.
+vanishes, see :mod:`gradsurgery.methods.balance`. For alpha below a half and norms orders of
+magnitude apart, (4) may ask for less progress of a task than rounding of the Gram matrix can tell
+from none: the update is then right to rounding, and the equation need not be.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class FAMO(LossWeighting):
 
     def init(self, segments: int, tasks: int) -> State:
         """Return equal logits; losses of zero are not known."""
-        zeros = torch.zeros(tasks, dtype=torch.float64)
+        zeros = torch.zeros(tasks, dtype=torch.float64, device="cpu")
         return {"logits": zeros, "moments": adam.initial(tasks), "last": zeros.clone()}
 
     def weigh(self, losses: Tensor, state: State) -> tuple[Tensor, State]:

@@ -13,7 +13,9 @@ One departure. Equation (2) makes |g_i'| grow by sqrt(1 - c^2) / sqrt(1 - t^2), 
 nears 1, as it does between two copies of one task. So the target used in (2) is capped such that no
 visit carries |g_i'| beyond 100 |s| / K, s being the plain sum of the K gradients: the update stays
 within 100 times the plain sum. Where the plain sum itself has all but cancelled, the cap ends at t
-= 0, PCGrad's projection, which lengthens nothing. The cap leaves (3) alone.
+= 0, PCGrad's projection, which lengthens nothing. The cap leaves (3) alone. A gradient that has
+grown to its bound is not altered by a visit that could only lengthen it: with ``update="on_alter"``
+that pair's target stays.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
-from gradsurgery.methods.projection import Visits
+from gradsurgery.methods.projection import CANCELLED, Visits
+from gradsurgery.transfer import float64
 
 UpdateRule = Literal["always", "on_alter"]
 
@@ -71,7 +74,9 @@ def gradvac(
         across = norm * (1 - cosine**2).sqrt()  # length of g_i' across g_j: no visit changes it
         wanted = target[..., rows, partner]
         along = _along(across, wanted, bound)
-        alter = acts & (dot / other < along)
+        # At the bound already: what is left to add is zero, or what rounding makes of it.
+        full = (dot >= 0) & ((bound - norm) * bound <= (CANCELLED * visits.pieces()) ** 2)
+        alter = acts & (dot / other < along) & ~full
         visits.add(partner, (along - dot / other) / other, alter)
         moves = acts if update == "always" else alter
         target[..., rows, partner] = torch.where(moves, (1 - beta) * wanted + beta * cosine, wanted)
@@ -125,7 +130,7 @@ class GradVac(Method):
             raise ValueError(f"beta is a rate in [0, 1], not {beta}")
         if update not in get_args(UpdateRule):
             raise ValueError(f"update is one of {get_args(UpdateRule)}, not {update!r}")
-        start = torch.as_tensor(0.0 if target is None else target, dtype=torch.float64)
+        start = float64(0.0 if target is None else target).cpu()
         if not bool((start.abs() <= 1).all()):
             raise ValueError(f"target is a cosine in [-1, 1], not {target}")
         self.beta, self.update, self.seed = beta, update, seed
@@ -139,6 +144,15 @@ class GradVac(Method):
                 f"pass a number or a tensor of shape {[tasks, tasks]}"
             )
         return {"target": self._start.expand(segments, tasks, tasks).clone()}
+
+    def check_state(self, state: State) -> None:
+        """Check that targets are cosines."""
+        target = state.get("target")
+        if target is not None and not bool((target.abs() <= 1).all()):
+            value = target[~(target.abs() <= 1)][0].item()
+            raise ValueError(
+                f"GradVac's targets are cosines in [-1, 1], and one of them is {value}"
+            )
 
     def __call__(self, gram: Tensor, order: Tensor, state: State) -> Verdict:
         """Decide; ``state["target"]`` is [..., K, K]."""

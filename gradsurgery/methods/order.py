@@ -13,7 +13,7 @@ from torch import Tensor
 
 def initial_rng(seed: int) -> Tensor:
     """Return the generator state (uint8) that ``seed`` starts from."""
-    return torch.Generator().manual_seed(seed).get_state()
+    return torch.Generator(device="cpu").manual_seed(seed).get_state()
 
 
 def visiting_order(rng: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def visiting_order(rng: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
         True
     """
     generator = _restored(rng)
-    draws = torch.rand(tasks, tasks, dtype=torch.float64, generator=generator)
+    draws = torch.rand(tasks, tasks, dtype=torch.float64, device="cpu", generator=generator)
     return draws.argsort(dim=1), generator.get_state()
 
 
@@ -49,10 +49,23 @@ def normal_draws(rng: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
         (torch.Size([4]), False)
     """
     generator = _restored(rng)
-    return torch.randn(tasks, dtype=torch.float64, generator=generator), generator.get_state()
+    draws = torch.randn(tasks, dtype=torch.float64, device="cpu", generator=generator)
+    return draws, generator.get_state()
+
+
+def check_rng(rng: Tensor) -> None:
+    """Check a generator's state.
+
+    Raises:
+        RuntimeError, TypeError: when it is none.
+
+    Example:
+        >>> check_rng(initial_rng(0))
+    """
+    _restored(rng)
 
 
 def _restored(rng: Tensor) -> torch.Generator:
-    generator = torch.Generator()
+    generator = torch.Generator(device="cpu")
     generator.set_state(rng.cpu())
     return generator

@@ -1,4 +1,4 @@
-"""One number for each task: preferences and constant weights."""
+"""One number for each task: constant weights, and preferences with the methods that have one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradsurgery.methods.base import Method, State
 from gradsurgery.methods.directions import uniform
 
 
@@ -40,16 +41,34 @@ def check_count(what: str, values: Sequence[float] | None, tasks: int) -> None:
         )
 
 
-def preference_or_mean(values: Sequence[float] | None, present: Tensor) -> Tensor:
-    """Return the preference, or equal parts for the present tasks where there is none.
+class Preferring(Method):
+    """A method that combines the tasks by a preference p, and has no state.
 
     Args:
-        values: the K preferences, or None.
-        present: ``[S, K]`` bool.
+        preference: p, a non-negative number for each task in order; None for 1/K each, K being the
+            number of present tasks.
 
-    Returns:
-        ``[S, K]`` float64, zero for absent tasks.
+    Raises:
+        ValueError: for numbers that are negative or not finite.
     """
-    if values is None:
-        return uniform(present)
-    return torch.where(present, torch.tensor(values, dtype=torch.float64), 0)
+
+    needs = frozenset({"present"})
+
+    def __init__(self, preference: Sequence[float] | Tensor | None = None) -> None:
+        self.preference = None if preference is None else numbers("preference", preference, 0)
+
+    def init(self, segments: int, tasks: int) -> State:
+        """Return no state; check that the preference fits."""
+        check_count("preference", self.preference, tasks)
+        return {}
+
+    def preference_of(self, present: Tensor) -> Tensor:
+        """Return p, zero for absent tasks: ``[S, K]`` float64, as ``present`` ([S, K] bool)."""
+        if self.preference is None:
+            return uniform(present)
+        preference = torch.tensor(self.preference, dtype=torch.float64, device=present.device)
+        return torch.where(present, preference, 0)
+
+    def __repr__(self) -> str:
+        preference = "" if self.preference is None else f"preference={self.preference}"
+        return f"{type(self).__name__}({preference})"

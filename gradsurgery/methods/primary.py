@@ -74,6 +74,11 @@ class Primary(Method):
         self._position(tasks)
         return {} if self.method is None else self.method.init(segments, tasks)
 
+    def check_state(self, state: State) -> None:
+        """Check the state of the auxiliary tasks' method."""
+        if self.method is not None:
+            self.method.check_state(state)
+
     def __call__(self, gram: Tensor, *, state: State, **facts: Any) -> Verdict:
         """Decide; the state is that of the auxiliary tasks' method."""
         tasks = gram.shape[-1]

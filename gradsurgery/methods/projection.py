@@ -52,13 +52,17 @@ class Visits:
         product within rounding noise of zero is exactly zero.
         """
         projected = self.coefficients @ self.gram
-        pieces = (self.coefficients.abs() * self.norms[..., None, :]).sum(-1)  # sum_k |c_k||g_k|
+        pieces = self.pieces()
         square = (projected * self.coefficients).sum(-1)
         norm = torch.where(square > (CANCELLED * pieces) ** 2, square, 0).sqrt()
         other = self.norms[..., partner]
         dot = projected[..., self._rows, partner]
         noise = CANCELLED**2 * pieces * other
         return torch.where((norm > 0) & (dot.abs() > noise), dot, 0), norm, other
+
+    def pieces(self) -> Tensor:
+        """Return the length of what each g_i' was summed from, sum_k |c_k||g_k|, ``[..., K]``."""
+        return (self.coefficients.abs() * self.norms[..., None, :]).sum(-1)
 
     def acts(self, partner: Tensor, norm: Tensor, other: Tensor) -> Tensor:
         """Return where ([..., K] bool) i and j = partner[i] are two gradients with directions."""

@@ -15,6 +15,9 @@ slope that would pull another one up (A x - b >= 0). Two searches for that set:
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -54,18 +57,20 @@ def nonnegative(matrix: Tensor, linear: Tensor, free: Tensor | None = None) -> T
 def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Exchange all at once; return x, the free variables, and where ``[B]`` that is the answer."""
     x, free = torch.zeros_like(linear), free.clone()
-    left = torch.arange(len(linear))
+    left = torch.arange(len(linear), device=linear.device)
+    a, b, f = matrix, linear, free
     for _ in range(ROUNDS):
-        a, b, f = matrix[left], linear[left], free[left]
         trial = solve_free(a, b, f)
         wrong = torch.where(f, trial, _gradient(a, b, trial)) < -_tolerance(b, trial)
         x[left] = trial.clamp(min=0)
         open_ = wrong.any(-1)
         if not open_.any():
-            return x, free, torch.ones(len(linear), dtype=torch.bool)
-        left = left[open_]
-        free[left] = f[open_] ^ wrong[open_]
-    solved = torch.ones(len(linear), dtype=torch.bool)
+            return x, free, torch.ones(len(linear), dtype=torch.bool, device=linear.device)
+        if not open_.all():
+            left, a, b, f, wrong = (value[open_] for value in (left, a, b, f, wrong))
+        f = f ^ wrong
+        free[left] = f
+    solved = torch.ones(len(linear), dtype=torch.bool, device=linear.device)
     solved[left] = False
     return x, free, solved
 
@@ -74,7 +79,7 @@ def _active_set(matrix: Tensor, linear: Tensor, x: Tensor) -> tuple[Tensor, Tens
     """Lawson & Hanson's method from ``x`` on; return x and the free variables."""
     tasks = linear.shape[-1]
     x, free = x.clone(), x > 0
-    left = torch.arange(len(linear))
+    left = torch.arange(len(linear), device=linear.device)
     for _ in range(10 * tasks):
         a, b, f, start = matrix[left], linear[left], free[left], x[left]
         trial = solve_free(a, b, f)
@@ -110,5 +115,6 @@ def _gradient(matrix: Tensor, linear: Tensor, x: Tensor) -> Tensor:
 
 
 def _tolerance(linear: Tensor, x: Tensor) -> Tensor:
-    sizes = linear.abs().amax(-1, keepdim=True) + x.abs().amax(-1, keepdim=True)
-    return TOLERANCE * sizes
+    largest = partial(torch.linalg.vector_norm, ord=math.inf, dim=-1, keepdim=True)
+    tolerance: Tensor = TOLERANCE * (largest(linear) + largest(x))
+    return tolerance

@@ -1,7 +1,7 @@
 """Random weights: the litmus test of every other weighting (Lin et al. 2022).
 
 "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning",
-arXiv:2111.10603, Algorithm 2 (random gradient weighting). At each step, afresh:
+arXiv:2111.10603, random gradient weighting. At each step, afresh:
 
     w = softmax(x),   x_k ~ N(0, 1)
 

@@ -77,9 +77,9 @@ class SmoothTchebycheff(LossWeighting):
         present = losses.isfinite()
         preference = torch.ones_like(losses)
         if self.preference is not None:
-            preference = to_device(torch.tensor(self.preference, dtype=losses.dtype), losses.device)
+            preference = _sent(self.preference, losses)
         preference = preference / preference.sum()
-        ideal = to_device(torch.tensor(self.ideal, dtype=losses.dtype), losses.device)
+        ideal = _sent(self.ideal, losses)
         distance = torch.where(present, preference * (losses - ideal) / self.mu, -torch.inf)
         weights = preference * torch.softmax(distance, 0)
         return torch.where(present, weights, 1.0), state
@@ -88,3 +88,8 @@ class SmoothTchebycheff(LossWeighting):
         preference = None if self.preference is None else list(self.preference)
         ideal = list(self.ideal) if isinstance(self.ideal, tuple) else self.ideal
         return f"SmoothTchebycheff(mu={self.mu}, preference={preference}, ideal={ideal})"
+
+
+def _sent(values: float | Sequence[float], losses: Tensor) -> Tensor:
+    """Return ``values`` on the losses' device."""
+    return to_device(torch.tensor(values, dtype=losses.dtype, device="cpu"), losses.device)

@@ -60,9 +60,14 @@ class Smoothed(Method):
 
     def init(self, segments: int, tasks: int) -> State:
         """Return the method's state, and the mean of no step."""
-        zeros = torch.zeros(segments, tasks, tasks, dtype=torch.float64)
+        zeros = torch.zeros(segments, tasks, tasks, dtype=torch.float64, device="cpu")
         means = {"smoothed_gram": zeros, "smoothed_count": zeros.clone()}
         return {**self.method.init(segments, tasks), **means}
+
+    def check_state(self, state: State) -> None:
+        """Check the method's, and the means."""
+        super().check_state(state)
+        self.method.check_state(state)
 
     def __call__(self, gram: Tensor, *, state: State, **facts: Any) -> Verdict:
         """Decide on the mean, and keep it."""

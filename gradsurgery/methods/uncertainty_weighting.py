@@ -12,10 +12,10 @@ Promise: where a loss stands still, its weight tends to 1 / L_k.
 Departures. The paper halves the loss of a regression (7) and not that of a classification (10); the
 two differ by a shift of s_k. Here all have the form of the authors' published example, which starts
 from s = 0 as the plain sum. The paper trains s with the network's own optimizer; here it has an
-Adam of its own, with the rate that Chen et al. (2018, section 5.2) take for this method.
+Adam of its own, with the rate that Chen et al. (2018, section 5.1) take for this method.
 
-IMTL-L (Liu et al. 2021, "Towards Impartial Multi-task Learning", section 3.2) minimizes
-exp(s_k) L_k - s_k: it is this method, with the other sign of s.
+IMTL-L (Liu et al. 2021, "Towards Impartial Multi-task Learning") minimizes exp(s_k) L_k - s_k: it
+is this method, with the other sign of s.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class UncertaintyWeighting(LossWeighting):
 
     def init(self, segments: int, tasks: int) -> State:
         """Return log variances of zero."""
-        start = torch.zeros(tasks, dtype=torch.float64)
+        start = torch.zeros(tasks, dtype=torch.float64, device="cpu")
         return {"log_variance": start, "moments": adam.initial(tasks)}
 
     def weigh(self, losses: Tensor, state: State) -> tuple[Tensor, State]:

@@ -16,19 +16,18 @@ trace) and normalization, which let small gradients go backwards. A zero gradien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
-from gradsurgery.methods.base import Method, State, Verdict
+from gradsurgery.methods.base import State, Verdict
 from gradsurgery.methods.directions import directions
-from gradsurgery.methods.preference import check_count, numbers, preference_or_mean
+from gradsurgery.methods.preference import Preferring
 from gradsurgery.methods.quadratic import nonnegative
 
 
 @final
-class UPGrad(Method):
+class UPGrad(Preferring):
     """Unconflicting projection of gradients.
 
     Args:
@@ -45,25 +44,12 @@ class UPGrad(Method):
         [[1.0, 0.75]]
     """
 
-    needs = frozenset({"present"})
-
-    def __init__(self, preference: Sequence[float] | Tensor | None = None) -> None:
-        self.preference = None if preference is None else numbers("preference", preference, 0)
-
-    def init(self, segments: int, tasks: int) -> State:
-        """Return no state; check that the preference fits."""
-        check_count("preference", self.preference, tasks)
-        return {}
-
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (4): row k of v is the projection of u_k."""
         unit = directions(gram, present)
-        preference = preference_or_mean(self.preference, unit.present)
+        preference = self.preference_of(unit.present)
         tasks = preference.shape[-1]
         matrix = unit.cosines.repeat_interleave(tasks, 0)
         beyond = nonnegative(matrix, -unit.cosines.reshape(-1, tasks)).view(-1, tasks, tasks)
         shares = (preference * unit.norms).unsqueeze(-2)
         return unit.verdict(preference + unit.weights((shares @ beyond).squeeze(-2)), gram.device)
-
-    def __repr__(self) -> str:
-        return "UPGrad()" if self.preference is None else f"UPGrad(preference={self.preference})"

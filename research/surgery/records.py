@@ -37,7 +37,10 @@ def kept_steps(run: Path) -> tuple[Tensor, Tensor]:
     groups = load_state(RunDirectory(run).last)["optimizer"]["param_groups"]
     state = next(group["surgery"] for group in groups if "surgery" in group)
     steps = int(state["kept"][0])
-    return state["kept_gram"][0, :steps], state["kept_weights"][0, :steps]
+    gram, weights = (
+        torch.as_tensor(state[name], dtype=torch.float64) for name in ("kept_gram", "kept_weights")
+    )
+    return gram[0, :steps], weights[0, :steps]
 
 
 def summary(grams: Tensor, weights: Tensor) -> dict[str, Any]:

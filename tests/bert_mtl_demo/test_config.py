@@ -28,7 +28,7 @@ REFUSED = [
     (["--epochs", "1.5"], ["epochs = 1.5", "whole number"]),
     (["--epochs", "-1"], ["epochs = -1", "at least 1"]),
     (["--batch-size", "0"], ["batch_size = 0"]),
-    (["--max-steps", "0"], ["max_steps = 0"]),
+    (["--max-steps", "-1"], ["max_steps = -1"]),
     (["--lr", "0"], ["lr = 0", "above 0"]),
     (["--lr", "nan"], ["lr = nan", "a number above 0"]),
     (["--lr", "inf"], ["lr = inf"]),
@@ -225,3 +225,56 @@ def test_the_table_of_settings_in_the_docs_is_up_to_date():
     assert page == with_settings(page)
     for entry in fields(Config):
         assert f"| `--{entry.name.replace('_', '-')}` |" in page
+
+
+BEYOND = [10**309, "9" * 309, "1e309", "1e999999999", "1e9999999999999999999", 10**5000]
+
+
+@pytest.mark.parametrize("value", BEYOND, ids=lambda value: str(type(value).__name__))
+@pytest.mark.parametrize("name", ["seed", "epochs", "lr", "weight_decay", "train_limit", "adapter"])
+def test_numbers_beyond_all_types_are_refused_in_one_line(name, value):
+    with pytest.raises(ConfigError) as caught:
+        Config(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} = ")
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+def test_a_seed_is_taken_exactly_or_not_at_all():
+    assert Config(seed="9007199254740993").seed == 2**53 + 1
+    assert Config(seed="1e3").seed == 1000
+    assert Config(seed=2**63 - 1).seed == 2**63 - 1
+    for value in ("1e23", 1e23, 2**63, "9223372036854775808"):
+        with pytest.raises(ConfigError, match=r"^seed = .*: must be at most 9223372036854775807$"):
+            Config(seed=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("encoder_layers", 5),
+        ("encoder_layers", b"\0\1"),
+        ("encoder_layers", {"0": 1}),
+        ("data", "a\0b"),
+        ("output", "\udc80"),
+        ("tasks", object()),
+        ("method", None),
+        ("task", {"mood": {"kind": "regression", "file": "{split}", "low": 0, "high": 10**400}}),
+        ("task", {"mood": {"kind": "regression", "file": "{split}", "low": -1e308, "high": 1e308}}),
+        ("task", {"mood": {"kind": "regression", "file": "{split}", "low": 0, "high": 5e-324}}),
+        ("task", "mood=regression:\0{split}"),
+        ("schedule", "linear\nconstant"),
+    ],
+    ids=repr,
+)
+def test_values_of_any_type_are_refused_by_the_name_of_their_setting(name, value):
+    with pytest.raises(ConfigError) as caught:
+        Config(**{name: value})
+    assert str(caught.value).startswith(f"{name} = ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_of_any_type_is_an_unknown_setting():
+    with pytest.raises(ConfigError, match="unknown setting '7'"):
+        Config.from_mapping({7: 1})

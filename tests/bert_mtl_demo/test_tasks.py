@@ -7,7 +7,14 @@ import re
 
 import pytest
 
-from bert_mtl_demo.tasks import TASKS, Task, leaderboard_score, mean_score, resolve
+from bert_mtl_demo.tasks import (
+    TASKS,
+    Task,
+    class_name,
+    leaderboard_score,
+    mean_score,
+    resolve,
+)
 
 
 def test_the_tasks_in_report_order() -> None:
@@ -122,3 +129,11 @@ def test_a_score_of_nan_stays_visible_and_rounding_is_forgiven() -> None:
     assert math.isnan(mean_score({"sst": 0.5, "sts": math.nan}))
     assert math.isnan(leaderboard_score({"sst": 0.5, "sts": math.nan}))
     assert mean_score({"sts": 1.0000001}) == pytest.approx(1.0)
+
+
+def test_whole_numbers_of_any_length_are_classes_of_their_own() -> None:
+    assert class_name("9007199254740993") != class_name("9007199254740992")
+    assert class_name("12345678901234567890.0") == "12345678901234567890"
+    assert class_name("-0") == "0"
+    for text in ("1e9999", "1e99999999999999999999", "9" * 5000, "1.5"):
+        assert class_name(text) == text

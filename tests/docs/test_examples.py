@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,29 @@ def test_the_examples_of_a_page_run(
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start(1))
         exec(compile("\n" * line + block.group(1), str(page), "exec"), names)
+
+
+def test_the_readme_is_typed(tmp_path: Path) -> None:
+    """As a user's checker sees it, but that torch's own ``backward`` has no types."""
+    pytest.importorskip("mypy")
+    program = tmp_path / "readme.py"
+    program.write_text("".join(BLOCK.findall((ROOT / "README.md").read_text())))
+    options = ["--strict", "--untyped-calls-exclude=torch", "--config-file="]
+    checked = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            *options,
+            "--cache-dir",
+            ROOT / ".mypy_cache" / "readme",
+            program,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("name", gradsurgery.__all__)

@@ -108,6 +108,24 @@ def task_gradients(model: nn.Module, losses: dict[str, Tensor]) -> dict[str, dic
     return by_task
 
 
+def state_of(optimizer: GradientSurgery) -> dict[str, Any]:
+    """The state of surgery in a checkpoint, which each group carries, as tensors again.
+
+    Example:
+        >>> state_of(wrap([nn.Parameter(torch.zeros(1))])).keys()
+        dict_keys(['tasks', 'segments', 'rng'])
+    """
+    saved, *others = (group["surgery"] for group in optimizer.state_dict()["param_groups"])
+    assert all(other == saved for other in others)
+    numbers = {
+        name: torch.tensor(value, dtype=torch.float64)
+        for name, value in saved.items()
+        if isinstance(value, list) and name not in ("tasks", "segments")
+    }
+    rng = torch.tensor(list(bytes.fromhex(saved["rng"])), dtype=torch.uint8)
+    return {**saved, **numbers, "rng": rng}
+
+
 def same(a: object, b: object) -> bool:
     """Whether two nests of dicts, lists and tensors are equal to the bit."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):

@@ -15,14 +15,17 @@ ROOT = Path(gradsurgery.__file__).parent
 
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
+    {"_warnings", "_markdown"},
     {"transfer", "autograd_graph", "grouping", "sparse", "evidence"},
-    {"summary"},
-    {"kernels"},
+    {"summary", "hooks", "multiplied"},
+    {"kernels", "_log_schema", "_thinning"},
     {"methods", "distributed"},
-    {"capture", "combine", "losses", "scale", "state", "statistics", "split"},
-    {"features", "_chained"},
+    {"memory", "magnitude"},
+    {"capture", "combine", "lifecycle", "losses", "scale", "state", "statistics", "split"},
+    {"features", "weighted", "_chained"},
     {"pipeline", "_wrapper"},
-    {"join", "log", "functional", "_plots"},
+    {"join", "log", "functional"},
+    {"_log_reader", "_plots"},
     {"optimizer", "report"},
     {"__init__"},
 ]

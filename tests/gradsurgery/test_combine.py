@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gradsurgery import GradVac, LossWeighting, PCGrad, kernels, pipeline
-from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+from gradsurgery import GradVac, LossWeighting, Method, PCGrad, Verdict, kernels, pipeline
+from gradsurgery.methods.base import State
+from tests.gradsurgery.problems import linear_losses, same, state_of, vectors, wrap
 from tests.methods import ALONE, METHODS, every_method, obeying
 
 
@@ -60,10 +62,35 @@ def test_a_task_absent_from_a_segment_is_absent_there_only() -> None:
     with optimizer.task("c"):
         second[1].backward()
     optimizer.combine()
-    target = optimizer.param_groups[0]["surgery"]["target"]
+    target = state_of(optimizer)["target"]
     assert target[0, 0, 1] == pytest.approx(math.sqrt(0.5))
     assert target[0, 2].tolist() == target[0, :, 2].tolist() == [0, 0, 0]
     assert target[1, 0, 2] == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_methods_decide_without_autograd(joined: bool) -> None:
+    """Which would record every small operator, and take a quarter of their time."""
+
+    class Noting(Method):
+        recorded: ClassVar[list[bool]] = []
+
+        def __call__(self, gram: Tensor, state: State) -> Verdict:
+            self.recorded.append(torch.is_grad_enabled())
+            return Verdict(torch.ones(gram.shape[:-1], dtype=gram.dtype), None, state)
+
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], Noting(), tasks=("a", "b"))
+    losses = linear_losses([w], vectors((1, 0), (0, 1)))
+    if joined:
+        optimizer.join(losses).backward()
+    else:
+        for task, loss in zip("ab", losses, strict=True):
+            with optimizer.task(task):
+                loss.backward()
+        optimizer.combine()
+    assert Noting.recorded == [False]
+    assert torch.is_grad_enabled()
 
 
 def test_combining_nothing_is_refused() -> None:
@@ -90,7 +117,9 @@ def test_several_parameter_groups_are_one_problem() -> None:
     first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     groups = [{"params": [first], "lr": 0.1}, {"params": [second], "lr": 1.0}]
     optimizer = wrap(groups, tasks=("a", "b"))  # type: ignore[arg-type]
-    optimizer.join([first.sum() + 0 * second.sum(), (second - first).sum()]).backward()
+    optimizer.join(
+        [first.sum() + (second * torch.zeros(1)).sum(), (second - first).sum()]
+    ).backward()
     assert (first.grad.item(), second.grad.item()) == (0.5, 1.5)
     optimizer.step()
     assert (first.item(), second.item()) == pytest.approx((-0.05, -1.5))
@@ -114,9 +143,8 @@ def test_a_nonfinite_step_changes_no_state(where: str, value: float, name: str) 
         assert w.grad.tolist() == [0, 1]  # weights of one
     after = optimizer.state_dict(), optimizer.conflicts.summary()
     if kernels.fused_on(w.device, 2):  # nobody looked in time to put the order back
-        after[0]["param_groups"][0]["surgery"]["rng"] = before[0]["param_groups"][0]["surgery"][
-            "rng"
-        ]
+        for old, new in zip(before[0]["param_groups"], after[0]["param_groups"], strict=True):
+            new["surgery"]["rng"] = old["surgery"]["rng"]
     assert same(after[0], before[0])
     assert after[1]["nonfinite"] == 1
     assert {**after[1], "nonfinite": 0, "window": 1} == before[1]
@@ -138,7 +166,7 @@ def test_grad_scaler_skips_a_nonfinite_step_and_training_goes_on() -> None:
         assert torch.equal(w, before) is broken
     assert scaler.get_scale() == 2.0
     assert w.isfinite().all()
-    assert optimizer.param_groups[0]["surgery"]["target"].isfinite().all()
+    assert state_of(optimizer)["target"].isfinite().all()
     assert optimizer.conflicts.summary()["nonfinite"] == 1
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradsurgery import ConflictLog, ConflictStatistics, Sum, report
-from gradsurgery.evidence import BATCH, Evidence, sentence, student
+from gradsurgery.evidence import BATCH, Evidence, expected_cosine, sentence, student
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -160,6 +161,64 @@ def test_of_gradients_with_noise(cosine: float, least: float, most: float) -> No
     assert least <= rate(cosines) <= most
 
 
+# ---------------------------------------------------------------------- of expected gradients
+
+
+def halves(cosine: float, noise: float, steps: int, seed: int) -> dict[str, Evidence]:
+    """The evidence on two tasks' half batches, in noise ``noise`` times as long as they are."""
+    size, generator = 100, torch.Generator().manual_seed(seed)
+    expected = torch.zeros(4, 1, size)
+    expected[:2, :, 0], expected[2:, :, 0] = 1, cosine
+    expected[2:, :, 1] = math.sqrt(1 - cosine**2)
+    gradients = torch.randn(4, steps, size, generator=generator) * noise / math.sqrt(size)
+    units = torch.nn.functional.normalize(gradients + expected, dim=-1).double()
+    return {
+        f"{i}/{j}": evidence_of((units[a] * units[b]).sum(-1))
+        for (a, i), (b, j) in combinations(enumerate(("a", "A", "b", "B")), 2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("cosine", "noise", "conflicts"),
+    [(0.0, 1.0, 0), (0.0, 4.0, 0), (-0.3, 3.0, 60), (-0.9, 4.0, 60)],
+)
+def test_the_cosine_of_expected_gradients(cosine: float, noise: float, conflicts: int) -> None:
+    """Whatever the noise, where the mean cosine of single batches is a tenth of it or less."""
+    runs = [
+        expected_cosine(halves(cosine, noise, 200, seed), ("a", "A"), ("b", "B"))
+        for seed in range(60)
+    ]
+    intervals = [run for run in runs if run is not None]
+    points = [run.cosine for run in intervals]
+    assert sum(points) / 60 == pytest.approx(cosine, abs=0.03)
+    assert sum(run.low <= cosine <= run.high for run in intervals) >= 57  # 95% of 60
+    assert sum(run.high < 0 for run in intervals) == conflicts
+
+
+def test_halves_that_are_all_noise_say_nothing() -> None:
+    pairs = halves(0.0, 1e9, 100, 0) | {"a/A": evidence_of(torch.full((100,), -0.01))}
+    result = expected_cosine(pairs, ("a", "A"), ("b", "B"))
+    assert result is not None
+    assert math.isnan(result.cosine)
+    assert result.low == -1
+    assert result.high == 1
+
+
+def test_the_cosine_of_expected_gradients_takes_steps_and_halves() -> None:
+    assert expected_cosine(halves(0.0, 1.0, 70, 0), ("a", "A"), ("b", "B")) is None
+    with pytest.raises(ValueError, match="no evidence on a/C, only on a/A, a/b"):
+        expected_cosine(halves(0.0, 1.0, 100, 0), ("a", "C"), ("b", "B"))
+
+
+def test_more_pairs_have_wider_intervals() -> None:
+    pairs = halves(-0.3, 2.0, 200, 0)
+    few, many = (expected_cosine(pairs, ("a", "A"), ("b", "B"), compared=n) for n in (1, 20))
+    assert few is not None
+    assert many is not None
+    assert few == expected_cosine(pairs, ("A", "a"), ("B", "b"))
+    assert many.low < few.low < few.cosine == many.cosine < few.high < many.high
+
+
 # ---------------------------------------------------------------------- in statistics and logs
 
 
@@ -275,7 +334,7 @@ def test_without_conflict_the_sentence_says_what_is_ruled_out() -> None:
     text = sentence(pairs)
     assert text.startswith("Of 2 pairs, 1 judged, none shows evidence of conflict")
     low = pairs["a/b"].to_json(2)["low"]
-    assert f"below {low:+.4f} is ruled out), so stay with Sum()" in text
+    assert f"single batches below {low:+.4f} is ruled out), so stay with Sum()" in text
     assert sentence({"a/b": pairs["a/b"]}).startswith("No pair shows evidence of conflict")
 
 

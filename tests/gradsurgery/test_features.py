@@ -18,7 +18,7 @@ from gradsurgery import GradVac, PCGrad, Sum, split
 from gradsurgery import functional as F
 from gradsurgery.methods.order import visiting_order
 from tests import oracles
-from tests.gradsurgery.problems import Fails, linear_losses, same, vectors, wrap
+from tests.gradsurgery.problems import Fails, linear_losses, same, state_of, vectors, wrap
 from tests.methods import ALONE, METHODS, every_method, obeying
 
 TASKS = ("a", "b", "c")
@@ -108,7 +108,7 @@ def test_a_trunk_that_is_a_parameter_is_the_exact_way(name: str) -> None:
             updates.append(w.grad)
             optimizer.step()
             optimizer.zero_grad()
-        surgery = dict(optimizer.param_groups[0]["surgery"])
+        surgery = dict(state_of(optimizer))
         runs.append([updates, surgery, optimizer.conflicts.summary()])
     assert same(runs[0][:2], runs[1][:2])
     assert runs[0][2] == runs[1][2]
@@ -172,7 +172,7 @@ def test_it_is_what_the_papers_say_of_the_gradients_at_the_features(method: str,
     model = Shared()
     chosen = PCGrad(seed) if method == "pcgrad" else GradVac(0.5, target=0.4, seed=seed)
     optimizer = wrap(list(model.parameters()), chosen, tasks=TASKS)
-    order, _ = visiting_order(optimizer.param_groups[0]["surgery"]["rng"], len(TASKS))
+    order, _ = visiting_order(state_of(optimizer)["rng"], len(TASKS))
     options = {} if method == "pcgrad" else {"target": np.full((3, 3), 0.4), "beta": 0.5}
     expected = oracle(method, Shared(), order, **options)
     z = model.trunk(batch())
@@ -420,7 +420,7 @@ def test_grad_scaler() -> None:
         other.zero_grad()
     assert same(list(model.parameters()), list(plain.parameters()))
 
-    before = optimizer.param_groups[0]["surgery"]["target"].clone()
+    before = state_of(optimizer)["target"].clone()
     z = model.trunk(batch(torch.float32))
     losses = model.losses(z)
     losses["b"] = losses["b"] * float("inf")
@@ -432,7 +432,7 @@ def test_grad_scaler() -> None:
     assert scaler.get_scale() == 512
     assert same(list(model.parameters()), list(plain.parameters()))
     assert optimizer.conflicts.summary()["nonfinite"] == 1
-    assert torch.equal(optimizer.param_groups[0]["surgery"]["target"], before)
+    assert torch.equal(state_of(optimizer)["target"], before)
 
 
 def test_autocast_leaves_features_in_bf16() -> None:
@@ -460,7 +460,7 @@ def test_the_segment_of_features_is_the_groupings() -> None:
 
     named = list(model.named_parameters())
     optimizer = wrap(named, PCGrad(), tasks=TASKS, grouping=grouping)
-    order, _ = visiting_order(optimizer.param_groups[0]["surgery"]["rng"], len(TASKS))
+    order, _ = visiting_order(state_of(optimizer)["rng"], len(TASKS))
     z = model.trunk(batch())
     losses = model.losses(z)
     wanted = [z, *model.upper.parameters()]
@@ -631,6 +631,25 @@ def test_a_second_backward_is_refused() -> None:
     model = Shared()
     z = model.trunk(batch())
     joined = wrap(list(model.parameters()), tasks=TASKS).join(model.losses(z), features=z)
-    joined.backward(retain_graph=True)
+    joined.backward()
     with pytest.raises(RuntimeError, match=r"second time.*join\(\) again"):
         joined.backward()
+
+
+@pytest.mark.parametrize("which", ["one head", "both heads"])
+def test_parameters_frozen_after_the_forward_get_nothing(which: str) -> None:
+    """As in a plain backward, and under the exact way."""
+    results = []
+    for way in ("plain", "features"):
+        model = Shared()
+        optimizer = wrap(list(model.parameters()), Sum(), tasks=TASKS)
+        z = model.trunk(batch())
+        losses = model.losses(z)
+        for head in list(model.heads.values())[: 1 if which == "one head" else None]:
+            head.requires_grad_(False)
+        if way == "plain":
+            sum(losses.values()).backward()
+        else:
+            optimizer.join(losses, features=z).backward()
+        results.append(grads(model))
+    close(results[1], results[0], 1e-12)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery, PCGrad
 from gradsurgery.grouping import by_layer, segments
@@ -63,3 +66,73 @@ def test_weights_differ_by_segment_but_the_summary_adds_up() -> None:
     assert [s["pairs"][0]["cosine"]["mean"] for s in summary["by_segment"]] == [-1, 1]
     assert [s["segment"] for s in summary["by_segment"]] == ["parameter 0", "parameter 1"]
     assert summary["gradients"] == {"possible": 2, "altered": 2}
+
+
+def two_modules() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
+
+
+def prefixed(encoder: nn.Module, decoder: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{module}.{name}", parameter)
+        for module, owner in (("encoder", encoder), ("decoder", decoder))
+        for name, parameter in owner.named_parameters()
+    ]
+
+
+def bases(encoder: nn.Module, decoder: nn.Module) -> list[Any]:
+    """The ways to build a base of two modules, in which names repeat."""
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    groups = [{"params": list(module.named_parameters())} for module in (encoder, decoder)]
+    return [
+        sgd(groups),
+        sgd([*encoder.named_parameters(), *decoder.named_parameters()]),
+        [sgd(encoder.named_parameters()), sgd(decoder.named_parameters())],
+    ]
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("grouping", ["layer", "tensor", lambda name: name])
+def test_equal_names_of_two_modules_are_refused(number: int, grouping: Any) -> None:
+    modules = two_modules()
+    base = bases(*modules)[number]
+    with pytest.raises(ValueError, match=r"0 and 2 are both called '0.weight'.*named_parameters="):
+        GradientSurgery(base, PCGrad(), tasks=("a", "b"), grouping=grouping)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_equal_names_are_told_apart_by_names_that_are_passed(number: int) -> None:
+    """Two segments, not one: the modules' gradients conflict in one of them."""
+    modules = two_modules()
+    optimizer = GradientSurgery(
+        bases(*modules)[number],
+        PCGrad(),
+        tasks=("a", "b"),
+        grouping="layer",
+        named_parameters=prefixed(*modules),
+    )
+    upper, lower = (module[0].weight for module in modules)
+    optimizer.join([upper.sum() + lower.sum(), upper.sum() - lower.sum()]).backward()
+    segments = optimizer.conflicts.summary()["by_segment"]
+    assert [row["segment"] for row in segments] == ["encoder.0", "decoder.0"]
+    assert [row["pairs"][0]["conflicts"] for row in segments] == [0, 1]
+    assert (upper.grad == 2).all()
+    assert (lower.grad == 0).all()
+
+
+def test_equal_names_do_not_matter_to_the_whole_model() -> None:
+    encoder, decoder = two_modules()
+    optimizer = GradientSurgery(bases(encoder, decoder)[0], PCGrad(), tasks=("a", "b"))
+    loss = encoder[0].weight.sum() + decoder[0].weight.sum()
+    optimizer.join([loss, 2 * loss]).backward()
+    assert (decoder[0].weight.grad == 3).all()
+
+
+def test_a_group_that_repeats_a_name_is_not_added() -> None:
+    encoder, decoder = two_modules()
+    base = torch.optim.SGD(encoder.named_parameters(), lr=0.1)
+    optimizer = GradientSurgery(base, PCGrad(), tasks=("a", "b"), grouping="layer")
+    with pytest.raises(ValueError, match="both called"):
+        optimizer.add_param_group({"params": list(decoder.named_parameters())})
+    assert len(optimizer.param_groups) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from typing import Any
 
@@ -10,9 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradsurgery import GradVac, PCGrad, Sum
+from gradsurgery import GradVac, PCGrad, Sum, SurgeryWarning
 from gradsurgery.join import shared
-from tests.gradsurgery.problems import Fails, TwoHeads, linear_losses, losses_of, vectors, wrap
+from tests.gradsurgery.problems import (
+    Fails,
+    TwoHeads,
+    linear_losses,
+    losses_of,
+    state_of,
+    vectors,
+    wrap,
+)
+from tests.methods import METHODS
 
 
 def test_it_is_the_sum_of_the_losses() -> None:
@@ -112,7 +122,7 @@ def test_a_task_left_out_is_absent() -> None:
     w = nn.Parameter(torch.zeros(2))
     optimizer = wrap([w], GradVac(beta=0.5))
     optimizer.join({"a": w[0], "c": w[1] - w[0]}).backward()
-    target = optimizer.param_groups[0]["surgery"]["target"][0]
+    target = state_of(optimizer)["target"][0]
     assert w.grad.tolist() == [0.5, 1.5]
     assert target[0, 2] == target[2, 0] == pytest.approx(-0.5 / 2**0.5)
     assert target[1].abs().sum() == target[:, 1].abs().sum() == 0
@@ -164,7 +174,7 @@ def test_double_backward_is_refused() -> None:
 def test_a_second_backward_is_refused() -> None:
     w = nn.Parameter(torch.ones(2))
     joined = wrap([w], tasks=("a",)).join([w.square().sum()])
-    joined.backward(retain_graph=True)
+    joined.backward()
     with pytest.raises(RuntimeError, match=r"second time.*join\(\) again"):
         joined.backward()
     assert w.grad.tolist() == [2, 2]
@@ -177,7 +187,8 @@ def test_a_failing_backward_leaves_nothing_behind() -> None:
     with pytest.raises(MemoryError, match="task b"):
         optimizer.join([w.sum(), Fails.apply(w).sum()]).backward()
     assert w.grad.tolist() == [5, 5]
-    optimizer.step()  # nothing waits
+    with pytest.warns(SurgeryWarning, match="no combine"):
+        optimizer.step()  # nothing waits, and what is there is no task's
     assert w.tolist() == [0.5, 0.5]
 
 
@@ -225,3 +236,168 @@ def test_no_global_generator_is_touched() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---------------------------------------------------------------- engine options, and mixtures
+
+
+def shared_forward(w: Tensor) -> dict[str, Tensor]:
+    """Two losses in conflict over one nonlinear trunk: their gradients are (2, 0) and (-2, 2)."""
+    trunk = w.exp()
+    return {"a": 2 * trunk[0], "b": 2 * trunk[1] - 2 * trunk[0]}
+
+
+def double(*sizes: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*sizes, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("combine", [True, False])
+def test_a_backward_for_some_inputs_reaches_these_alone(combine: bool) -> None:
+    """A GAN that spares its discriminator."""
+    w, spared = double(2), double(2)
+    optimizer = wrap([w, spared], tasks=("a", "b"))
+    losses = [loss + spared.sum() for loss in shared_forward(w).values()]
+    optimizer.join(losses, combine=combine).backward(inputs=iter([w]))
+    if not combine:
+        optimizer.combine()
+    assert w.grad.tolist() == [1, 3]
+    assert spared.grad is None
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "geometric"])
+def test_a_weighted_backward_for_some_inputs_reaches_these_alone(name: str) -> None:
+    grads = []
+    for inputs in (False, True):
+        w, spared = double(2), double(2)
+        optimizer = wrap([w, spared], METHODS[name].make(0), tasks=("a", "b"))
+        losses = [2 + loss + spared.sum() for loss in shared_forward(w).values()]
+        optimizer.join(losses).backward(inputs=[w] if inputs else None)
+        grads.append(w.grad)
+    assert torch.equal(*grads)
+    assert spared.grad is None
+
+
+def test_inputs_reach_what_was_added_in_place() -> None:
+    w = double(2)
+    optimizer = wrap([w], tasks=("a", "b"))
+    joined = optimizer.join(shared_forward(w))
+    joined += 10 * w.sum()
+    joined.backward(inputs=w)
+    assert w.grad.tolist() == [11, 13]
+
+
+def test_autograd_grad_of_a_joined_loss_says_what_to_do() -> None:
+    w = double(2)
+    joined = wrap([w], tasks=("a", "b")).join(shared_forward(w))
+    with pytest.raises(RuntimeError, match=r"writes to .grad.*backward\(\)"):
+        torch.autograd.grad(joined, [w])
+
+
+def test_what_is_computed_from_it_is_a_plain_tensor() -> None:
+    w = double(2)
+    joined = wrap([w], tasks=("a", "b")).join(shared_forward(w))
+    for value in (joined / 2, joined.detach(), joined + 1, torch.stack([joined])):
+        assert type(value) is Tensor
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "geometric"])  # without a state
+def test_a_retained_graph_serves_again(name: str) -> None:
+    """The next loss of the graph, and the joined loss itself."""
+    w = double(2)
+    optimizer = wrap([w], METHODS[name].make(0), tasks=("a", "b"))
+    losses = {task: 3 + loss for task, loss in shared_forward(w).items()}
+    joined = optimizer.join(losses)
+    joined.backward(retain_graph=True)
+    once = w.grad.clone()
+    optimizer.zero_grad()
+    joined.backward(retain_graph=True)
+    assert torch.equal(w.grad, once)
+    losses["a"].backward()
+    assert torch.equal(w.grad, once + torch.tensor([2.0, 0.0]))
+
+
+def test_a_retained_graph_serves_again_with_features() -> None:
+    w = double(2)
+    optimizer = wrap([w], tasks=("a", "b"))
+    trunk = w.exp()
+    joined = optimizer.join([2 * trunk[0], 2 * trunk[1] - 2 * trunk[0]], features=trunk)
+    for times in (1, 2):
+        joined.backward(retain_graph=times == 1)
+        assert w.grad.tolist() == [times, 3 * times]
+
+
+@pytest.mark.parametrize("first", ["joined", "penalty"])
+def test_a_penalty_on_a_shared_layer_may_be_added(first: str) -> None:
+    w = double(2)
+    optimizer = wrap([w], tasks=("a", "b"))
+    trunk = w.exp()
+    squares = trunk.square()  # keeps the trunk
+    losses = {"a": squares[0], "b": squares[1] - squares[0]}
+    if first == "penalty":
+        penalty = 5 * squares.sum()
+        joined = optimizer.join(losses)
+    else:
+        joined = optimizer.join(losses)
+        penalty = 5 * squares.sum()
+    (joined + penalty).backward()
+    assert w.grad.tolist() == [11, 13]
+
+
+def test_two_joins_over_one_forward_may_be_added() -> None:
+    w = double(2)
+    optimizer = wrap([w], Sum(), tasks=("a", "b"))
+    losses = shared_forward(w)
+    parts = [optimizer.join({task: loss}, combine=task == "a") for task, loss in losses.items()]
+    (parts[0] + parts[1]).backward()
+    assert w.grad.tolist() == [0, 2]
+
+
+def test_two_backward_passes_over_one_forward_name_what_to_write() -> None:
+    w = double(2)
+    optimizer = wrap([w], Sum(), tasks=("a", "b"))
+    losses = shared_forward(w)
+    parts = [optimizer.join({task: loss}, combine=task == "b") for task, loss in losses.items()]
+    parts[0].backward()
+    with pytest.raises(RuntimeError, match=r"share a forward.*retain_graph=True.*join all losses"):
+        parts[1].backward()
+    losses = shared_forward(w)
+    parts = [optimizer.join({task: loss}, combine=task == "b") for task, loss in losses.items()]
+    parts[0].backward(retain_graph=True)
+    parts[1].backward()
+    assert w.grad.tolist() == [0, 2]
+
+
+def test_features_do_not_go_with_inputs() -> None:
+    w = double(2)
+    optimizer = wrap([w], tasks=("a", "b"))
+    trunk = w.exp()
+    joined = optimizer.join([trunk[0], trunk[1] - trunk[0]], features=trunk)
+    with pytest.raises(NotImplementedError, match=r"inputs=.*features="):
+        joined.backward(inputs=[w])
+
+
+class Once(torch.autograd.Function):
+    """A node whose backward works once, as those of offloaded activations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.stored = [2.0]
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        assert ctx.stored, "untracked tensor"
+        return ctx.stored.pop() * grad
+
+
+def test_a_graph_that_can_be_walked_once_names_the_ways() -> None:
+    w = double(2)
+    optimizer = wrap([w], tasks=("a", "b"))
+    trunk = Once.apply(w)
+    with pytest.raises(AssertionError, match="untracked") as raised:
+        optimizer.join([trunk[0], trunk[1] - trunk[0]]).backward()
+    if hasattr(raised.value, "add_note"):  # since Python 3.11
+        assert re.search(r"walked only once.*task\(name\).*features=", raised.value.__notes__[0])
+    trunk = Once.apply(w)
+    optimizer.join([trunk[0], trunk[1] - trunk[0]], features=trunk).backward()
+    assert w.grad.tolist() == [1, 3]  # 2 * (0.5, 1.5)

@@ -26,7 +26,15 @@ from gradsurgery import (
     UncertaintyWeighting,
     report,
 )
-from tests.gradsurgery.problems import Fails, TwoHeads, losses_of, same, task_gradients, wrap
+from tests.gradsurgery.problems import (
+    Fails,
+    TwoHeads,
+    losses_of,
+    same,
+    state_of,
+    task_gradients,
+    wrap,
+)
 from tests.methods import METHODS
 
 TASKS = ("a", "b")
@@ -109,11 +117,8 @@ def test_the_update_is_the_sum_of_weighted_gradients_heads_among_them(name: str)
     train(optimizer, model, range(3))
     losses = losses_of(model, 3)
     values = torch.stack([loss.detach().double() for loss in losses.values()])
-    state = {
-        key: value
-        for key, value in optimizer.param_groups[0]["surgery"].items()
-        if key not in ("tasks", "rng")
-    }
+    state = {key: value for key, value in state_of(optimizer).items() if isinstance(value, Tensor)}
+    del state["rng"]
     weights = state["weights"] if name == "gradnorm" else method.weigh(values, state)[0]
     by_task = task_gradients(model, losses)
     optimizer.join(losses).backward()
@@ -214,12 +219,12 @@ def test_an_absent_task(name: str) -> None:
 def test_a_nonfinite_loss_changes_no_state(name: str, value: float) -> None:
     model, optimizer = fresh(METHODS[name].make(0))
     train(optimizer, model, range(2))
-    before = {k: v for k, v in optimizer.param_groups[0]["surgery"].items() if k != "tasks"}
+    before = {k: v for k, v in state_of(optimizer).items() if isinstance(v, Tensor)}
     losses = losses_of(model, 2)
     losses["a"] = losses["a"] * value
     optimizer.join(losses).backward()
     assert not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    after = {k: v for k, v in optimizer.param_groups[0]["surgery"].items() if k != "tasks"}
+    after = {k: v for k, v in state_of(optimizer).items() if isinstance(v, Tensor)}
     assert same(after, before)
     assert optimizer.conflicts.summary()["nonfinite"] == 1
     optimizer.zero_grad()
@@ -269,11 +274,11 @@ def test_a_copy_goes_on_by_itself() -> None:
 def test_a_failing_backward_leaves_nothing_behind() -> None:
     model, optimizer = fresh(FAMO())
     losses = losses_of(model)
-    before = optimizer.param_groups[0]["surgery"]
+    before = state_of(optimizer)
     with pytest.raises(MemoryError):
         optimizer.join({**losses, "b": Fails.apply(losses["b"])}).backward()
     assert all(p.grad is None for p in model.parameters())
-    assert optimizer.param_groups[0]["surgery"] is before
+    assert same(state_of(optimizer), before)
     optimizer.step()  # nothing waits
     other, fine = fresh(FAMO())
     train(optimizer, model, range(1))

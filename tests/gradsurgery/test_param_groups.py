@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery, GradVac, PCGrad
-from tests.gradsurgery.problems import TwoHeads, linear_losses, same, train_heads, vectors, wrap
+from tests.gradsurgery.problems import (
+    TwoHeads,
+    linear_losses,
+    same,
+    state_of,
+    train_heads,
+    vectors,
+    wrap,
+)
 
 NAMES = ("lower", "upper", "a", "b")
 Edit = Callable[[GradientSurgery], GradientSurgery]
@@ -24,7 +32,7 @@ def test_parameter_groups_added_later_take_part() -> None:
     optimizer.zero_grad()
     optimizer.add_param_group({"params": [second], "lr": 0.5})
     optimizer.join([first.sum() + second.sum(), second.sum() - first.sum()]).backward()
-    target = optimizer.param_groups[0]["surgery"]["target"]
+    target = state_of(optimizer)["target"]
     assert target[:, 0, 1].tolist() == pytest.approx([-1, 1])
     assert optimizer.conflicts.summary()["segments"] == 2
 
@@ -34,7 +42,7 @@ def test_a_checkpoint_right_after_adding_a_group_loads() -> None:
     optimizer = wrap([first], GradVac(target=0.5), tasks=("a", "b"), grouping="tensor")
     optimizer.add_param_group({"params": [second]})
     optimizer.load_state_dict(optimizer.state_dict())
-    assert optimizer.param_groups[0]["surgery"]["target"].shape == (2, 2, 2)
+    assert state_of(optimizer)["target"].shape == (2, 2, 2)
 
 
 def test_a_group_without_the_names_it_needs_is_not_added() -> None:
@@ -53,9 +61,9 @@ def test_assigned_groups_keep_the_state_of_surgery() -> None:
     """Accelerate assigns ``param_groups``; FSDP2 swaps the tensors in them."""
     w, swapped = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     optimizer = wrap([w], PCGrad(seed=4), tasks=("a", "b"))
-    rng = optimizer.param_groups[0]["surgery"]["rng"]
+    rng = state_of(optimizer)["rng"]
     optimizer.param_groups = [{"params": [swapped], "lr": 1.0}]
-    assert torch.equal(optimizer.param_groups[0]["surgery"]["rng"], rng)
+    assert torch.equal(state_of(optimizer)["rng"], rng)
     optimizer.join(linear_losses([swapped], vectors((1, 0), (-1, 1)))).backward()
     assert swapped.grad.tolist() == [0.5, 1.5]
 
@@ -86,12 +94,6 @@ def train(optimizer: GradientSurgery, steps: range) -> None:
         optimizer.join(linear_losses(list(parameters.values()), grads)).backward()
         optimizer.step()
         optimizer.zero_grad()
-
-
-def surgery(optimizer: GradientSurgery) -> dict[str, Any]:
-    """The state, which a single group carries."""
-    (state,) = (group["surgery"] for group in optimizer.param_groups if "surgery" in group)
-    return state
 
 
 def plain(group: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def test_parameter_groups_in_another_shape_change_no_bit(edit: Edit, again: Edit
         train(edited, steps)
         edited = change(edited)
     assert same(weights(edited), weights(plain_run))
-    assert same(surgery(edited), surgery(plain_run))
+    assert same(state_of(edited), state_of(plain_run))
     assert edited.conflicts.summary() == plain_run.conflicts.summary()
 
 
@@ -181,14 +183,14 @@ def test_a_deleted_group_leaves_the_others_their_state(number: int) -> None:
     plain_run, edited = four_groups(), four_groups()
     train(plain_run, range(6))
     train(edited, range(2))
-    target = surgery(edited)["target"][number]
+    target = state_of(edited)["target"][number]
     group = edited.param_groups.pop(number)
     train(edited, range(2, 6))
     left = [index for index in range(4) if index != number]
     assert same(weights(edited), {NAMES[index]: weights(plain_run)[NAMES[index]] for index in left})
-    assert torch.equal(surgery(edited)["rng"], surgery(plain_run)["rng"])
-    assert torch.equal(surgery(edited)["target"][left], surgery(plain_run)["target"][left])
+    assert torch.equal(state_of(edited)["rng"], state_of(plain_run)["rng"])
+    assert torch.equal(state_of(edited)["target"][left], state_of(plain_run)["target"][left])
     edited.add_param_group({"params": [(NAMES[number], group["params"][0])]})
-    assert torch.equal(surgery(edited)["target"][number], target)
+    assert torch.equal(state_of(edited)["target"][number], target)
     edited.load_state_dict(edited.state_dict())
     train(edited, range(6, 7))

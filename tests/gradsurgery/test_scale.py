@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery, Sum
+from gradsurgery.distributed.placement import Processes
 from tests.gradsurgery.problems import linear_losses, vectors, wrap
 from tests.methods import METHODS, every_method, every_method_of_gradients
 from tests.throwaway import Unit
@@ -174,3 +175,14 @@ def test_methods_of_degree_one_keep_their_bits_under_any_factor() -> None:
     w = nn.Parameter(torch.zeros(2))
     optimizer = wrap([w], Sum(), tasks=("a", "b"))
     assert not optimizer._pipeline._unscales
+
+
+def test_the_scale_is_averaged_over_the_ranks_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that is told the scale, and whose Gram matrix is shown without it."""
+    asked: list[Tensor] = []
+    average = Processes.mean_factors
+    monkeypatch.setattr(
+        Processes, "mean_factors", lambda self, f: asked.append(f) or average(self, f)
+    )
+    steps("gradnorm", by_join, 2.0, smoothing=0.5)
+    assert len(asked) == len(STEPS)

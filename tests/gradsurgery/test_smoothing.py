@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradsurgery import GradientSurgery, Sum, Verdict
 from gradsurgery.methods.base import Method, State
 from gradsurgery.methods.smoothing import Smoothed
-from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+from tests.gradsurgery.problems import linear_losses, same, state_of, vectors, wrap
 from tests.methods import METHODS, every_method_of_gradients
 
 TASKS = ("a", "b", "c")
@@ -94,7 +94,7 @@ def test_losses_times_s_give_the_update_times_s_to_the_degree(name: str) -> None
 def test_without_smoothing_nothing_is_kept_or_changed() -> None:
     w, optimizer = build(METHODS["pcgrad"].make(0), 0.0)
     train(optimizer, w, [gradients(0)])
-    assert set(optimizer.param_groups[0]["surgery"]) == {"tasks", "rng"}
+    assert set(state_of(optimizer)) == {"tasks", "segments", "rng"}
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.9, 0.999])
@@ -140,7 +140,7 @@ def test_means_over_different_steps_are_those_of_vectors() -> None:
     w, optimizer = build(method, 0.99, 2)
     train(optimizer, w, rows, ran)
     gram = method.grams[-1][0]
-    raw = optimizer.param_groups[0]["surgery"]["smoothed_gram"][0]
+    raw = state_of(optimizer)["smoothed_gram"][0]
     size = raw.diagonal().max()
     assert torch.linalg.eigvalsh(raw)[0] < -0.1 * size
     assert torch.linalg.eigvalsh(gram)[0] > -1e-12 * size
@@ -175,17 +175,17 @@ def test_a_checkpoint_without_a_mean_starts_it_and_one_with_it_loads_without() -
     plain.load_state_dict(states[1])
     train(plain, w, [gradients(1)])
     train(smoothed, v, [gradients(1)])
-    mean = smoothed.param_groups[0]["surgery"]["smoothed_gram"][0]
+    mean = state_of(smoothed)["smoothed_gram"][0]
     assert torch.allclose(mean, gradients(1) @ gradients(1).mT, rtol=1e-14)
-    assert set(plain.param_groups[0]["surgery"]) == {"tasks", "rng"}
+    assert set(state_of(plain)) == {"tasks", "segments", "rng"}
 
 
 def test_a_step_that_is_not_finite_leaves_the_mean_alone() -> None:
     w, optimizer = build(METHODS["gradvac"].make(0), 0.9)
     train(optimizer, w, [gradients(0)])
-    before = copy.deepcopy(optimizer.param_groups[0]["surgery"])
+    before = copy.deepcopy(state_of(optimizer))
     train(optimizer, w, [gradients(1) * torch.inf])
-    assert same(before, optimizer.param_groups[0]["surgery"])
+    assert same(before, state_of(optimizer))
     assert optimizer.conflicts.summary()["nonfinite"] == 1
 
 

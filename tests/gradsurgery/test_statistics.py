@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,14 @@ from gradsurgery import (
     Sum,
     Verdict,
 )
+from gradsurgery.evidence import Evidence
 from gradsurgery.methods import State
 from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
 
 KEYS = {
     "schema",
+    "run",
+    "crc32",
     "step",
     "epoch",
     "window",
@@ -274,3 +279,50 @@ def test_alterations_without_a_meaning_are_none_and_all_else_is_counted(tmp_path
     line = ConflictLog(tmp_path / "c.jsonl").write(optimizer.conflicts, step=2)
     assert json.loads((tmp_path / "c.jsonl").read_text()) == line
     assert optimizer.conflicts.summary()["gradients"] == {"possible": 0, "altered": 0}
+
+
+def _put(state: dict[str, Any], name: str, value: object) -> None:
+    state["sums"][name] = value
+
+
+WINDOW_DAMAGE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda state: state.update(tasks=["b", "a"]), r"of tasks \['b', 'a'\]"),
+    (lambda state: state.pop("skipped"), "no skipped"),
+    (lambda state: state.pop("sums"), "no sums"),
+    (lambda state: state.update(skipped=-1), "'skipped'.*-1"),
+    (lambda state: state.update(skipped="2"), "'skipped'.*'2'"),
+    (lambda state: state.update(begun=10), "'begun'.*10"),
+    (lambda state: state.update(segments=["model", "other"]), "shape.*2 segments"),
+    (lambda state: state["sums"].pop("cosine"), "sums are"),
+    (lambda state: _put(state, "more", torch.zeros(1)), "sums are"),
+    (lambda state: _put(state, "cosine", torch.zeros(1, 3, 3)), "'cosine'.*\\[1, 3, 3\\]"),
+    (lambda state: _put(state, "steps", [1.0]), "steps.*no tensors"),
+    (lambda state: state["sums"]["conflicts"].fill_(-1), "'conflicts' cannot be"),
+    (lambda state: state["sums"]["norm"].fill_(math.nan), "'norm' cannot be"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), WINDOW_DAMAGE)
+def test_a_damaged_window_is_refused_and_the_one_under_way_kept(
+    damage: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], PCGrad(), tasks=("a", "b"))
+    for _ in range(3):
+        optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1)))).backward()
+    state = copy.deepcopy(optimizer.conflicts.state_dict())
+    optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1)))).backward()
+    before = optimizer.conflicts.state_dict()
+    optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1)))).backward()  # one that waits
+    damage(state)
+    with pytest.raises(ValueError, match=message):
+        optimizer.conflicts.load_state_dict(state)
+    assert optimizer.conflicts.summary()["window"] == 5
+    optimizer.conflicts.load_state_dict(before)
+    assert optimizer.conflicts.summary()["window"] == 4
+
+
+@pytest.mark.parametrize("sums", [None, [1.0] * 5, [1.0, math.nan] * 3, ["1"] * 6])
+def test_evidence_that_is_none_is_refused(sums: object) -> None:
+    with pytest.raises(ValueError, match="six finite sums"):
+        Evidence.from_json({"sums": sums})

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery, GradVac, Method, Sum
-from tests.gradsurgery.problems import TwoHeads, wrap
+from tests.gradsurgery.problems import TwoHeads, state_of, wrap
 
 TASKS = ("a", "b")
 GOALS = {"a": 1.0, "b": -1.0}
@@ -94,11 +94,11 @@ def outcome(optimizer: GradientSurgery) -> dict[str, Any]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in parameters]
     summary = optimizer.conflicts.summary()
-    surgery = optimizer.param_groups[0]["surgery"]
+    surgery = state_of(optimizer)
     return {
         "weights": [w.detach().clone() for w in weights],
         "without": [p.grad is None for p in parameters],
-        "state": [surgery[name].clone() for name in sorted(surgery) if name != "tasks"],
+        "state": [value for value in surgery.values() if isinstance(value, Tensor)],
         "gradients": [summary["gradients"]["possible"], summary["gradients"]["altered"]],
         "norms": [summary["norms"][task] for task in TASKS],
         "nonfinite": summary["nonfinite"],

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import GradientSurgery, Method, Sum, Verdict
-from tests.gradsurgery.problems import Fails, TwoHeads, losses_of, same, wrap
+from tests.gradsurgery.problems import Fails, TwoHeads, losses_of, same, state_of, wrap
 from tests.integration import ranks
 from tests.integration.shards import (
     TASKS,
@@ -48,7 +48,7 @@ class Recorder(Method):
 
 def recorded(optimizer: GradientSurgery, fact: str) -> list[float]:
     """A fact of the last step, by task."""
-    return optimizer.param_groups[0]["surgery"][fact].nan_to_num(-1).tolist()
+    return state_of(optimizer)[fact].nan_to_num(-1).tolist()
 
 
 def by_join(optimizer: GradientSurgery, micros: Micros) -> None:

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer, lr_scheduler
 
 from gradsurgery import GradientSurgery, GradVac, PCGrad
-from tests.gradsurgery.problems import linear_losses, same
+from tests.gradsurgery.problems import linear_losses, same, state_of
 from tests.integration import ranks
 from tests.integration.by_hand import (
     SEED,
@@ -80,8 +80,7 @@ def wrapped(base: Optimizer | list[Optimizer], **options: Any) -> GradientSurger
 
 
 def surgery(optimizer: GradientSurgery) -> dict[str, Any]:
-    (state,) = (group["surgery"] for group in optimizer.param_groups if "surgery" in group)
-    return state
+    return state_of(optimizer)
 
 
 # ---------------------------------------------------------------------- what it equals
@@ -376,7 +375,7 @@ def test_wrong_bases(bases: Any, error: type[Exception], message: str) -> None:
 
 def test_bases_that_cannot_be_one_of_several_are_refused() -> None:
     first, second = halves(fresh_model())
-    with pytest.raises(TypeError, match="not a GradientSurgery"):
+    with pytest.raises(TypeError, match="GradientSurgery already"):
         wrapped([wrapped(adamw(first)), adamw(second)])
     with pytest.raises(ValueError, match=r"LBFGS.step\(\) evaluates its closure several times"):
         wrapped([torch.optim.LBFGS(first), adamw(second)])

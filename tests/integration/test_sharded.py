@@ -20,13 +20,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
     parallelize_module,
 )
 
-from gradsurgery import GradientSurgery, GradVac
+from gradsurgery import GradientSurgery, GradVac, PCGrad
 from tests.integration import ranks
 from tests.integration.shards import (
     assert_ranks_agree,
@@ -38,6 +39,8 @@ from tests.integration.shards import (
     train,
     wrapped,
 )
+
+HUGE = {"a": [1e200, 1e150, -1.0, 3e199], "b": [-2e200, 5.0, 1e180, 1e200]}
 
 
 def mesh_of(*sizes: int) -> DeviceMesh:
@@ -117,6 +120,20 @@ def clip(model: nn.Module, world: int) -> list[Tensor]:
         optimizer.step()
         optimizer.zero_grad()
     return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in model.parameters()]
+
+
+def beyond_float64() -> list[Any]:
+    """Gradients whose squares leave float64, with the largest element on another rank each."""
+    mesh = mesh_of(dist.get_world_size())
+    w = nn.Parameter(distribute_tensor(torch.zeros(4, dtype=torch.float64), mesh, [Shard(0)]))
+    optimizer = GradientSurgery(torch.optim.SGD([w], lr=1.0), PCGrad(), tasks=("a", "b"))
+    for task, row in HUGE.items():
+        with optimizer.task(task):
+            grad = torch.tensor(row, dtype=torch.float64)
+            (w * distribute_tensor(grad, mesh, [Shard(0)])).sum().backward()
+    optimizer.combine()
+    assert isinstance(w.grad, DTensor)
+    return [w.grad.full_tensor(), optimizer.conflicts.summary()["pairs"][0]["cosine"]["mean"]]
 
 
 def parallel(mesh: DeviceMesh) -> nn.Module:
@@ -206,6 +223,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     folder = tmp_path_factory.mktemp("checkpoint")
     resume = {f"resumed, {flat}": partial(resumed, folder, flat) for flat in (True, False)}
     common = {**SHARDED, "clipped": clipped, "tensor parallel": tensor_parallel}
+    common["beyond float64"] = beyond_float64
     refused = {
         "not synchronised": not_synchronised,
         "different tasks": different_tasks,
@@ -243,6 +261,20 @@ def test_clipping_sees_the_whole_gradient(
 ) -> None:
     alone = clip(fresh_model(), world)
     torch.testing.assert_close(results[world][0]["clipped"], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_squares_beyond_float64(world: int, results: dict[int, list[dict[str, Any]]]) -> None:
+    rows = torch.tensor(list(HUGE.values()), dtype=torch.float64) / 1e200
+    cosine = float(rows[0] @ rows[1] / rows[0].norm() / rows[1].norm())
+    assert cosine < 0
+    expected = sum(
+        row - (row @ other) / (other @ other) * other for row, other in (rows, rows.flip(0))
+    )
+    for rank in range(world):
+        update, found = results[world][rank]["beyond float64"]
+        torch.testing.assert_close(update / 1e200, expected, rtol=1e-12, atol=1e-15)
+        assert found == pytest.approx(cosine, rel=1e-12)
 
 
 @pytest.mark.parametrize("world", [2, 4])

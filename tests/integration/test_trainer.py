@@ -68,6 +68,77 @@ def test_one_task_after_the_other_is_all_joined(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1])
 
 
+class Interrupted:
+    """Over a trainer: what interrupts its first steps, at the start of the third micro-batch."""
+
+    error: BaseException = KeyboardInterrupt()
+    micro_batches = 0
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+        self.micro_batches += 1
+        if self.micro_batches == 3:
+            raise self.error
+        return super().compute_loss(model, inputs, *args, **options)  # type: ignore[misc]
+
+
+class InterruptedTask(Interrupted):
+    """The same in the middle of a micro-batch: the second of its tasks."""
+
+    def task_losses(self, model: nn.Module, inputs: Any) -> Any:
+        self.micro_batches += 1
+        if self.micro_batches == 2:
+            raise self.error
+        return super().task_losses(model, inputs)  # type: ignore[misc]
+
+
+HALVES = {
+    "micro-batch": type("Joined", (Interrupted, TaskTrainer), {}),
+    "task": type("OneByOne", (InterruptedTask, OneByOneTrainer), {}),
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_training_again_after_ctrl_c_is_the_training_never_begun(half: str, tmp_path: Path) -> None:
+    """What was captured before the interrupt belongs to no step."""
+    runs = []
+    for interrupts in (False, True):
+        run = trainer(
+            HALVES[half], problem.net(), problem.TaskRows(), tmp_path, gradient_accumulation_steps=4
+        )
+        run.micro_batches = 0 if interrupts else 10**6
+        if interrupts:
+            with pytest.raises(KeyboardInterrupt):
+                run.train()
+        run.train()
+        runs.append(run)
+    assert same(problem.weights(runs[0].model), problem.weights(runs[1].model))
+    assert same(problem.learned(runs[0].surgery), problem.learned(runs[1].surgery))
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_batch_size_found_after_running_out_of_memory_starts_afresh(
+    half: str, tmp_path: Path
+) -> None:
+    runs = []
+    for size in (4, 3):
+        run = trainer(
+            HALVES[half],
+            problem.net(),
+            problem.TaskRows(),
+            tmp_path,
+            gradient_accumulation_steps=4,
+            per_device_train_batch_size=size,
+            auto_find_batch_size=True,
+        )
+        run.error = RuntimeError("CUDA out of memory.")
+        run.micro_batches = 0 if size == 4 else 10**6
+        run.train()
+        assert run._train_batch_size == 3
+        runs.append(run)
+    assert same(problem.weights(runs[0].model), problem.weights(runs[1].model))
+    assert same(problem.learned(runs[0].surgery), problem.learned(runs[1].surgery))
+
+
 def test_bf16_autocast_is_that_of_the_plain_loop(tmp_path: Path) -> None:
     def losses(model: nn.Module, batches: problem.Batches) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -96,7 +167,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     uninterrupted.train()
     start = tmp_path / "checkpoint-4"
     saved = torch.load(start / "optimizer.pt", weights_only=True)["param_groups"][0]["surgery"]
-    assert saved["target"].count_nonzero() > 0
+    assert torch.tensor(saved["target"]).any()
     resumed.train(resume_from_checkpoint=str(start))
     assert same(problem.weights(model), problem.weights(model_of_all))
     assert same(problem.learned(resumed.surgery), problem.learned(uninterrupted.surgery))

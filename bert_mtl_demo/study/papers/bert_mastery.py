@@ -102,6 +102,7 @@ PAPER = Paper(
             {**ALONE, "tasks": ("cfimdb",), "max_length": 512},
             "A check of the classifier; no score is printed.",
         ),
+        Row.untrained(NAME, {**COMMON, "freeze_encoder": True}),
     ),
     baseline="method 3",
     test_scores=(("single-task, finetune mode", scores(0.513, 0.797, 0.332, leaderboard=0.659)),),

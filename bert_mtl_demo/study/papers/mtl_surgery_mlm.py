@@ -114,6 +114,7 @@ PAPER = Paper(
         ),
         _added("batch 64", {**TURNS, "batch_size": 64}, "The batch size alone.", control=BASELINE),
         _added("dropout .5", {**TURNS, "dropout": 0.5}, "The dropout alone.", control=BASELINE),
+        Row.untrained(NAME, {**COMMON, "freeze_encoder": True}),
     ),
     baseline=BASELINE,
     test_scores=((BASELINE, scores(0.524, 0.649, 0.326, mean=0.500)),),

@@ -164,6 +164,7 @@ PAPER = Paper(
             "What multitask training has to be compared with: as many steps of each task alone.",
             separate=True,
         ),
+        Row.untrained(NAME, {**COMMON, "freeze_encoder": True}),
     ),
     baseline="multitask finetune",
     test_scores=(

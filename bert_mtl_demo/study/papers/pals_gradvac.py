@@ -171,6 +171,7 @@ PAPER = Paper(
             "not train it, so what is scored is a head as it was drawn.",
             control=FINETUNED,
         ),
+        Row.untrained(NAME, {**COMMON, "freeze_encoder": True}),
     ),
     baseline="Naive multitask",
     test_scores=(

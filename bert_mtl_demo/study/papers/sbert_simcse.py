@@ -140,6 +140,7 @@ PAPER = Paper(
         # PCGrad's batches draw the tasks alike, a third each; without it paraphrases are 91 %.
         *(row.plain_sum(row.control) for row in JOINT_ROWS if row.control is not None),
         *VARIANTS,
+        Row.untrained(NAME, {**COMMON, **CNN}),
     ),
     baseline="CNN-BiLSTM: initial",
     test_scores=(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bert_mtl_demo.data import DataError, load
-from bert_mtl_demo.data.directory import MAX_SPAN, layout_of, read_table
+from bert_mtl_demo.data.directory import layout_of, read_table
+from bert_mtl_demo.data.records import MAX_SPAN
 from bert_mtl_demo.tasks import TASKS, resolve
 
 SST, PARA, STS = TASKS["sst"], TASKS["para"], TASKS["sts"]
@@ -25,10 +26,21 @@ GOOD = {
 }
 
 
-def table(folder: Path, name: str, body: bytes, rows_before: int = 30) -> Path:
+# The same, with sentences that are quoted because they hold quotes.
+QUOTED = {
+    "sst": b'0\tabc\t"A ""slow"" but moving walk."\t3\n',
+    "para": b'0\tabc\t"Where do ""owls"" sleep?"\t"Do owls ""sleep""?"\t0.0\n',
+    "sts": b'0\tabc\t"A ""cat"" naps."\tA cat is napping.\t4.8\n',
+    "cfimdb": b'0\tabc\t"It begins ""well"" ."\t1\n',
+}
+
+
+def table(
+    folder: Path, name: str, body: bytes, rows_before: int = 30, good: dict[str, bytes] = GOOD
+) -> Path:
     """A table of `name` with good rows on lines 2..rows_before + 1, and `body` after them."""
     path = folder / layout_of(TASKS[name]).of("train")
-    path.write_bytes(HEAD[name] + rows_before * GOOD[name] + body)
+    path.write_bytes(HEAD[name] + rows_before * good[name] + body)
     return path
 
 
@@ -112,7 +124,7 @@ class TestOneBadRow:
     def test_is_skipped_and_named_and_costs_no_other(
         self, tmp_path: Path, name: str, line: bytes, reason: str
     ) -> None:
-        path = table(tmp_path, name, line + 2 * GOOD[name])
+        path = table(tmp_path, name, line + 2 * QUOTED[name], good=QUOTED)
         examples, skipped = read_table(path, TASKS[name])
         assert len(examples) == 32
         assert len(set(examples.first)) == 1
@@ -123,7 +135,7 @@ class TestOneBadRow:
     def test_is_refused_by_file_and_line(
         self, tmp_path: Path, name: str, line: bytes, reason: str
     ) -> None:
-        path = table(tmp_path, name, line + GOOD[name])
+        path = table(tmp_path, name, line + GOOD[name], good=QUOTED)
         with pytest.raises(DataError) as caught:
             read_table(path, TASKS[name], refuse=True)
         message = str(caught.value)
@@ -152,11 +164,70 @@ SWALLOWING = {
 
 @pytest.mark.parametrize("body", SWALLOWING.values(), ids=list(SWALLOWING))
 def test_an_open_quote_swallows_nothing(tmp_path: Path, body: bytes) -> None:
-    examples, skipped = read_table(table(tmp_path, "sst", body + 40 * GOOD["sst"]), SST)
+    path = table(tmp_path, "sst", body + 40 * GOOD["sst"], good=QUOTED)
+    examples, skipped = read_table(path, SST)
     assert skipped[0].line == 32
     assert skipped[0].reason == "a quote is opened and not closed"
     assert len(examples) + len(skipped) == 30 + body.count(b"\n") + 40
     assert max(map(len, examples.first)) < 50
+
+
+# Sentences as tables without quoting hold them, each in a field of its own.
+STRAY = (
+    '"It is huge , " said the man .',
+    '" Never closed',
+    'never opened "',
+    '"All of it in quotes ."',
+    'A 12" pizza',
+    '"A", "B" and "C"',
+    '""',
+    '"',
+    "No quote at all .",
+)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_table_without_quoting_is_read_as_it_is(tmp_path: Path, end: str) -> None:
+    rows = [f"{n}\tx\t{text}\t{n % 5}{end}" for n, text in enumerate(3 * STRAY)]
+    path = table(tmp_path, "sst", "".join(rows).encode(), 0)
+    examples, skipped = read_table(path, SST, refuse=True)
+    assert tuple(examples.first) == 3 * STRAY
+    assert examples.labels == [n % 5 for n in range(len(rows))]
+    assert skipped == []
+
+
+def test_a_table_without_quoting_still_names_its_bad_rows(tmp_path: Path) -> None:
+    stray = "".join(f"{n}\tx\t{text}\t1\n" for n, text in enumerate(9 * STRAY))
+    bad = b'1\tx\t" A\tb\t1\n\n1\tx\tcaf\xe9\t1\n1\tx\t"\t9\n'
+    _, skipped = read_table(table(tmp_path, "sst", stray.encode() + bad, 0), SST)
+    assert [(row.line - 9 * len(STRAY), row.reason[:9]) for row in skipped] == [
+        (2, "5 fields "),
+        (3, "a blank l"),
+        (4, "byte 0xe9"),
+        (5, "the label"),
+    ]
+
+
+def test_pairs_without_quoting_are_read_as_they_are(tmp_path: Path) -> None:
+    rows = [f"{n}\tx\t{u}\t{v}\t1.5\n" for n, u in enumerate(STRAY) for v in STRAY]
+    examples, _ = read_table(table(tmp_path, "sts", "".join(rows).encode(), 0), STS, refuse=True)
+    assert examples.texts() == [(u, v) for u in STRAY for v in STRAY]
+
+
+def test_a_quoted_table_stays_one_with_fewer_broken_rows_than_quoted_ones(tmp_path: Path) -> None:
+    path = table(tmp_path, "sst", 2 * OPEN + 20 * GOOD["sst"], 3, good=QUOTED)
+    examples, skipped = read_table(path, SST)
+    assert examples.first[0] == 'A "slow" but moving walk.'
+    assert len(skipped) == 2
+
+
+def test_a_header_in_quotes_is_of_a_quoted_table(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    rows = 30 * b'"Fine."\t"4"\n' + b'"Never closed\t"1"\n'
+    path.write_bytes(b'"sentence"\t"sentiment"\n' + rows)
+    examples, skipped = read_table(path, SST)
+    assert set(examples.first) == {"Fine."}
+    assert len(skipped) == 1
 
 
 def test_a_quote_over_too_many_lines_is_open(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def same(one: Source, other: Source) -> bool:
 def begin(config: Config) -> Start:
     torch.manual_seed(0)
     source = locate(config.encoder)
-    encoder = load_encoder(source, pooler=True)
+    encoder = load_encoder(source, pooler=None)
     return Start(config, source, encoder, load_tokenizer(source))
 
 
@@ -214,6 +214,19 @@ def test_a_published_head_is_used(stages: Callable[..., Config], tmp_path: Path)
     assert objective.remark == ""
     name = "predictions.transform.dense.weight"
     assert torch.equal(objective.head.state_dict()[name], whole.cls.state_dict()[name])
+    assert start.encoder.pooler is None  # that file has none, and none is drawn
+
+
+def test_a_head_in_half_precision_is_used_in_that_of_the_encoder(
+    stages: Callable[..., Config], tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    place = Path(shutil.copytree(locate(stages().encoder).place, tmp_path / "half"))
+    BertForMaskedLM(BertConfig.from_pretrained(place)).half().save_pretrained(place)
+    start = begin(stages("mlm", encoder=str(place)))
+    objective = mlm.MaskedWords(start, Examples(TEXTS, ["the dog"], None, [0]))
+    assert {weight.dtype for weight in objective.parameters()} == {torch.float32}
 
 
 def test_a_batch_without_a_mask_has_no_loss_and_no_nan(stages: Callable[..., Config]) -> None:

@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from bert_mtl_demo import evaluate, predict
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.data.tokenization import EncodedSet
+from bert_mtl_demo.errors import DemoError
 from bert_mtl_demo.evaluate import worst
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.runtime import Precision
 from bert_mtl_demo.tasks import TASKS
 from bert_mtl_demo.training.inference import Answers, answer
+from bert_mtl_demo.training.run import start_run
 
 COMMANDS = [lambda run: evaluate.main([run]), lambda run: predict.main([run, "--task", "sst", "a"])]
 
@@ -153,6 +155,76 @@ def test_predict_from_stdin_and_from_a_file(finished, capsys, monkeypatch, tmp_p
     assert predict.main(flags) == 0
     assert capsys.readouterr().out == from_stdin
     assert len(from_stdin.splitlines()) == 2
+
+
+TABLES = {
+    "tabs": "\tid\tsentence\tsentiment\n0\tx\tthe film\t3\n1\ty\tthe dog\t\n",
+    "commas": 'id,sentence,sentiment\n0,the film,3\n1,"the dog",\n',
+    "quotes": '"sentence"\t"id"\n"the film"\t"0"\n"the dog"\t"1"\n',
+    "one column": "\ufeffsentence\r\nthe film\r\nthe dog\r\n",
+    "lines": "the film\n\nthe dog\n",
+}
+
+
+@pytest.mark.parametrize("content", TABLES.values(), ids=list(TABLES))
+def test_a_table_is_predicted_by_its_column_of_sentences(content):
+    rows = predict.read_examples(content.encode(), pair=False)
+    assert rows == [("the film",), ("the dog",)]
+
+
+def test_a_table_of_pairs_is_predicted_by_its_two_columns(finished, capsys, tmp_path):
+    path = tmp_path / "sts-dev.csv"
+    path.write_text("\tid\tsentence1\tsentence2\tsimilarity\n0\tx\tthe man\tthe dog\t3.0\n")
+    capsys.readouterr()
+    flags = [str(finished.path), "--task", "sts", "--file", str(path)]
+    assert predict.main(flags) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split("\t")[1:] == ["the man", "the dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "pair", "parts"),
+    [
+        (b"text\tlabel\na\t3\nb\t4\n", False, ["every line has 2 fields", "'sentence'"]),
+        (b"id\tsentence\n1\ta\n2\n", False, ["line 3: 1 fields where the header has 2"]),
+        (b"id\tsentence\n1\ta\n2\t \n", False, ["line 3: a sentence is empty"]),
+        (b"id\tsentence\n", False, ["nothing to predict", "no row"]),
+        (b"a\ncaf\xe9\n", False, ["line 2: byte 0xe9 at column 4 is not UTF-8"]),
+        ("a\nb".encode("utf-16"), False, ["line 1: a NUL byte"]),
+        (b"sentence1\tsentence2\na\tb\nc\t\n", True, ["line 3: a sentence is empty"]),
+    ],
+)
+def test_a_table_that_cannot_be_read_row_by_row_is_refused(content, pair, parts):
+    with pytest.raises(DemoError) as caught:
+        predict.read_examples(content, pair=pair)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\udce9"])
+def test_a_text_that_is_none_is_refused(text):
+    with pytest.raises(DemoError, match="empty or no UTF-8"):
+        predict.examples_of(["the film", text], None, pair=False)
+
+
+def test_standard_input_that_is_no_text_is_refused(finished, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    assert predict.main([str(finished.path), "--task", "sst"]) == 2
+    assert "byte 0xe9" in capsys.readouterr().err
+
+
+def test_evaluation_needs_no_table_of_train(settings, tmp_path, monkeypatch):
+    data = tmp_path / "tables"
+    data.mkdir()
+    rows = [f"the film {'is good' * (n % 3)} {n}\t{n % 5}" for n in range(40)]
+    for split in ("train", "dev"):
+        lines = ["sentence\tsentiment", *rows, *(["a\t7"] if split == "dev" else [])]
+        (data / f"ids-sst-{split}.csv").write_text("\n".join(lines))
+    run = start_run(settings(data=str(data), tasks="sst", method="sum", max_steps=1)).path
+    (data / "ids-sst-train.csv").unlink()
+    summary = evaluate.evaluate(run, device="cpu")
+    assert "skipped 1 rows, the first of them ids-sst-dev.csv:42: the label 7" in summary
+    assert json.loads((run / "evaluation.json").read_text())["tasks"]["sst"]["examples"] == 24
 
 
 def test_an_answer_does_not_depend_on_its_company(finished, capsys):

@@ -9,10 +9,19 @@ import pytest
 
 from bert_mtl_demo.study import claims
 from bert_mtl_demo.study.__main__ import main
-from bert_mtl_demo.study.claims import VERDICTS, Answer, ClaimTest, answers_of, read_claims, verdict
+from bert_mtl_demo.study.claims import (
+    VERDICTS,
+    Answer,
+    Claim,
+    ClaimTest,
+    answers_of,
+    read_claims,
+    verdict,
+)
+from bert_mtl_demo.study.collected import Collected, read_collected, write_collected
 from bert_mtl_demo.study.intervals import Comparison, compare
 from bert_mtl_demo.study.papers import PAPERS
-from bert_mtl_demo.study.results import Evaluation, Mistake, Result, read_results, write_results
+from bert_mtl_demo.study.results import Epoch, Evaluation, Mistake, Result
 
 NOISE = (0.001, -0.001, 0.0005, 0.0)
 BIG = (0.02, -0.02, 0.01, 0.0)
@@ -84,9 +93,9 @@ def test_every_test_names_rows_of_its_paper() -> None:
 
 def study(directory: Path, differences: dict[str, float]) -> None:
     """Results of the first report: sts of every row moved by that from the baseline's."""
-    rows = {}
+    runs, rows = {}, {}
     for name, moved in differences.items():
-        seeds = {}
+        rows[name] = {seed: (f"{name} {seed}",) for seed in range(len(NOISE))}
         for seed, noise in enumerate(NOISE):
             sts = 0.4 + moved + seed / 100 + noise * (moved != 0)
             scores = {"sst": 0.5, "para": 0.7, "sts": sts}
@@ -94,9 +103,9 @@ def study(directory: Path, differences: dict[str, float]) -> None:
             dev = {"sst": Evaluation(0.5, ((1, 1), (1, 1)), mistakes=(mistake,))}
             local = {"data": "/home/somebody", "seed": seed}
             overall = sum(scores.values()) / 3
-            seeds[seed] = Result(scores, overall, overall, evaluation=dev, settings=local)
-        rows[name] = seeds
-    write_results(directory / "pals_gradvac.results.json", rows, {})
+            (key,) = rows[name][seed]
+            runs[key] = Result(scores, overall, overall, evaluation=dev, settings=local)
+    write_collected(directory / "pals_gradvac.results.json", Collected(runs, rows))
 
 
 def row_of(text: str, claim: str) -> list[str]:
@@ -137,9 +146,9 @@ def test_collected_results_hold_no_sentence_and_no_directory(tmp_path: Path) -> 
     path = tmp_path / "pals_gradvac.results.json"
     assert "sentence" not in path.read_text("utf-8")
     assert "somebody" not in path.read_text("utf-8")
-    rows, shared, coinciding = read_results(path)
-    assert rows["Naive multitask"][1].scores["sts"] == pytest.approx(0.41)
-    assert (shared, coinciding) == ({}, [])
+    collected = read_collected(path)
+    scores = collected.results()["Naive multitask"][1].scores
+    assert scores["sts"] == pytest.approx(0.41)
 
 
 def test_settings_of_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,3 +171,37 @@ def test_the_committed_scoreboard_follows_from_the_committed_results(tmp_path: P
     written = claims.write_claims(tmp_path).read_bytes()
     assert written == (directory / "claims.md").read_bytes()
     assert set(PAPERS) < {claim.paper for claim in read_claims()}
+
+
+def test_a_claim_may_be_about_a_run_and_about_a_number(tmp_path: Path) -> None:
+    """Over-fitting, times and epochs: a quantity against another row's, or against a number."""
+    runs, rows = {}, {}
+    for name, seconds, train in (
+        ("multitask finetune", 10.0, 0.99),
+        ("multitask + dropout .4", 30.0, 0.8),
+    ):
+        rows[name] = {seed: (f"{name} {seed}",) for seed in range(len(NOISE))}
+        for seed, noise in enumerate(NOISE):
+            scores = {"sst": 0.5, "para": 0.7, "sts": 0.4}
+            noise *= seconds  # the two rows' own
+            known = dict.fromkeys(scores, train + noise)
+            epochs = (Epoch(1, 5, scores, 0.5, 0.5, {}), Epoch(2, 9, scores, 0.5, 0.5, known))
+            runs[f"{name} {seed}"] = Result(
+                scores, 0.5, 0.5, 2, epochs, seconds_per_epoch=seconds + noise
+            )
+    write_collected(tmp_path / "optimusbert.results.json", Collected(runs, rows))
+    studies = claims.read_outcomes(tmp_path)
+
+    def answer(*test: str) -> Answer:
+        claim = Claim("x", "optimusbert", "", "", (ClaimTest(*test),), "")
+        return answers_of(claim, studies)[0]
+
+    dropout, plain = "multitask + dropout .4", "multitask finetune"
+    assert answer(plain, "0.95", "train sst", "more").verdict == "holds"
+    assert answer(dropout, "0.95", "train sst", "more").verdict == "does not hold"
+    assert answer(dropout, plain, "gap para", "less").verdict == "holds"
+    assert answer(dropout, plain, "seconds", "more").verdict == "holds"
+    assert answer(dropout, plain, "best epoch", "more").verdict == "cannot tell here"
+    assert answer(plain, "0.5", "gap para", "less").ours.difference.mean == pytest.approx(
+        -0.21, 0.01
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.study import runner, worker
 from bert_mtl_demo.study.__main__ import main
+from bert_mtl_demo.study.collected import read_collected
 from bert_mtl_demo.study.papers import PAPERS
 from bert_mtl_demo.study.plan import row_job
 from bert_mtl_demo.study.published import Row
@@ -96,7 +98,23 @@ def test_a_study_runs_resumes_and_writes_its_page(command, tmp_path: Path, capfd
     capfd.readouterr()
     assert main(words) == 0
     assert [file.stat().st_mtime_ns for file in results] == before
-    assert "4 of 4 runs are finished already" in capfd.readouterr().out
+    assert "2 rows, 4 runs, 4 of them finished" in capfd.readouterr().out
+
+
+def test_a_study_goes_on_from_its_collected_results_alone(command, tmp_path: Path, capfd):
+    rows = ("optimusbert", "--rows", "multitask finetune", "--seeds")
+    assert main(command(*rows, "0")) == 0
+    study, moved = tmp_path / "study", tmp_path / "moved"
+    moved.mkdir()
+    shutil.copy(study / "optimusbert.results.json", moved)
+    capfd.readouterr()
+    assert main(command(*rows, "0", "1", output="moved")) == 0
+    assert "1 rows, 2 runs, 1 of them finished" in capfd.readouterr().out
+    assert len(list(moved.rglob("result.json"))) == 1
+    collected = read_collected(moved / "optimusbert.results.json")
+    assert list(collected.results()["multitask finetune"]) == [0, 1]
+    assert main(command(*rows, "0", output="moved", steps=3)) == 2
+    assert "holds results of another budget (steps: 2 batches" in capfd.readouterr().err
 
 
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint(budget, tmp_path: Path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ def test_a_frozen_encoder_is_deterministic_while_its_heads_train(frozen: Multita
     assert not torch.equal(frozen("sts", batch), frozen("sts", batch))  # the heads do draw
 
 
-def test_features_are_the_vectors_of_any_batch_to_rounding(frozen: MultitaskModel) -> None:
-    cached = with_features(frozen, PAIRS, Precision("off", torch.device("cpu")))
+def test_features_are_the_vectors_of_any_batch_to_rounding(
+    frozen: MultitaskModel, tmp_path: Path
+) -> None:
+    cached = with_features(frozen, PAIRS, Precision("off", torch.device("cpu")), tmp_path)
     assert frozen.training
     assert not frozen.encoder.training
     for chosen in ([0], [1], [1, 0], [0, 1, 1]):
@@ -60,6 +63,28 @@ def test_features_are_the_vectors_of_any_batch_to_rounding(frozen: MultitaskMode
             frozen.sentences(known), frozen.sentences(computed), rtol=1e-5, atol=1e-6
         )
     assert cached.fingerprint() == PAIRS.fingerprint()
+    one = cached.spread(1)
+    assert torch.equal(one.collate([0]).vectors, cached.collate([0]).vectors)
+
+
+def test_features_are_computed_once_for_an_encoder_and_its_sentences(
+    frozen: MultitaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = Precision("off", torch.device("cpu"))
+    first = with_features(frozen, PAIRS, off, tmp_path)
+    calls = []
+    compute = type(frozen).sentences
+    monkeypatch.setattr(type(frozen), "sentences", lambda *a: [calls.append(1), compute(*a)][1])
+    again = with_features(frozen, PAIRS, off, tmp_path)
+    assert not calls
+    assert torch.equal(first.vectors, again.vectors)
+    with_features(frozen, replace(PAIRS, second=PAIRS.first), off, tmp_path)
+    with_features(frozen, PAIRS, Precision("bf16", torch.device("cpu")), tmp_path)
+    with torch.no_grad():
+        next(frozen.encoder.parameters())[5] += 1
+    changed = with_features(frozen, PAIRS, off, tmp_path)
+    assert len(calls) == 3
+    assert not torch.equal(first.vectors, changed.vectors)
 
 
 def test_a_cached_run_is_the_run_to_rounding(settings: Callable[..., Config]) -> None:

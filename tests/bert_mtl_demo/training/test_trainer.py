@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import dev_halves
+from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.evaluate import evaluate
 from bert_mtl_demo.model.multitask import MultitaskModel
 from bert_mtl_demo.runtime import peak_memory
@@ -190,6 +192,35 @@ def test_settings_that_only_look_do_not_change_training(settings):
             round(row["train_scores"]["sst"] * 7)
         )
     assert not any("train_scores" in row for row in rows(plain, "dev"))
+
+
+def test_a_sample_of_dev_is_scored_after_an_epoch_and_all_of_it_by_evaluate(settings):
+    plain = start_run(settings("plain", select="last"))
+    sampled = start_run(settings("sampled", select="last", dev_sample=5))
+    ends = [load_state(run.path / "last.pt")["model"] for run in (plain, sampled)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    for row in rows(sampled, "dev"):
+        assert row["scores"]["sst"] * 5 == pytest.approx(round(row["scores"]["sst"] * 5))
+    scores = {}
+    for run in (plain, sampled):
+        evaluate(run.path)
+        scores[run] = json.loads((run.path / "evaluation.json").read_text("utf-8"))["mean"]
+    assert scores[sampled] == scores[plain]
+
+
+def test_no_step_scores_the_untrained_model(settings):
+    run = start_run(settings("untrained", max_steps=0))
+    assert run.done
+    (dev,) = rows(run, "dev")
+    assert (dev["step"], dev["best"]) == (0, True)
+    evaluate(run.path)
+    assert json.loads((run.path / "evaluation.json").read_text("utf-8"))["mean"] == dev["mean"]
+    assert not rows(run, "train")
+
+
+def test_a_sample_and_a_half_of_dev_exclude_each_other():
+    with pytest.raises(ConfigError, match="dev_half = true with dev_sample = 5"):
+        Config(dev_half=True, dev_sample=5)
 
 
 def test_a_limit_does_not_change_shares_under_a_fraction(settings, asked, monkeypatch):

@@ -227,3 +227,27 @@ def test_an_expanded_gradient_is_read(kernel: Kernel) -> None:
     assert result is grads[0][0]
     torch.testing.assert_close(result, expected)
     assert number == 2
+
+
+@every_kernel
+@every_dtype
+@pytest.mark.parametrize("exponent", [-260, -130, -101, 101, 130, 260])
+@pytest.mark.parametrize("layout", ["contiguous", "every_second"])
+def test_weights_beyond_float32(
+    kernel: Kernel, dtype: torch.dtype, exponent: int, layout: str
+) -> None:
+    """What one weight takes from a gradient, the gradient has, down to subnormal numbers."""
+    info = torch.finfo(dtype)
+    smallest = info.smallest_normal * info.eps * 8
+    if kernel.name == "interpreted" and dtype == torch.bfloat16:  # it reads subnormal ones as zero
+        smallest = info.smallest_normal
+    size = max(min(2.0**-exponent, info.max / 64), smallest)
+    for place in range(2):
+        grads: Grads = [[random(kernel, dtype, SHAPE, k).clamp(-4, 4)] for k in range(2)]
+        grads[place] = [(grads[place][0].double() * size).to(dtype)]
+        shaped = [[LAYOUTS[layout](row[0])] for row in grads]
+        weights = [1.0, 1.0]
+        weights[place] = 2.0**exponent
+        if size * 2.0**exponent > info.max / 64:
+            weights[place] = info.max / 64 / size
+        check(kernel, shaped, _weights(kernel, weights), [0])

@@ -172,6 +172,20 @@ def test_empty_segments_empty_tensors_and_no_parameters(kernel: Kernel) -> None:
 
 @every_kernel
 @every_dtype
+@pytest.mark.parametrize("tasks", [1, 8, 9, 65])
+def test_segments_of_empty_tensors(kernel: Kernel, dtype: torch.dtype, tasks: int) -> None:
+    shapes = [(0,), (3, 0), (4,)]
+    grads: Grads = [
+        [random(kernel, dtype, shape, 10 * k + p) for p, shape in enumerate(shapes)]
+        for k in range(tasks)
+    ]
+    gram = check(kernel, grads, [0, 0, 1], 2)
+    assert (gram[0] == 0).all()
+    assert (kernel.gram([row[:2] for row in grads], [0, 0], 1) == 0).all()
+
+
+@every_kernel
+@every_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_memory_layout(kernel: Kernel, dtype: torch.dtype, layout: str) -> None:
     grads: Grads = [[LAYOUTS[layout](random(kernel, dtype, SHAPE, k))] for k in range(3)]

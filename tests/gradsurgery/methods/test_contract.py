@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery, Method, PCGrad, Sum, Verdict
 from gradsurgery.methods.base import NEEDS
-from tests.gradsurgery.problems import linear_losses, same, vectors, wrap
+from tests.gradsurgery.problems import linear_losses, same, state_of, vectors, wrap
 from tests.methods import METHODS, every_method
 from tests.throwaway import DWA, MGDA, State
 
@@ -47,9 +47,9 @@ def test_a_method_gets_exactly_what_it_needs(needs: tuple[str, ...]) -> None:
 def test_no_random_number_is_drawn_for_a_method_without_an_order() -> None:
     w = nn.Parameter(torch.zeros(2))
     optimizer = wrap([w], MGDA(), tasks=("a", "b"))
-    before = optimizer.param_groups[0]["surgery"]["rng"].clone()
+    before = state_of(optimizer)["rng"].clone()
     optimizer.join(linear_losses([w], vectors((1, 0), (0, 1)))).backward()
-    assert torch.equal(optimizer.param_groups[0]["surgery"]["rng"], before)
+    assert torch.equal(state_of(optimizer)["rng"], before)
 
 
 class WithoutNeeds(Method):

@@ -1,5 +1,8 @@
 """GradVac: equality with Algorithm 1 on vectors, its targets, and its cap."""
 
+import random
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +24,7 @@ from tests.gradsurgery.checks import (
 UPDATES = ["always", "on_alter"]
 BETAS = st.sampled_from([0.0, 1e-2, 0.5, 1.0])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+Rows = list[list[int]]
 
 
 def _check(problem: Problem, beta: float, update: str, steps: int = 2) -> None:
@@ -166,3 +170,56 @@ def test_thousands_of_steps_towards_target_one_stay_bounded() -> None:
         assert (update.norm(dim=1) <= bound).all()
     assert (target.abs() <= 1).all()
     assert (target[:, [0, 1], [1, 0]] > 1 - 1e-6).all()
+
+
+def _exactly_altered(
+    rows: list[list[int]], order: list[list[int]], target: str
+) -> list[list[bool]]:
+    """GradVac's decisions on integer gradients, to 60 digits: what rounding has no part in."""
+    with localcontext() as context:
+        context.prec = 60
+
+        def dot(x: list[Decimal], y: list[Decimal]) -> Decimal:
+            return sum((a * b for a, b in zip(x, y, strict=True)), Decimal(0))
+
+        grads = [[Decimal(x) for x in row] for row in rows]
+        plain = [sum(column, Decimal(0)) for column in zip(*grads, strict=True)]
+        bound = Decimal(oracles.CAP) * dot(plain, plain).sqrt() / len(grads)
+        t = min(Decimal(target), Decimal(oracles.LARGEST_TARGET))
+        altered = [[False] * len(grads) for _ in grads]
+        for i, part in enumerate(map(list, grads)):
+            for j in order[i]:
+                other = grads[j]
+                if i == j:
+                    continue
+                size = dot(other, other).sqrt()
+                along = dot(part, other) / size
+                across = max(dot(part, part) - along**2, Decimal(0)).sqrt()
+                free = across * t / (1 - t * t).sqrt()
+                capped = max(bound**2 - across**2, Decimal(0)).sqrt()
+                wanted = min(free, capped)
+                if wanted - along > Decimal("1e-20") * bound:
+                    altered[i][j] = True
+                    step = (wanted - along) / size
+                    part = [x + step * y for x, y in zip(part, other, strict=True)]
+        return altered
+
+
+@pytest.mark.parametrize("target", ["1", "0.999999", "0.9"])
+@pytest.mark.parametrize("tasks", [3, 4, 8])
+def test_at_the_cap_no_rounding_decides(tasks: int, target: str) -> None:
+    """Orthogonal gradients are the hardest: what a second visit could add is exactly zero."""
+    draw = random.Random(tasks)
+    for trial in range(40):
+        if trial % 2:
+            rows = [[draw.randint(1, 9) if i == k else 0 for i in range(8)] for k in range(tasks)]
+        else:
+            rows = [[draw.randint(-1, 9) for _ in range(12)] for _ in range(tasks)]
+        order = [draw.sample(range(tasks), tasks) for _ in range(tasks)]
+        grads = draw.choice([1.0, 0.1, 1 / 3]) * torch.tensor(rows, dtype=torch.float64)
+        start = torch.full((tasks, tasks), float(target), dtype=torch.float64)
+        verdict = F.gradvac(grads @ grads.T, torch.tensor(order), start, 0.5, "on_alter")
+        assert verdict.altered.tolist() == _exactly_altered(rows, order, target)
+        new = verdict.state["target"]
+        assert torch.equal(new[~verdict.altered], start[~verdict.altered])
+        assert (new < start)[verdict.altered].all()

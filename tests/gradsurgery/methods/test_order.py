@@ -9,7 +9,7 @@ from torch import nn
 
 from gradsurgery import GradVac, Method, PCGrad, Sum
 from gradsurgery.methods.order import initial_rng, visiting_order
-from tests.gradsurgery.problems import linear_losses, vectors, wrap
+from tests.gradsurgery.problems import linear_losses, state_of, vectors, wrap
 
 
 def draws(count: int, tasks: int = 3) -> list[torch.Tensor]:
@@ -43,9 +43,9 @@ def drawn(method: Method) -> bool:
     """Whether a step moves the generator."""
     w = nn.Parameter(torch.zeros(2))
     optimizer = wrap([w], method)
-    before = optimizer.param_groups[0]["surgery"]["rng"].clone()
+    before = state_of(optimizer)["rng"].clone()
     optimizer.join(linear_losses([w], vectors((1, 0), (-1, 1), (0, -1)))).backward()
-    return not torch.equal(optimizer.param_groups[0]["surgery"]["rng"], before)
+    return not torch.equal(state_of(optimizer)["rng"], before)
 
 
 def test_every_step_draws_afresh_where_the_order_matters() -> None:

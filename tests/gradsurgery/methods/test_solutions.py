@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from benchmarks.peers.conditions import CONDITIONS
 from gradsurgery import CAGrad, FairGrad
+from gradsurgery.methods import directions
 from tests.families import FAMILIES
 from tests.methods import METHODS
-from tests.solutions import CONDITIONS, ORACLES, hull
+from tests.solutions import ORACLES, hull
 
 Array = np.ndarray
 
@@ -197,6 +200,30 @@ def test_weights_stay_moderate_where_gradients_oppose_each_other(name: str) -> N
             update = weights @ grads
             parts = np.abs(weights) * np.linalg.norm(grads, axis=1)
             assert parts.max() <= 2e6 * max(np.linalg.norm(update), 1.0), (angle, other)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_one_copy_to_the_cpu_and_one_back_that_nobody_waits_for(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU these are all the transfers: one wait a step."""
+    copies: list[str] = []
+    to_cpu, to_device = Tensor.cpu, directions.to_device
+
+    def counted_to_cpu(tensor: Tensor) -> Tensor:
+        copies.append("to the CPU")
+        return to_cpu(tensor)
+
+    def counted_to_device(host: Tensor, device: torch.device) -> Tensor:
+        copies.append("back")
+        return to_device(host, device)
+
+    monkeypatch.setattr(Tensor, "cpu", counted_to_cpu)
+    monkeypatch.setattr(directions, "to_device", counted_to_device)
+    grads = torch.from_numpy(draw_gradients("conflicting", 5, 3, 0))
+    row, gram = METHODS[name], (grads @ grads.mT)[None]
+    row.make(0)(gram, state={}, **row.facts(gram, torch.arange(5).expand(5, -1)))
+    assert copies == ["to the CPU", "back"]
 
 
 #: By name: the length of the update for K equal gradients of length g.

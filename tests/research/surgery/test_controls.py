@@ -21,6 +21,7 @@ from research.surgery.controls import (
     cosines_of,
     noise_weights,
 )
+from tests.gradsurgery.problems import state_of
 
 TASKS = ("a", "b")
 ORDER = torch.stack([torch.roll(torch.arange(3), -n) for n in range(3)])
@@ -185,7 +186,7 @@ def test_a_record_holds_every_step_and_changes_none(method: Method) -> None:
                     (weight - target).square().sum().backward()
             optimizer.combine()
             optimizer.step()
-        return weight.detach(), optimizer.state_dict()["param_groups"][0]["surgery"]
+        return weight.detach(), state_of(optimizer)
 
     plain, _ = train(method, None)
     kept, state = train(Recorded(method, 4), None)
