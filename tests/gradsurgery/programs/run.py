@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gradsurgery.pipeline
-<<<<<<< HEAD
 from gradsurgery import GradientSurgery, SurgeryWarning
-=======
-from gradsurgery import GradientSurgery
-from tests.gradsurgery.problems import state_of
->>>>>>> states
 from tests.gradsurgery.programs import program as calls
 from tests.gradsurgery.programs.gradients import inputs_of, loss_of
 from tests.gradsurgery.programs.program import TASKS, Batch, Program, Setup, Weight
@@ -264,21 +259,12 @@ class Run:
 
     def adopt_targets(self) -> None:
         """Compare GradVac's targets, and go on from the library's."""
-<<<<<<< HEAD
         groups = self.optimizer.state_dict()["param_groups"]
         saved = next(group["surgery"] for group in groups if "surgery" in group)
         if "target" in saved:
             targets = torch.as_tensor(saved["target"], dtype=torch.float64).numpy()
             for index, name in enumerate(saved.get("segments", self.optimizer.conflicts.segments)):
                 self.reference.rule.adopt(name, targets[index])
-=======
-        segments = self.optimizer.conflicts.segments
-        kept = state_of(self.optimizer)
-        if "target" in kept:
-            arrays = {"target": kept["target"].numpy()}
-            for index, name in enumerate(segments):
-                self.reference.rule.adopt(name, arrays, index)
->>>>>>> states
 
     def compare_statistics(self) -> None:
         """Compare the window's summary."""
