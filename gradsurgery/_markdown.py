@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_MARKUP = str.maketrans({**_ENTITIES, **{c: f"\\{c}" for c in "|[`"}})
+_MARKUP = str.maketrans({**_ENTITIES, **{c: f"\\{c}" for c in "|["}})
 #: A backslash that Markdown would read together with the punctuation after it.
 _ESCAPE = re.compile(r"\\(?=[!-/:-@\[-`{-~])")
-#: Control characters, formats such as right-to-left marks, lone surrogates.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs"})
 
 
 def visible(text: object) -> str:
@@ -20,9 +17,9 @@ def visible(text: object) -> str:
     a\x1b[31m\nb
     """
     line = str(text)
-    if line.isascii() and line.isprintable():
+    if line.isprintable():
         return line
-    return "".join(_code(c) if unicodedata.category(c) in _HIDDEN else c for c in line)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def cell(text: object) -> str:
@@ -35,7 +32,3 @@ def cell(text: object) -> str:
     """
     line = visible(" ".join(str(text).split()))
     return _ESCAPE.sub(r"\\\\", line).translate(_MARKUP)
-
-
-def _code(character: str) -> str:
-    return ascii(character)[1:-1]

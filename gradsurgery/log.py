@@ -8,7 +8,7 @@ import uuid
 import zlib
 from operator import index
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from gradsurgery.statistics import ConflictStatistics
 from gradsurgery.summary import Line
@@ -67,7 +67,8 @@ class ConflictLog:
         step, summary = index(step), conflicts.summary()
         with self.path.open("a+b") as file:
             run = self._run(file, conflicts.tasks, step, step - summary["window"])
-            line: Line = {"schema": SCHEMA, "run": run, "step": step, "epoch": epoch, **summary}
+            head = {"schema": SCHEMA, "run": run, "step": step, "epoch": epoch}
+            line = cast(Line, {**head, **summary})
             file.write((b"" if _ends_a_line(file) else b"\n") + _sealed(line))
         self._written[conflicts.tasks] = run, step
         conflicts.reset()

@@ -159,7 +159,10 @@ class GradientSurgery(OptimizerWrapper):
         """Capture the gradients of the backward passes run inside, for task ``name``.
 
         Entering the same task again adds to what it captured (gradient accumulation). ``.grad`` is
-        left as it was found. If the body raises, what this task captured in this step is dropped.
+        left as it was found, but for a zero gradient of one small parameter: if that is gone when
+        the next task begins, gradients were cleared (``model.zero_grad()``), and what was captured
+        belongs to a batch that was skipped. If the body raises, what was captured in this step is
+        dropped; with a ``process_group``, of this task alone.
 
         Args:
             name: one of ``tasks``.
@@ -171,7 +174,9 @@ class GradientSurgery(OptimizerWrapper):
 
         Raises:
             ValueError: for an unknown name.
-            RuntimeError: inside another task, or when no gradient reached the parameters.
+            RuntimeError: inside another task, or when no gradient reached the parameters. Inside
+                the block :meth:`combine`, :meth:`step`, :meth:`zero_grad`, :meth:`discard`,
+                :meth:`load_state_dict` and :meth:`add_param_group` raise one, too.
 
         Example:
             >>> from gradsurgery import GradientSurgery, PCGrad
@@ -212,8 +217,8 @@ class GradientSurgery(OptimizerWrapper):
 
         Raises:
             RuntimeError: when nothing was captured (with a ``process_group``: on no rank), a loss
-                that the method needs is unknown, ranks disagree on what they do, or a CUDA graph is
-                being captured.
+                that the method needs is unknown, ranks disagree on what they do, a CUDA graph is
+                being captured, a task is open, or an earlier call was cut while it wrote ``.grad``.
             ValueError: when captured gradients lie on several devices; nothing is changed then.
         """
         self._pipeline.combine(losses, scale)
@@ -247,7 +252,8 @@ class GradientSurgery(OptimizerWrapper):
                 "features".
 
         Returns:
-            A scalar tensor in the losses' dtype.
+            A scalar tensor in the losses' dtype. Its ``backward(inputs=...)`` has gradients for
+            these parameters alone, and ``retain_graph=True`` keeps the losses' graphs.
 
         Raises:
             TypeError, ValueError: for losses or features that cannot be used; the message names the
@@ -314,7 +320,8 @@ class GradientSurgery(OptimizerWrapper):
             What the base's ``step`` returns.
 
         Raises:
-            RuntimeError: when captured gradients wait to be combined.
+            RuntimeError: when captured gradients wait to be combined, a task is open, or
+                ``combine()`` was cut while it wrote ``.grad``.
         """
         self._pipeline.refuse_open("step()")
         warn_of_samples(p for group in self.param_groups for p in group["params"])
@@ -466,8 +473,9 @@ def _checked_bases(base: object) -> list[Optimizer]:
 
 
 def _warn_of_line_search(bases: Sequence[Optimizer], method: Method) -> None:
-    searches = {group.get("line_search_fn") for base in bases for group in base.param_groups}
-    if searches != {None} and not isinstance(method, Sum):
+    groups = [group for base in bases for group in base.param_groups]
+    searches = {search for group in groups if (search := group.get("line_search_fn"))}
+    if searches and not isinstance(method, Sum):
         kinds = ", ".join(type(base).__name__ for base in bases)
         warn(
             f"{kinds} searches a step length ({searches.pop()}) by the closure's loss, the plain "

@@ -18,7 +18,7 @@ from gradsurgery.combine import Measured, apply_, deliver, measure
 from gradsurgery.distributed import consistency
 from gradsurgery.distributed.placement import Processes
 from gradsurgery.lifecycle import Lifecycle
-from gradsurgery.methods import LossWeighting, Method, State, Verdict
+from gradsurgery.methods import LossWeighting, Method, State, Sum, Verdict
 from gradsurgery.methods.order import normal_draws, visiting_order
 from gradsurgery.methods.smoothing import Smoothed
 from gradsurgery.scale import StepScale, largest
@@ -193,6 +193,7 @@ class Pipeline:
 
     # ------------------------------------------------------------------ measure, decide, apply
 
+    @torch.no_grad()  # as in join's backward: small operators are a quarter faster
     def combine(
         self,
         losses: Mapping[str, Tensor | float] | None = None,
@@ -241,7 +242,7 @@ class Pipeline:
             alone = self._alone(measured, weights)
             if self._reduction == "mean":
                 weights = weights / sum(gradients.active)
-            if not isinstance(self._method, LossWeighting):
+            if not isinstance(self._method, LossWeighting | Sum):  # which want no two to meet
                 self.lifecycle.compared(measured.shared, sum(gradients.active))
             # From here on the gradients are overwritten, and cannot be combined a second time.
             self.discard()

@@ -171,6 +171,13 @@ class SurgeryState:
     ) -> dict[str, Any] | None:
         """Return the values that a checkpoint's groups carry, None where they carry none."""
         carried = [group[KEY] for group in groups if KEY in group]
+        for value in carried:
+            if not isinstance(value, Mapping):
+                raise ValueError(
+                    f"the checkpoint's parameter groups have {value!r} under {KEY!r}, which no "
+                    "optimizer saved: load another checkpoint, or delete the key from its groups "
+                    "to keep the base's moments alone"
+                )
         saved = next((value for value in carried if value.keys() != {"tasks"}), None)
         if saved is None:
             return None

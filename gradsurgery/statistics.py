@@ -118,7 +118,7 @@ class ConflictStatistics:
             factor: that the gradients carry in ``gram``.
         """
         sums = self._sums
-        if not sums or len(segments) != len(self.segments) or sums["steps"].device != gram.device:
+        if not sums or list(segments) != self.segments or sums["steps"].device != gram.device:
             self._add_up()
             self._make_room(segments, gram.device)
         self._waiting.append(_Step(gram, verdict, active, finite, measured, factor))
@@ -252,8 +252,15 @@ class ConflictStatistics:
     def _make_room(self, segments: Sequence[str], device: torch.device) -> None:
         """Make sums for these segments on the device; what was added up so far is kept."""
         sums = _initial(len(segments), len(self.tasks), device)
+        # By name: a window that was loaded may have had them in another sequence.
+        rows = [list(segments).index(name) for name in self.segments]
         for name, value in self._sums.items():
-            sums[name][: len(value)] = value.to(device)
+            if name in _PAIRWISE:
+                sums[name][rows] = value.to(device)
+            elif name in _BATCHED:
+                sums[name][[0, *(1 + row for row in rows)]] = value.to(device)
+            else:
+                sums[name].copy_(value)
         self.segments, self._sums = list(segments), sums
 
     def _add_up(self) -> None:

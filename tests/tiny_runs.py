@@ -31,7 +31,7 @@ SHAPE = {
 }
 
 # what may differ between two equal runs
-CLOCK = ("seconds", "steps_per_second", "data_seconds", "peak_memory")
+CLOCK = ("seconds", "steps_per_second", "data_seconds", "peak_memory", "run", "crc32")
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +102,7 @@ def finished(settings: Callable[..., Config]) -> Outcome:
 
 @pytest.fixture(scope="session")
 def rows_of() -> Callable[[Path, str], list[dict[str, Any]]]:
-    """Reads a JSON log of a run without its clock."""
+    """Reads a JSON log of a run without its clock and its name."""
 
     def read(run: Path, name: str) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in (run / name).read_text("utf-8").splitlines()]

@@ -142,7 +142,7 @@ class Methods(Theme):
         if pair and tasks == self._tasks[0]:
             row["residual"] = residual(pair)
         candidates = {"ours": Candidate(lambda: weights(method, gram))}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():  # as in a step
             warnings.simplefilter("ignore")  # of the solvers, about how their problem is put
             if pair and _torchjd_installed():
                 theirs = pair.theirs(tasks, False)

@@ -61,7 +61,7 @@ def config_of(directory: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def refuse_config(place: str, values: Mapping[str, Any]) -> None:
+def refuse_config(origin: str, values: Mapping[str, Any]) -> None:
     """Refuse what is no BERT, or a BERT that is not read as an encoder.
 
     >>> refuse_config("mine", {"model_type": "bert", "is_decoder": False})
@@ -72,19 +72,20 @@ supported. Name a BERT.
     """
     if values.get("model_type") != "bert":
         raise EncoderError(
-            f"encoder {place!r}: has model_type {values.get('model_type')!r}, but only 'bert' is "
+            f"encoder {origin!r}: has model_type {values.get('model_type')!r}, but only 'bert' is "
             "supported. Name a BERT."
         )
     for key, (allowed, problem) in REQUIRED.items():
         if values.get(key) not in allowed:
             raise EncoderError(
-                f"encoder {place!r}: its {CONFIG} has {key} = {json.dumps(values[key])}: {problem}."
+                f"encoder {origin!r}: its {CONFIG} has {key} = {json.dumps(values[key])}: "
+                f"{problem}."
             )
     for key in ("max_position_embeddings", "vocab_size"):
         count = values.get(key, 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise EncoderError(
-                f"encoder {place!r}: its {CONFIG} has {key} = {json.dumps(count)}, but a whole "
+                f"encoder {origin!r}: its {CONFIG} has {key} = {json.dumps(count)}, but a whole "
                 "number of at least 1 is needed. Copy the file again from where the weights are "
                 "from."
             )
@@ -123,18 +124,18 @@ def refuse_pointer(directory: Path, name: str) -> None:
         )
 
 
-def refuse_misfit(place: str, encoder: Any, info: Mapping[str, Any], *, pooler: bool) -> None:
+def refuse_misfit(origin: str, encoder: Any, info: Mapping[str, Any], *, pooler: bool) -> None:
     """Refuse weights that leave a part of the encoder random, or of which a part is left over.
 
     Args:
-        place: the directory, or the name on the hub.
+        origin: the directory, or the name on the hub.
         encoder: the BertModel that was loaded.
         info: `output_loading_info` of transformers.
         pooler: whether the pooler is needed.
     """
     for name, saved, wanted in sorted(info["mismatched_keys"], key=str):
         raise EncoderError(
-            f"encoder {place!r}: its weights have {name} of shape {list(saved)}, where {CONFIG} "
+            f"encoder {origin!r}: its weights have {name} of shape {list(saved)}, where {CONFIG} "
             f"asks for {list(wanted)}. One of the two files is another encoder's."
         )
     left = sorted(info["unexpected_keys"])
@@ -144,22 +145,22 @@ def refuse_misfit(place: str, encoder: Any, info: Mapping[str, Any], *, pooler: 
     if missing:
         total = len(encoder.state_dict())
         raise EncoderError(
-            f"encoder {place!r}: its weights lack {len(missing)} of {total} tensors, such as "
+            f"encoder {origin!r}: its weights lack {len(missing)} of {total} tensors, such as "
             f"{missing[0]}, which would be random. {_remedy(missing, left)}"
         )
     layers = {int(name.split("encoder.layer.")[1].split(".")[0]) for name in left if _layer(name)}
     count = encoder.config.num_hidden_layers
     if layers and max(layers) >= count:
         raise EncoderError(
-            f"encoder {place!r}: its weights have layers 0 to {max(layers)}, but its {CONFIG} has "
+            f"encoder {origin!r}: its weights have layers 0 to {max(layers)}, but its {CONFIG} has "
             f"num_hidden_layers = {count}. Correct it to {max(layers) + 1}; to train some of the "
             "layers, use --encoder-layers."
         )
     for name, weight in encoder.named_parameters():
         if not weight.isfinite().all():
             raise EncoderError(
-                f"encoder {place!r}: its weights are not finite (NaN or infinity in {name}), so no "
-                "step could be taken. Save or download them again."
+                f"encoder {origin!r}: its weights are not finite (NaN or infinity in {name}), so "
+                "no step could be taken. Save or download them again."
             )
 
 
@@ -184,11 +185,11 @@ def _remedy(missing: Sequence[str], left: Sequence[str]) -> str:
     return "Save the model again with save_pretrained, or download it again."
 
 
-def refuse_tokenizer(place: str, tokenizer: Any, rows: int | None) -> None:
+def refuse_tokenizer(origin: str, tokenizer: Any, rows: int | None) -> None:
     """Refuse a tokenizer that knows no words, frames no sentences, or has more tokens than `rows`.
 
     Args:
-        place: the directory, or the name on the hub.
+        origin: the directory, or the name on the hub.
         tokenizer: as transformers loads it.
         rows: rows of the word embedding; None: not known.
     """
@@ -196,23 +197,25 @@ def refuse_tokenizer(place: str, tokenizer: Any, rows: int | None) -> None:
     specials |= {name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep")}
     for name, number in specials.items():
         if number is None:
-            raise EncoderError(f"encoder {place!r}: its tokenizer has no [{name.upper()}]. {_COPY}")
+            raise EncoderError(
+                f"encoder {origin!r}: its tokenizer has no [{name.upper()}]. {_COPY}"
+            )
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) <= len(set(tokenizer.all_special_ids)):
         raise EncoderError(
-            f"encoder {place!r}: its tokenizer knows {len(vocabulary)} tokens and no word, so all "
+            f"encoder {origin!r}: its tokenizer knows {len(vocabulary)} tokens and no word, so all "
             f"text would be [UNK]. {_COPY}"
         )
     if rows is not None and (largest := max(vocabulary.values())) >= rows:
         raise EncoderError(
-            f"encoder {place!r}: its tokenizer has tokens up to number {largest}, but the word "
+            f"encoder {origin!r}: its tokenizer has tokens up to number {largest}, but the word "
             f"embedding has {rows} rows (vocab_size in {CONFIG}). Tokens were added to the one "
             "and not to the other: save the model after resize_token_embeddings, or copy the "
             "tokenizer that it was trained with."
         )
     if tokenizer("")["input_ids"] != [specials["cls"], specials["sep"]]:
         raise EncoderError(
-            f"encoder {place!r}: its tokenizer does not put a sentence between [CLS] and [SEP]. "
+            f"encoder {origin!r}: its tokenizer does not put a sentence between [CLS] and [SEP]. "
             f"{_COPY}"
         )
 

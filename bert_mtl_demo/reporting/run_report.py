@@ -56,7 +56,6 @@ def _windows(run: RunDirectory, config: Config) -> list[surgery.Line]:
         raise CheckpointError(f"{error}. {WITHOUT}") from None
     for number, line in enumerate(lines, start=1):
         check_tasks(run.conflicts, number, tasks_of(line), config.tasks)
-        line["method"] = cell(line["method"])
     return lines
 
 
@@ -80,7 +79,7 @@ def score_table(dev: Sequence[dict[str, Any]]) -> str:
         ]
         for row in dev
     ]
-    return table(["epoch", "step", *tasks, "mean", "leaderboard", ""], rows)
+    return table(["epoch", "step", *map(cell, tasks), "mean", "leaderboard", ""], rows)
 
 
 def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
@@ -133,7 +132,12 @@ def _conflicts(lines: Sequence[surgery.Line]) -> str:
         return "No window was logged."
     rows = [
         [
-            *(row["epoch"], f"{row['i']} <- {row['j']}", row["possible"], row["conflicts"]),
+            *(
+                row["epoch"],
+                f"{cell(row['i'])} <- {cell(row['j'])}",
+                row["possible"],
+                row["conflicts"],
+            ),
             "" if row["altered"] is None else row["altered"],
             "" if row["mean"] is None else f"{row['mean']:+.4f}",
         ]

@@ -125,6 +125,10 @@ class RunDirectory:
         ]
         write_json(self.data, {"sizes": sizes, "skipped": rows}, indent=1)
 
+    def data_digest(self) -> str | None:
+        """The SHA-256 of what `save_data` wrote; None if it is missing."""
+        return digest_of(self.data) if self.data.is_file() else None
+
     def load_data(self) -> dict[str, Any] | None:
         """What `save_data` wrote; None if it is missing or damaged."""
         try:
@@ -248,7 +252,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: is damaged and cannot be read ({error}). Restore it from a copy of this run."
+            f"{path}: is damaged and cannot be read ({error}). Restore it from a copy of this run, "
+            "or delete it and train on: a better epoch writes it again."
         ) from None
 
 

@@ -32,7 +32,7 @@ from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.pretraining.cache import cache_directory
 from bert_mtl_demo.printing import printable
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
-from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
+from bert_mtl_demo.training.checkpoint import RunDirectory, load_state, load_weights
 from bert_mtl_demo.training.claim import existing_directory, new_directory
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
 from bert_mtl_demo.training.features import with_features
@@ -175,10 +175,11 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     state = load_state(run.last)
     told = edited(saved, state.get("settings", {}), run.config)  # 0.1.0 kept none
     run.refuse_changed(state.get("files", {}))
-    told += check(run, state["logs"], config.tasks)
+    told += check(run, state["logs"], config.tasks) + _check_best(run, state)
     _announce(config, run, processes, told)
     splits, skipped = load_splits(config)
-    if processes.is_main and run.load_data() is None:
+    whole = run.data_digest() == state["data_file"] if "data_file" in state else run.load_data()
+    if processes.is_main and not whole:
         less = ", without the rows that stages skipped" if config.pretrain else ""
         print(f"warning: {run.data} is missing or damaged, and is written again{less}")
         run.save_data(splits, skipped)
@@ -191,6 +192,16 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
         model.load_state_dict(state["model"])
     sets = _with_features(config, model, sets, precision)
     return _Parts(config, run, model, sets, precision, state)
+
+
+def _check_best(run: RunDirectory, state: Mapping[str, Any]) -> list[str]:
+    """A sentence if the best weights so far are missing; damaged ones are refused."""
+    epoch = state["progress"]["best_epoch"]
+    if epoch and not run.best.exists():
+        return [f"{run.best} is missing: of epoch {epoch}, the best so far, there are no weights"]
+    if epoch:
+        load_weights(run.best)
+    return []
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class Trainer:
         self.progress = Progress()
         self.restored = False  # from a state, which may be that before the first step
         self.window = Window()
-        self.files = run.digests()
+        self.files, self.data_file = run.digests(), run.data_digest()
         self.data = {
             f"{part}/{name}": examples.fingerprint()
             for part, sets in (("train", train), ("dev", dev))
@@ -364,6 +364,7 @@ class Trainer:
             "data": self.data,
             "settings": kept(self.config),
             "files": self.files,
+            "data_file": self.data_file,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -69,6 +69,19 @@ class GradNorm(Method):
         ones = torch.ones(tasks, dtype=torch.float64, device="cpu")
         return {"weights": ones, "moments": adam.initial(tasks), "first": torch.zeros_like(ones)}
 
+    def check_state(self, state: State) -> None:
+        """Check that the weights are those of a step: not negative, with K as their sum."""
+        super().check_state(state)
+        weights = state.get("weights")
+        if weights is None:
+            return
+        total, count = weights.sum().item(), len(weights)
+        if (weights < 0).any() or abs(total - count) > 1e-6 * count:
+            raise ValueError(
+                f"the state 'weights' of {self!r} is not negative and sums to {count}, unlike "
+                f"{weights.tolist()}"
+            )
+
     def __call__(
         self, gram: Tensor, *, losses: Tensor, present: Tensor, scale: Tensor, state: State
     ) -> Verdict:

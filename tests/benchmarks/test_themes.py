@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 
 from benchmarks.__main__ import command, main
 from benchmarks.options import Options
+from benchmarks.peers.weightings import PAIRINGS
 from benchmarks.problems.multitask import problem
 from benchmarks.steps.step import EACH, FEATURES, JOIN, OWN, SHARED, SUM, TASK
 from benchmarks.steps.step import step as build_step
 from benchmarks.tables import tables
-from benchmarks.themes import THEMES, memory, scaling, step, surgery
+from benchmarks.themes import THEMES, memory, methods, scaling, step, surgery
+from gradsurgery import CAGrad
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -67,6 +70,25 @@ def test_the_command_says_how_it_was_measured_and_not_where_it_was_written() -> 
     options = Options(torch.device("cpu"), Path("/somewhere"), everything=True, threads=2)
     words = command(["surgery"], options, minutes=2.5)
     assert words == "python -m benchmarks surgery --device cpu --threads 2 --all --minutes 2.5"
+
+
+@pytest.mark.parametrize("name", PAIRINGS)
+def test_the_residual_of_a_method_is_that_of_its_condition(name: str) -> None:
+    """And not of any update: the mean's breaks it."""
+    pair = PAIRINGS[name]
+    assert methods.residual(pair) <= 1e-6
+    assert not methods.residual(replace(pair, ours=lambda: CAGrad(c=0.0))) <= 1e-6
+
+
+def test_methods_are_one_line_each() -> None:
+    theme = methods.Methods(Options(torch.device("cpu"), Path(), quick=True))
+    rows = [
+        {"method": "a", "tasks": 3, "residual": 1e-9, "length": 2.0},
+        {"method": "b", "tasks": 3},
+    ]
+    first = theme.tables(rows)[0]
+    assert [line[:2] for line in first.rows] == [["a", "1e-09"], ["b", ""]]
+    assert first.rows[0][-1] == "2.00"
 
 
 def test_memory_is_compared_process_by_process() -> None:

@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure  # noqa: F401  # what takes seconds to load is loaded once, here
 import torch
-import transformers  # noqa: F401  # loaded once, here; TensorBoard is loaded by every run
+import torch.utils.tensorboard
+import transformers  # noqa: F401
 
 from bert_mtl_demo import train
+from bert_mtl_demo.reporting import plots, run_report
 from bert_mtl_demo.training.checkpoint import load_state
 from tests.tiny_runs import CLOCK, SHAPE, VOCABULARY
 
 SETTINGS = (
     *("--device", "cpu", "--batch-size", "4", "--steps-per-epoch", "6", "--log-every", "1"),
     *("--max-length", "64", "--train-limit", "44", "--dev-limit", "24", "--lr", "1e-3"),
-    *("--checkpoint-every", "1", "--method", "gradvac", "--epochs", "3"),
+    *("--checkpoint-every", "1", "--method", "gradvac", "--epochs", "2"),
 )
 LOGS = ("metrics.jsonl", "conflicts.jsonl")
 
@@ -48,6 +51,12 @@ def small_encoder(path: Path) -> Path:
     BertModel(BertConfig(**shape)).save_pretrained(path)
     BertTokenizerFast.from_pretrained(path).save_pretrained(path)
     return path
+
+
+def leave_out_pictures() -> None:
+    """Reports without pictures in this process and those it starts: they take most of the time."""
+    plots.save = lambda figure, path: path
+    run_report.surgery.draw = lambda lines, directory: []
 
 
 def command(

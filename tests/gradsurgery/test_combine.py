@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gradsurgery import GradVac, LossWeighting, PCGrad, kernels, pipeline
+from gradsurgery import GradVac, LossWeighting, Method, PCGrad, Verdict, kernels, pipeline
+from gradsurgery.methods.base import State
 from tests.gradsurgery.problems import linear_losses, same, state_of, vectors, wrap
 from tests.methods import ALONE, METHODS, every_method, obeying
 
@@ -64,6 +66,31 @@ def test_a_task_absent_from_a_segment_is_absent_there_only() -> None:
     assert target[0, 0, 1] == pytest.approx(math.sqrt(0.5))
     assert target[0, 2].tolist() == target[0, :, 2].tolist() == [0, 0, 0]
     assert target[1, 0, 2] == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_methods_decide_without_autograd(joined: bool) -> None:
+    """Which would record every small operator, and take a quarter of their time."""
+
+    class Noting(Method):
+        recorded: ClassVar[list[bool]] = []
+
+        def __call__(self, gram: Tensor, state: State) -> Verdict:
+            self.recorded.append(torch.is_grad_enabled())
+            return Verdict(torch.ones(gram.shape[:-1], dtype=gram.dtype), None, state)
+
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = wrap([w], Noting(), tasks=("a", "b"))
+    losses = linear_losses([w], vectors((1, 0), (0, 1)))
+    if joined:
+        optimizer.join(losses).backward()
+    else:
+        for task, loss in zip("ab", losses, strict=True):
+            with optimizer.task(task):
+                loss.backward()
+        optimizer.combine()
+    assert Noting.recorded == [False]
+    assert torch.is_grad_enabled()
 
 
 def test_combining_nothing_is_refused() -> None:

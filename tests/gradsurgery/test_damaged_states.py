@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradsurgery import GradientSurgery
-from tests.gradsurgery.problems import TwoHeads, losses_of, same, train_heads
+from tests.gradsurgery.problems import TwoHeads, losses_of, train_heads
 from tests.methods import METHODS
 
 Path = tuple[Any, ...]
@@ -38,6 +38,8 @@ STATES: dict[str, tuple[str, dict[str, Any]]] = {
 
 #: How an error that names its cause is raised; a KeyError of somebody's dict is none.
 CLEAR = (ValueError, TypeError, RuntimeError)
+#: What torch raises for groups and states of the base that it cannot read.
+OF_TORCH = (*CLEAR, KeyError, AttributeError, IndexError)
 
 JUNK = [None, "damaged", -1, 7.0, math.nan, [], {}, [1.0, 2.0], b"\x00", torch.tensor(math.nan)]
 
@@ -47,15 +49,27 @@ def paths(value: Any, at: Path = ()) -> Iterator[Path]:
     if isinstance(value, dict | list | tuple):
         for key in value if isinstance(value, dict) else range(len(value)):
             yield (*at, key)
-            yield from paths(value[key], (*at, key))
+            if numbers(value[key]) is None:
+                yield from paths(value[key], (*at, key))
 
 
 def _reshaped(tensor: Tensor) -> Tensor:
     return torch.cat([tensor.reshape(-1), tensor.reshape(-1)])
 
 
+def numbers(value: Any) -> Tensor | None:
+    """A tensor, or a nested list of numbers, as a tensor; None for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        tensor = torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else None
+    except (TypeError, ValueError):
+        return None
+    return tensor if tensor is not None and tensor.numel() else None
+
+
 #: What becomes of a tensor: other shapes, ranges and dtypes.
-TENSORS: dict[str, Callable[[Tensor], Any]] = {
+TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "flattened": lambda t: t.reshape(-1),
     "twice as long": _reshaped,
     "empty": lambda t: t.new_zeros(0),
@@ -68,7 +82,6 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "1e300": lambda t: torch.full(t.shape, 1e300, dtype=torch.float64),
     "bool": lambda t: t.bool(),
     "complex": lambda t: t.to(torch.complex64),
-    "a list": lambda t: t.tolist(),
 }
 
 
@@ -82,13 +95,15 @@ def damages(draw: st.DrawFn, state: Any, places: list[Path]) -> tuple[Path, str,
         parent = parent[key]
     value = parent[place[-1]]
     kinds = ["missing", *map(repr, JUNK)]
-    if isinstance(value, Tensor):
+    tensor = numbers(value)
+    if tensor is not None:
         kinds += list(TENSORS) * 2
     kind = draw(st.sampled_from(kinds))
     if kind == "missing":
         del parent[place[-1]]
     elif kind in TENSORS:
-        parent[place[-1]] = TENSORS[kind](value)
+        worse = TENSORS[kind](tensor)
+        parent[place[-1]] = worse.tolist() if isinstance(value, list) else worse
     else:
         parent[place[-1]] = JUNK[[repr(junk) for junk in JUNK].index(kind)]
     return place, kind, damaged
@@ -107,13 +122,22 @@ def trained(name: str, steps: int = 3) -> tuple[TwoHeads, GradientSurgery]:
     return model, optimizer
 
 
-def refused(load: Callable[[Any], None], state: Any) -> bool:
+def refused(load: Callable[[Any], None], state: Any, errors: tuple[type[Exception], ...]) -> bool:
     """Whether ``load`` refuses the state, with an error that says why."""
     try:
         load(state)
-    except CLEAR as error:
+    except errors as error:
         return bool(str(error).strip())
     return False
+
+
+def plain(value: Any) -> Any:
+    """A state that compares equal to itself, also where numbers are NaN."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), str(value.tolist())
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else repr(value)
 
 
 def is_surgery(place: Path) -> bool:
@@ -125,11 +149,10 @@ def check_load(name: str, place: Path, kind: str, damaged: Any) -> None:
     model, optimizer = trained(name, steps=2)
     with optimizer.task("a"):
         losses_of(model)["a"].backward()
-    before = copy.deepcopy(optimizer.state_dict())
-    window = copy.deepcopy(optimizer.conflicts.state_dict())
-    if refused(optimizer.load_state_dict, damaged):
-        assert same(optimizer.state_dict(), before), "a refused state has changed the optimizer"
-        assert same(optimizer.conflicts.state_dict(), window)
+    before, window = plain(optimizer.state_dict()), plain(optimizer.conflicts.state_dict())
+    if refused(optimizer.load_state_dict, damaged, CLEAR if is_surgery(place) else OF_TORCH):
+        assert plain(optimizer.state_dict()) == before, "a refused state changed the optimizer"
+        assert plain(optimizer.conflicts.state_dict()) == window
         with pytest.raises(RuntimeError, match="captured gradients"):
             optimizer.step()  # what was captured is still there
         return
@@ -145,27 +168,29 @@ def check_load(name: str, place: Path, kind: str, damaged: Any) -> None:
     assert optimizer.conflicts.summary()["nonfinite"] == 0
     _, fresh = trained(name, steps=0)
     fresh.load_state_dict(optimizer.state_dict())
-    assert same(fresh.state_dict(), optimizer.state_dict())
+    assert plain(fresh.state_dict()) == plain(optimizer.state_dict())
 
 
 #: A damage is in one place: there is nothing to shrink.
-examples = settings(
-    max_examples=max(60, settings.default.max_examples // 10), phases=[Phase.generate]
-)
+examples = settings(max_examples=4 * settings.default.max_examples, phases=[Phase.generate])
 every_state = pytest.mark.parametrize("name", STATES)
-not_yet = pytest.mark.xfail(
-    reason="load_state_dict checks tasks and the number of segments, and drops captures first"
-)
 
 
-@not_yet
 @every_state
 @examples
 @given(data=st.data())
 def test_a_damaged_state_is_refused_whole_or_trains(name: str, data: st.DataObject) -> None:
     state = trained(name)[1].state_dict()
-    places = [place for place in paths(state) if is_surgery(place) or len(place) <= 2]
-    check_load(name, *data.draw(damages(state, places)))
+    check_load(name, *data.draw(damages(state, list(filter(is_surgery, paths(state))))))
+
+
+@pytest.mark.xfail(reason="torch refuses a state of its own half-way")
+@examples
+@given(data=st.data())
+def test_a_damaged_state_of_the_base_is_refused_whole(data: st.DataObject) -> None:
+    state = trained("gradvac")[1].state_dict()
+    places = [place for place in paths(state) if not is_surgery(place)]
+    check_load("gradvac", *data.draw(damages(state, places)))
 
 
 @every_state
@@ -174,19 +199,19 @@ def test_an_undamaged_state_loads(name: str) -> None:
     _, optimizer = trained(name)
     _, fresh = trained(name, steps=0)
     fresh.load_state_dict(optimizer.state_dict())
-    assert same(fresh.state_dict(), optimizer.state_dict())
+    assert plain(fresh.state_dict()) == plain(optimizer.state_dict())
 
 
-@pytest.mark.xfail(reason="ConflictStatistics.load_state_dict checks nothing")
+@pytest.mark.xfail(reason="infinite and complex counts are taken")
 @examples
 @given(data=st.data())
 def test_a_damaged_window_is_refused_whole_or_counts(data: st.DataObject) -> None:
     state = trained("gradvac")[1].conflicts.state_dict()
     model, optimizer = trained("gradvac", steps=1)
-    before = copy.deepcopy(optimizer.conflicts.state_dict())
+    before = plain(optimizer.conflicts.state_dict())
     _, _, damaged = data.draw(damages(state, list(paths(state))))
-    if refused(optimizer.conflicts.load_state_dict, damaged):
-        assert same(optimizer.conflicts.state_dict(), before)
+    if refused(optimizer.conflicts.load_state_dict, damaged, CLEAR):
+        assert plain(optimizer.conflicts.state_dict()) == before
         return
     train_heads(model, optimizer, range(2))
     summary = optimizer.conflicts.summary()

@@ -393,12 +393,13 @@ def test_tasks_with_no_parameter_in_common_are_told_once() -> None:
     optimizer.join([left.sum(), right.sum()]).backward()
 
 
-def test_sharing_that_pauses_is_not_told() -> None:
+def test_sharing_that_pauses_is_not_told_nor_is_the_plain_sum() -> None:
     w, head = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = wrap([w, head], tasks=TASKS)
     optimizer.join([w.sum(), -w.sum()]).backward()
     optimizer.join([w.sum(), head.sum()]).backward()
     optimizer.join({"a": w.sum()}).backward()
+    wrap([w, head], Sum(), tasks=TASKS).join([w.sum(), head.sum()]).backward()
 
 
 def test_a_copy_starts_without_a_step_under_way() -> None:
@@ -411,3 +412,17 @@ def test_a_copy_starts_without_a_step_under_way() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         twin.zero_grad()
+
+
+def test_an_adversarial_examples_gradients_may_be_cleared_inside_the_task() -> None:
+    model, optimizer = build()
+    for batch in range(3):
+        for task in TASKS:
+            with optimizer.task(task):
+                (1e3 * model.loss(task, batch + 10)).backward()
+                model.zero_grad()
+                model.loss(task, batch).backward()
+        optimizer.combine()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(weights(model), never_skipped([0, 1, 2]))

@@ -60,6 +60,7 @@ def test_schedulers_move_the_bases_rate_as_without_the_wrapper(schedule: Any) ->
         for seed in range(4):
             optimizer.join(losses_of(model, seed)).backward()
             target.step()
+            optimizer.zero_grad()
             scheduler.step()
             lrs.append(optimizer.base.param_groups[0]["lr"])
         rates.append(lrs)

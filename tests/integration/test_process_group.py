@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,25 @@ def dropped() -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
+def skipped() -> list[Tensor]:
+    """Batches that all ranks skip half-way, with an error or without, and clear by the model."""
+    model = fresh_model()
+    optimizer = wrapped(model, PCGrad(), process_group=dist.group.WORLD)
+    for step in range(6):
+        optimizer.join({t: loss_of(model, t, shards(0, t)[0]) for t in ("a", "b")}).backward()
+        if step < 5:
+            optimizer.zero_grad()
+        if step in (3, 4):  # when gradients go out early
+            with suppress(MemoryError):
+                for task in ("a", "b"):
+                    with optimizer.task(task):
+                        (1e3 * loss_of(model, task, shards(0, task)[0])).backward()
+                        if step == 3 and task == "b":
+                            raise MemoryError
+            model.zero_grad()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
 def dropped_by_all() -> list[Tensor]:
     """Steps that ranks with different tasks give up together."""
     model = fresh_model()
@@ -236,6 +255,7 @@ def scenarios() -> dict[str, ranks.Scenario]:
         "nothing": nothing_anywhere,
         "sparse": sparse,
         "dropped": dropped,
+        "skipped": skipped,
         "dropped by all": dropped_by_all,
     }
 
@@ -307,7 +327,7 @@ def test_sparse_gradients_are_refused(results: list[dict[str, Any]]) -> None:
     assert all("sparse=False" in outcomes["sparse"]["error"] for outcomes in results)
 
 
-@pytest.mark.parametrize("name", ["dropped", "dropped by all"])
+@pytest.mark.parametrize("name", ["dropped", "skipped", "dropped by all"])
 def test_what_was_dropped_is_gone(name: str, results: list[dict[str, Any]]) -> None:
     for outcomes in results:
         assert not isinstance(outcomes[name], dict), outcomes[name]

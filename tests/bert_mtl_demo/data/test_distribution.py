@@ -32,14 +32,14 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "labels", "found", "wanted"), OTHERS.values(), ids=list(OTHERS))
+@pytest.mark.parametrize(("name", "labels", "used", "wanted"), OTHERS.values(), ids=list(OTHERS))
 def test_labels_of_another_meaning_are_refused_with_both_meanings(
-    name: str, labels: list[float], found: str, wanted: str
+    name: str, labels: list[float], used: str, wanted: str
 ) -> None:
     task = TASKS[name]
     with pytest.raises(DataError) as caught:
         refuse_other_labels("some.csv", labelled(task, 1200 * labels))
-    for part in ("some.csv: ", found, wanted, f"task {name!r}", "--task NAME=KIND:FILE"):
+    for part in ("some.csv: ", used, wanted, f"task {name!r}", "--task NAME=KIND:FILE"):
         assert part in str(caught.value)
     refuse_other_labels("some.csv", labelled(task, 4 * labels))  # a few may be so by chance
 

@@ -212,7 +212,7 @@ def test_damage_to_the_sentences_costs_rows_and_never_a_label(
     for text, label in zip(examples.first, examples.labels, strict=True):
         named = re.findall(r"has (\d) \.", text)
         assert len(named) <= 1, "one row took in another"
-        assert all(int(said) == label for said in named)
+        assert all(int(number) == label for number in named)
 
 
 @pytest.mark.parametrize("mark", [b'"', b"\t", b"\n", b"\0", b"\xff", b"\r"])

@@ -21,10 +21,12 @@ from bert_mtl_demo import train
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import DivergedError
 from bert_mtl_demo.model.multitask import MultitaskModel
-from bert_mtl_demo.training import checkpoint, logs
+from bert_mtl_demo.store import writing
+from bert_mtl_demo.training import trainer
 from bert_mtl_demo.training.processes import Processes, joined
 from bert_mtl_demo.training.run import continue_run, start_run
 from bert_mtl_demo.training.trainer import Trainer
+from gradsurgery import ConflictLog
 
 SMALL: dict[str, Any] = {
     "device": "cpu",
@@ -137,20 +139,21 @@ def main(place: Path, encoder: str) -> None:
         }
         seen["pretrained"] = pretrained(encoder, place, processes)
         for part in ("checkpoint", "log"):
-            with full_disk(part, processes):
+            with full_disk(part, place, processes):
                 seen[f"full {part}"] = said(flags({**fresh, "output": place / f"full {part}"}))
     (place / f"{processes.rank}.json").write_text(json.dumps(seen))
 
 
 @contextlib.contextmanager
-def full_disk(part: str, processes: Processes) -> Iterator[None]:
+def full_disk(part: str, place: Path, processes: Processes) -> Iterator[None]:
     """The second write of a checkpoint, or of a line of the log, finds the disk full."""
-    owner, name = (checkpoint.torch, "save") if part == "checkpoint" else (logs.json, "dumps")
+    owner, name = (trainer, "save_state") if part == "checkpoint" else (ConflictLog, "write")
     plain, count = getattr(owner, name), iter(range(1, 1000))
 
     def write(*args: Any, **keywords: Any) -> Any:
         if next(count) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            with writing(place / "file"):
+                raise OSError(errno.ENOSPC, "No space left on device")
         return plain(*args, **keywords)
 
     if processes.is_main:

@@ -104,6 +104,10 @@ EDITED = [
     (lambda run: (run / "encoder/tokenizer.json").write_text("{"), "tokenizer.json: is damaged"),
 ]
 LOGS = [
+    (
+        lambda run: flip(run / "best.safetensors", random.Random(1), 9000),
+        r"best\.safetensors: is d",
+    ),
     (replace("metrics.jsonl", '"step": 2', '"step": 3'), r"metrics\.jsonl: is damaged: its CRC"),
     (replace("conflicts.jsonl", '"step": 2', '"step": 3'), r"conflicts\.jsonl: is damaged"),
 ]
@@ -145,7 +149,15 @@ def test_a_lost_log_is_told_and_the_report_copes(
     assert "| leaderboard |" in write_report(run)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"sizes": {"sst": 3}, "skipped": []}'])
+def test_lost_weights_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "best.safetensors").unlink()
+    assert continue_run(run, {}).done
+    assert "best.safetensors is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", '{"sizes": {"sst": {"train": 3, "dev": 3}}, "skipped": []}']
+)
 def test_lost_sizes_of_the_data_are_written_again(
     run: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,11 @@ from bert_mtl_demo.training.features import with_features
 from bert_mtl_demo.training.run import continue_run, start_run
 from tests.bert_mtl_demo.training.test_resume import LOGS, assert_same_state
 
+# A frozen encoder leaves the tasks nothing in common, which the run says at its start as well.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:no parameter has gradients of two tasks:gradsurgery.SurgeryWarning"
+)
+
 FROZEN: dict[str, Any] = {"freeze_encoder": True, "sts_head": "concat"}
 
 

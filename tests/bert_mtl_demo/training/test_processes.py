@@ -29,7 +29,7 @@ from bert_mtl_demo.training.processes import ALONE, Processes, from_environment
 from bert_mtl_demo.training.run import continue_run, start_run
 from tests.bert_mtl_demo.training.ranks import small, still
 
-CLOCK = {"seconds", "steps_per_second", "data_seconds", "peak_memory"}
+CLOCK = {"seconds", "steps_per_second", "data_seconds", "peak_memory", "run", "crc32"}
 LOGS = ("metrics.jsonl", "conflicts.jsonl")
 
 

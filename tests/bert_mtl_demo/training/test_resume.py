@@ -262,6 +262,29 @@ def test_ctrl_c_leaves_a_run_that_resumes(tiny_encoder, tmp_path):
     assert continue_run(run, {"max_steps": step + 1}).done
 
 
+NOTHING_DRAWN = """
+import random, sys
+from bert_mtl_demo.config import Config
+from bert_mtl_demo.training.checkpoint import load_state
+from bert_mtl_demo.training.run import start_run
+few = {"max_length": 64, "train_limit": 8, "dev_limit": 8, "device": "cpu", "max_steps": 1}
+run = start_run(Config(encoder=sys.argv[1], output=sys.argv[2], **few)).path
+random.seed(0)
+assert load_state(run / "last.pt")["random"]["python"] == random.getstate()
+"""
+
+
+def test_nothing_that_a_run_imports_late_draws(tiny_encoder, tmp_path):
+    """A resumed run imports it again, and would draw twice."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOTHING_DRAWN, tiny_encoder, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("batching", ["sequential", "annealed"])
 def test_a_plan_over_all_epochs_cannot_get_more_of_them(batching, tmp_path):
     saved = Config(batching=batching, method="sum", epochs=2)

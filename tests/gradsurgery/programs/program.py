@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from gradsurgery import LossWeighting
+from tests.gradsurgery.programs.rules import RULES
 from tests.methods import METHODS
 
 TASKS = ("a", "b", "c", "d")
@@ -23,8 +24,8 @@ DTYPES = ("float64", "float32", "bfloat16")
 GROUPINGS = ("model", "layer", "tensor", "by digit")
 SHAPES = ((), (3,), (7,), (4, 3), (2, 5), (2, 2, 3))
 #: The methods; those of the losses alone are few and have a backward of their own.
-OF_LOSSES = [name for name, row in METHODS.items() if isinstance(row.make(0), LossWeighting)]
-OF_GRADIENTS = [name for name in METHODS if name not in OF_LOSSES]
+OF_LOSSES = [name for name in RULES if isinstance(METHODS[name].make(0), LossWeighting)]
+OF_GRADIENTS = [name for name in RULES if name not in OF_LOSSES]
 #: Rows and columns of an embedding.
 TABLE = (6, 2)
 
@@ -320,8 +321,7 @@ def care(draw: st.DrawFn, setup: Setup, number: int) -> Call:
     return {
         "reload": Reload(draw(st.booleans())),
         "copy": Copy(draw(st.sampled_from(["deepcopy", "pickle"]))),
-        # Not to the first base: a checkpoint does not know segments by name, see test_programs.
-        "group": AddGroup(grown),
+        "group": AddGroup(grown, draw(st.booleans())),
         "reset": Reset(),
     }[choice]
 

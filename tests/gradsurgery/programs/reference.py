@@ -218,8 +218,7 @@ class Reference:
     def task(self, call: Task) -> None:
         batch = call.batch
         if call.fails:
-            for known in (self.captures, self.losses, self.factors):
-                known.pop(batch.task, None)
+            self.forget()
             raise RefusedError(ZeroDivisionError)
         self._capture(batch, 1.0)
         if call.told:

@@ -117,8 +117,8 @@ class Rule:
     def commit(self, after: object) -> None:
         """Keep the state that :meth:`decide` returned."""
 
-    def adopt(self, name: str, kept: dict[str, Array], index: int) -> None:
-        """Compare with, and go on from, what the library's checkpoint holds for a segment."""
+    def adopt(self, name: str, target: Array) -> None:
+        """Compare with, and go on from, a segment's targets in the library's checkpoint."""
 
 
 class Plain(Rule):
@@ -171,14 +171,11 @@ class Vaccine(Rule):
         self.state |= {name: target for name, (target, _) in after.items()}
         self.unsure = {name: doubt for name, (_, doubt) in after.items()}
 
-    def adopt(self, name: str, kept: dict[str, Array], index: int) -> None:
-        due = self.target(name, kept["target"].shape[-1])
-        allowed = 1e-5 + self.unsure.get(name, 0.0)
-        wrong = np.abs(kept["target"][index] - due) > allowed
-        assert not wrong.any(), (
-            f"targets of segment {name!r} are {kept['target'][index].tolist()}, not {due.tolist()}"
-        )
-        self.state[name] = kept["target"][index]
+    def adopt(self, name: str, target: Array) -> None:
+        due = self.target(name, len(target))
+        wrong = np.abs(target - due) > 1e-5 + self.unsure.get(name, 0.0)
+        assert not wrong.any(), f"the targets of {name!r} are {target.tolist()}, not {due.tolist()}"
+        self.state[name] = target
 
 
 def _answered(segment: Segment, answer: oracles.Answer, facts: Facts) -> Decision:
@@ -549,8 +546,8 @@ class Smoothed(Rule):
             for name in lost:
                 self.rule.unsure[name] = np.full((), 2.0)
 
-    def adopt(self, name: str, kept: dict[str, Array], index: int) -> None:
-        self.rule.adopt(name, kept, index)
+    def adopt(self, name: str, target: Array) -> None:
+        self.rule.adopt(name, target)
 
 
 RULES: dict[str, Callable[[], Rule]] = {
