@@ -10,10 +10,10 @@ cleared before the next ones are added to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor, zeros_like
+from torch import Tensor, full_like
 
 from gradsurgery._warnings import warn
 from gradsurgery.distributed.sharded import is_sharded, shard_of
@@ -43,7 +43,8 @@ class _Seen(NamedTuple):
             return not self.is_there()
         if self.grad.is_sparse or is_sharded(self.grad):  # the ranks are to agree
             return False
-        return not self.grad.any()  # a device waits, in the step after a zero_() only
+        # A device waits, in the step after a write only. zero_() leaves no sign, a factor does.
+        return not (self.grad.any() or self.grad.signbit().any())
 
 
 class Lifecycle:
@@ -53,7 +54,7 @@ class Lifecycle:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> lifecycle = Lifecycle()
-        >>> lifecycle.captured("a", [w])
+        >>> lifecycle.captured("a", {w: torch.ones(2)})
         >>> lifecycle.skipped()
         False
         >>> w.grad = None  # what zero_grad() of the model or the base does
@@ -74,16 +75,21 @@ class Lifecycle:
 
     # ------------------------------------------------------------------ while gradients wait
 
-    def captured(self, task: str, reached: Collection[Tensor]) -> None:
-        """Take note of a capture of ``task``, which ``reached`` these parameters."""
+    def captured(self, task: str, reached: Mapping[Tensor, Tensor]) -> None:
+        """Take note of a capture of ``task``: the parameters that it ``reached``, and gradients."""
         self._dropped.pop(task, None)
         if self._waiting is not None or not reached:
             return
         smallest = self._smallest
         if smallest is None or smallest not in reached:
-            smallest = self._smallest = min(reached, key=lambda parameter: parameter.numel())
+            # A sparse gradient that is added to a dense one would not be sparse any longer.
+            dense = [parameter for parameter, grad in reached.items() if not grad.is_sparse]
+            smallest = self._smallest = min(dense, key=lambda p: p.numel(), default=None)
+        if smallest is None:
+            return
         if smallest.grad is None:
-            smallest.grad = zeros_like(smallest, requires_grad=False)
+            # Of negative zeros: they add nothing, and stay negative when they are scaled.
+            smallest.grad = full_like(smallest, -0.0, requires_grad=False)
             self._marker = _Seen.of(smallest)
         self._waiting = _Seen.of(smallest)
 

@@ -275,7 +275,7 @@ class Pipeline:
         for name, loss in losses.items():
             self._losses.add(name, loss)
             self.processes.begin(name, parameters)
-            self.lifecycle.captured(name, ())  # by the one backward pass that stands for all
+            self.lifecycle.captured(name, {})  # by the one backward pass that stands for all
         return self._losses.decide(self.segments()[1], parameters[0].device, apart=False)
 
     @contextmanager

@@ -426,3 +426,29 @@ def test_an_adversarial_examples_gradients_may_be_cleared_inside_the_task() -> N
         optimizer.step()
         optimizer.zero_grad()
     assert torch.equal(weights(model), never_skipped([0, 1, 2]))
+
+
+def test_a_factor_on_the_gradients_between_tasks_is_no_clearing() -> None:
+    """Clipping in the wrong place scales zeros; what was captured stays."""
+    model, optimizer = build()
+    _, expected = plain = build()
+    by_task(*plain, 0)
+    for task in TASKS:
+        with optimizer.task(task):
+            model.loss(task, 0).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    optimizer.combine()
+    optimizer.step()
+    assert torch.equal(weights(model), weights(plain[0]))
+    assert optimizer.conflicts.summary() == expected.conflicts.summary()
+
+
+def test_sparse_gradients_stay_sparse() -> None:
+    table = nn.Embedding(5, 2, sparse=True)
+    optimizer = GradientSurgery(torch.optim.SGD(table.parameters(), lr=1.0), Sum(), tasks=TASKS)
+    for index, task in enumerate(TASKS):
+        with optimizer.task(task):
+            table(torch.tensor([index])).sum().backward()
+        assert table.weight.grad is None
+    optimizer.combine()
+    assert table.weight.grad.is_sparse
