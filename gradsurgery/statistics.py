@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradsurgery._warnings import warn
 from gradsurgery.evidence import BATCH, Evidence, sentence
 from gradsurgery.methods import Verdict
 from gradsurgery.summary import PairCounts, PairSummary, Summary, pair_names
@@ -55,9 +56,12 @@ _SCALAR = ("steps", "unmeasured", "nonfinite", "changed", "change", "most")
 #: The sums for evidence, ``[1 + S, N, K, K]``, the whole model first: of the open batch (its
 #: cosines, their number), and over all batches closed (the six of :class:`Evidence`).
 _BATCHED = {"open": 2, "closed": 6}
-#: The sums that older versions did not have; that may be NaN; and that may be negative.
+#: The sums that older versions did not have; that may be NaN; that may be infinite; that may be
+#: negative; and that no pair exceeds its possible steps in.
 _LATER = ("unmeasured", "open", "closed")
 _UNDEFINED = {"altered", "active_altered", "target"}
+_OPEN = {"lowest", "highest"}
+_UP_TO_POSSIBLE = {"conflicts", "altered", "cosine"}
 _SIGNED = {"cosine", "lowest", "highest", "target", "weight", "open", "closed"}
 
 
@@ -253,6 +257,13 @@ class ConflictStatistics:
         """Make sums for these segments on the device; what was added up so far is kept."""
         sums = _initial(len(segments), len(self.tasks), device)
         # By name: a window that was loaded may have had them in another sequence.
+        unknown = [name for name in self.segments if name not in segments]
+        if unknown:
+            warn(
+                f"the statistics that were loaded are of segments {', '.join(unknown[:3])}, which "
+                "this optimizer does not have: they begin anew"
+            )
+            self.segments, self._sums = [], {}
         rows = [list(segments).index(name) for name in self.segments]
         for name, value in self._sums.items():
             if name in _PAIRWISE:
@@ -408,11 +419,25 @@ def _checked_sums(sums: dict[str, Any], segments: int, tasks: int) -> dict[str, 
                 f"the window's sum {name!r} has shape {list(value.shape)}, and {tasks} tasks and "
                 f"{segments} segments have {list(start.shape)}"
             )
-        if (name not in _UNDEFINED and value.isnan().any()) or (
-            name not in _SIGNED and (value < 0).any()
-        ):
+        if value.is_complex() or _impossible(name, value, sums):
             raise ValueError(f"the window's sum {name!r} cannot be {value.flatten().tolist()[:8]}")
     return {name: value.to(device, torch.float64, copy=True) for name, value in sums.items()}
+
+
+def _impossible(name: str, value: Tensor, sums: Mapping[str, Tensor]) -> bool:
+    """Whether no steps add up to this ``value`` of one of the ``sums``."""
+    bad = value.isnan() & (name not in _UNDEFINED)
+    bad |= value.isinf() & (name not in _OPEN)
+    bad |= (value < 0) & (name not in _SIGNED)
+    # A cosine counts for a step at most, and a batch for the square of its steps.
+    most = {
+        **dict.fromkeys(_UP_TO_POSSIBLE, sums["possible"]),
+        "open": torch.full_like(sums["steps"], BATCH),
+        "closed": BATCH * sums["steps"],
+    }
+    if name in most:
+        bad |= value.abs() > most[name] * (1 + 1e-6)
+    return bool(bad.any())
 
 
 def _check_number(name: str, value: object, below: float) -> None:

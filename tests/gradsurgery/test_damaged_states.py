@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradsurgery import GradientSurgery
+from gradsurgery import GradientSurgery, SurgeryWarning
 from tests.gradsurgery.problems import TwoHeads, losses_of, train_heads
 from tests.methods import METHODS
 
@@ -176,29 +177,12 @@ examples = settings(max_examples=4 * settings.default.max_examples, phases=[Phas
 every_state = pytest.mark.parametrize("name", STATES)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="GradNorm loads weights of any size"))
-        if name == "gradnorm"
-        else name
-        for name in STATES
-    ],
-)
+@every_state
 @examples
 @given(data=st.data())
 def test_a_damaged_state_is_refused_whole_or_trains(name: str, data: st.DataObject) -> None:
     state = trained(name)[1].state_dict()
     check_load(name, *data.draw(damages(state, list(filter(is_surgery, paths(state))))))
-
-
-@pytest.mark.xfail(reason="torch refuses a state of its own half-way")
-@examples
-@given(data=st.data())
-def test_a_damaged_state_of_the_base_is_refused_whole(data: st.DataObject) -> None:
-    state = trained("gradvac")[1].state_dict()
-    places = [place for place in paths(state) if not is_surgery(place)]
-    check_load("gradvac", *data.draw(damages(state, places)))
 
 
 @every_state
@@ -210,7 +194,6 @@ def test_an_undamaged_state_loads(name: str) -> None:
     assert plain(fresh.state_dict()) == plain(optimizer.state_dict())
 
 
-@pytest.mark.xfail(reason="infinite and complex counts are taken")
 @examples
 @given(data=st.data())
 def test_a_damaged_window_is_refused_whole_or_counts(data: st.DataObject) -> None:
@@ -221,7 +204,9 @@ def test_a_damaged_window_is_refused_whole_or_counts(data: st.DataObject) -> Non
     if refused(optimizer.conflicts.load_state_dict, damaged, CLEAR):
         assert plain(optimizer.conflicts.state_dict()) == before
         return
-    train_heads(model, optimizer, range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SurgeryWarning)  # of segments with other names
+        train_heads(model, optimizer, range(2))
     summary = optimizer.conflicts.summary()
     json.dumps(summary, allow_nan=False)
     for pair in summary["pairs"]:
