@@ -57,10 +57,11 @@ _SCALAR = ("steps", "unmeasured", "nonfinite", "changed", "change", "most")
 #: cosines, their number), and over all batches closed (the six of :class:`Evidence`).
 _BATCHED = {"open": 2, "closed": 6}
 #: The sums that older versions did not have; that may be NaN; that may be infinite; that may be
-#: negative; and that no pair exceeds its possible steps in.
+#: negative; and those that all steps, or a pair's possible ones, are the most for.
 _LATER = ("unmeasured", "open", "closed")
 _UNDEFINED = {"altered", "active_altered", "target"}
 _OPEN = {"lowest", "highest"}
+_UP_TO_STEPS = {"possible", "active", "present", "weighted", "changed", "nonfinite", "unmeasured"}
 _UP_TO_POSSIBLE = {"conflicts", "altered", "cosine"}
 _SIGNED = {"cosine", "lowest", "highest", "target", "weight", "open", "closed"}
 
@@ -427,10 +428,14 @@ def _checked_sums(sums: dict[str, Any], segments: int, tasks: int) -> dict[str, 
 def _impossible(name: str, value: Tensor, sums: Mapping[str, Tensor]) -> bool:
     """Whether no steps add up to this ``value`` of one of the ``sums``."""
     bad = value.isnan() & (name not in _UNDEFINED)
-    bad |= value.isinf() & (name not in _OPEN)
+    if name in _OPEN:  # where a pair never met they are what they started from
+        met = sums["possible"] > 0
+        return not bool(torch.where(met, value.abs() <= 1 + 1e-6, value.isinf()).all())
+    bad |= value.isinf()
     bad |= (value < 0) & (name not in _SIGNED)
     # A cosine counts for a step at most, and a batch for the square of its steps.
     most = {
+        **dict.fromkeys(_UP_TO_STEPS, sums["steps"]),
         **dict.fromkeys(_UP_TO_POSSIBLE, sums["possible"]),
         "open": torch.full_like(sums["steps"], BATCH),
         "closed": BATCH * sums["steps"],
