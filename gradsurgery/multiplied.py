@@ -7,13 +7,16 @@ gradient: both are right with one backward of the sum, and not with one for each
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
 
 from gradsurgery._warnings import warn
 from gradsurgery.autograd_graph import edge_of, edges_below
+
+#: Nodes that add terms, or scale what they add.
+_SUMS = {"AddBackward0", "SubBackward0", "DivBackward0", "SumBackward0", "StackBackward0"}
 
 
 def warn_of_multiplied(losses: Collection[Tensor]) -> None:
@@ -39,13 +42,27 @@ def warn_of_multiplied(losses: Collection[Tensor]) -> None:
                 f"go through it: it counts {count} times. Have the layer return its loss instead, "
                 "and make it a task, or add it to one task's"
             )
-    if any(_multiplies_by_zero(node) for node in passes):
+    if any(_multiplies_by_zero(node) for loss in losses for node in _terms(loss)):
         warn(
             "a term of a loss is multiplied by the number 0. If it is there for DDP to find all "
             "parameters in use (0 * p.sum()), leave it out: its gradients of zero make heads count "
             "as shared, in cosines and weights. DDP(find_unused_parameters=True) and "
             "process_group= need no such term"
         )
+
+
+def _terms(loss: Tensor) -> Iterator[Any]:
+    """The nodes of the terms that a loss is the sum of.
+
+    No others: looking at what a node saved computes a checkpointed block once more.
+    """
+    nodes = [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node.name() in _SUMS:
+            nodes += [below for below, _ in node.next_functions]
+        elif node is not None:
+            yield node
 
 
 def _multiplies_by_zero(node: Any) -> bool:

@@ -59,7 +59,7 @@ def decisive(config: Config) -> dict[str, Any]:
         for name, value in kept(config).items()
         if name in fixed or name not in EXTENDABLE
     }
-    tasks = written(_at(task, "") for task in config.task)
+    tasks = written(_at(task, "{split}") for task in config.task)  # wherever it lies
     return {**values, "task": tasks} if tasks else values
 
 

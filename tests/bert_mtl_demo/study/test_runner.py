@@ -252,7 +252,7 @@ def test_a_damaged_result_is_named_before_anything_runs(command, tmp_path: Path,
 def test_a_page_of_some_rows_says_so(command, tmp_path: Path):
     assert main(command("optimusbert", "--rows", "multitask finetune", "--page-only")) == 0
     page = (tmp_path / "study" / "optimusbert.md").read_text(encoding="utf-8")
-    assert "Only 1 of the report's 19 rows were asked for." in page.split("## Scores")[0]
+    assert "Only 1 of the report's 20 rows were asked for." in page.split("## Scores")[0]
     assert str(tmp_path / "study") not in page
 
 

@@ -264,4 +264,4 @@ def test_names_are_text_on_the_page_and_on_the_terminal(
     page = (run / "report.md").read_text("utf-8")
     for part in ("\x1b", "<img", "| a|b", "!["):
         assert part not in page.partition("## Pictures")[0], part
-    assert r"a\|b&lt;img src=x&gt;\\x1b\[2J!\[x](y)" in page
+    assert r"a\|b&lt;img src=x&gt;\x1b\[2J!\[x](y)" in page
