@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bert_mtl_demo.errors import CheckpointError, ConfigError
 from bert_mtl_demo.store import read_json, write_json
@@ -66,7 +67,18 @@ class Collected:
 
 
 def write_collected(path: Path, collected: Collected) -> Path:
-    """Write the runs as one file, without sentences and directories; `path` ends in `COLLECTED`."""
+    """Write the runs as one file, without sentences and directories; `path` ends in `COLLECTED`.
+
+    Answers of a regression keep five decimals, and the labels, which all runs of a dev set have in
+    common, stand in it once.
+    """
+    runs = {key: _anonymous(run).to_dict() for key, run in sorted(collected.runs.items())}
+    labels: list[Any] = []
+    for run in runs.values():
+        for evaluation in run["evaluation"].values():
+            if evaluation["truth"] not in labels:
+                labels.append(evaluation["truth"])
+            evaluation["truth"] = labels.index(evaluation["truth"])
     content = {
         "budget": dict(collected.budget),
         "rows": {
@@ -76,7 +88,8 @@ def write_collected(path: Path, collected: Collected) -> Path:
         },
         "shared": dict(collected.shared),
         "coinciding": sorted(sorted(pair) for pair in collected.coinciding),
-        "runs": {key: _anonymous(run).to_dict() for key, run in sorted(collected.runs.items())},
+        "labels": labels,
+        "runs": runs,
     }
     return write_json(path, content)
 
@@ -89,6 +102,9 @@ def read_collected(path: Path) -> Collected:
     """
     content = read_json(path, remedy="write it again with --page-only")
     try:
+        for run in content["runs"].values():
+            for evaluation in run["evaluation"].values():
+                evaluation["truth"] = content["labels"][evaluation["truth"]]
         return Collected(
             {key: Result.from_dict(values) for key, values in content["runs"].items()},
             {
@@ -99,7 +115,7 @@ def read_collected(path: Path) -> Collected:
             [frozenset(pair) for pair in content["coinciding"]],
             content["budget"],
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: holds no results of a study ({type(error).__name__}); delete it and write "
             "it again with --page-only"
@@ -130,5 +146,8 @@ def _anonymous(result: Result) -> Result:
     return replace(
         result,
         settings={name: value for name, value in result.settings.items() if name not in local},
-        evaluation={task: replace(e, mistakes=()) for task, e in result.evaluation.items()},
+        evaluation={
+            task: replace(e, mistakes=(), found=tuple(round(answer, 5) for answer in e.found))
+            for task, e in result.evaluation.items()
+        },
     )
