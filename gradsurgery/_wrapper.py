@@ -70,8 +70,8 @@ class OptimizerWrapper(Optimizer):
             if _holders[base] is not self._identity:
                 raise RuntimeError(
                     f"this {type(base).__name__} was wrapped a second time, and the later wrapper "
-                    "has taken over: used in turn, the two would overwrite each other's visiting "
-                    "order and method state, which live in the base's parameter groups. Wrap it "
+                    "has taken over: used in turn, each would have a visiting order and state "
+                    "of its own, of which the base's checkpoint has the later one's only. Wrap it "
                     "once, with the tasks of all phases (a task that does not run in a step is "
                     "absent from it), or have the later wrapper replace this one"
                 )
