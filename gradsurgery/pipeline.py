@@ -287,13 +287,11 @@ class Pipeline:
     def _decide(self, measured: Measured, segments: Sequence[str], active: Tensor) -> Tensor:
         """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
         gram, finite = measured.gram, measured.finite
-        plain = torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
         # A mean over steps would mix the factors of all of them.
         lost = measured.factor != 1 and isinstance(self._method, Smoothed)
         if not measured.resident and (not finite or lost):
             self.processes.compare(active, gram)
-            self.conflicts.skip()
-            return plain
+            return self._skipped(gram)
         scale = self._step_scale(gram.device) if self._needs_scale() else None
         facts, rng = self._facts(measured, scale)
         before = self.state.of_method(segments, gram.device)
@@ -301,8 +299,7 @@ class Pipeline:
         self.processes.compare(active, gram, facts.get("order"), verdict.weights)
         decided = verdict.weights.isfinite().all()
         if not measured.resident and not decided:
-            self.conflicts.skip()
-            return plain
+            return self._skipped(gram)
         measured = measured._replace(finite=finite & decided)
         verdict = measured.if_finite(verdict, before)
         self.state.keep(rng, verdict.state)
@@ -310,6 +307,11 @@ class Pipeline:
             gram, verdict, segments, active, measured.finite, factor=measured.factor
         )
         return verdict.weights
+
+    def _skipped(self, gram: Tensor) -> Tensor:
+        """Count a step that is not finite; return the weights of its plain sum, ``[S, K]``."""
+        self.conflicts.skip()
+        return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
 
     def _verdict(
         self, measured: Measured, state: State, facts: dict[str, Tensor], scale: Tensor | None

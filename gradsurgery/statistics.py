@@ -56,14 +56,14 @@ _SCALAR = ("steps", "unmeasured", "nonfinite", "changed", "change", "most")
 #: The sums for evidence, ``[1 + S, N, K, K]``, the whole model first: of the open batch (its
 #: cosines, their number), and over all batches closed (the six of :class:`Evidence`).
 _BATCHED = {"open": 2, "closed": 6}
-#: The sums that older versions did not have; that may be NaN; that may be infinite; that may be
-#: negative; and those that all steps, or a pair's possible ones, are the most for.
+#: The sums that older versions did not have; that may be NaN; that may be negative; that may be
+#: infinite; and those that all steps, or a pair's possible ones, are the most for.
 _LATER = ("unmeasured", "open", "closed")
 _UNDEFINED = {"altered", "active_altered", "target"}
+_SIGNED = {"cosine", "lowest", "highest", "target", "weight", "open", "closed"}
 _OPEN = {"lowest", "highest"}
 _UP_TO_STEPS = {"possible", "active", "present", "weighted", "changed", "nonfinite", "unmeasured"}
 _UP_TO_POSSIBLE = {"conflicts", "altered", "cosine"}
-_SIGNED = {"cosine", "lowest", "highest", "target", "weight", "open", "closed"}
 
 
 class ConflictStatistics:

@@ -149,10 +149,9 @@ def load_encoder(source: Source, *, pooler: bool | None, layers: Sequence[int] =
         ) from None
     # All of them: a config or a file can be wrong in ways that raise errors of a dozen families.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise EncoderError(
-            f"encoder {source.place!r}: its weights cannot be loaded ({reason}). Save or download "
-            "it again, or name another one with --encoder."
+            f"encoder {source.place!r}: its weights cannot be loaded ({_in_a_line(error)}). Save "
+            "or download it again, or name another one with --encoder."
         ) from None
     if pooler is None and any(name.startswith("pooler.") for name in info["missing_keys"]):
         encoder.pooler = None
@@ -211,9 +210,8 @@ def load_tokenizer(source: Source) -> Any:
         raise
     # All of them: the tokenizers library raises bare Exceptions.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise EncoderError(
-            f"encoder {source.place!r}: its tokenizer cannot be loaded ({reason}). Copy "
+            f"encoder {source.place!r}: its tokenizer cannot be loaded ({_in_a_line(error)}). Copy "
             "tokenizer.json and tokenizer_config.json again from the encoder that it was trained "
             "from."
         ) from None
@@ -233,9 +231,9 @@ def blank_encoder(directory: Path, *, pooler: bool) -> Any:
         return BertModel(config, add_pooling_layer=pooler)
     # All of them, as in `load_encoder`.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise EncoderError(
-            f"encoder {str(directory)!r}: its config.json describes no encoder ({reason})."
+            f"encoder {str(directory)!r}: its config.json describes no encoder "
+            f"({_in_a_line(error)})."
         ) from None
 
 
@@ -276,3 +274,8 @@ def _on_hub(name: str) -> Source:
     return Source(
         name, local=False, positions=config.max_position_embeddings, vocabulary=config.vocab_size
     )
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error of any library, in a line and not too long."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -47,7 +47,8 @@ class LoadedRun:
         encoded = encode(examples, examples.task, self.tokenizer, length, pairs)
         if cached and self.config.cache_features:
             cache = cache_directory(self.config.cache)
-            encoded = with_features(self.model, encoded, self.precision, cache)
+            name = examples.task.name
+            encoded = with_features(self.model, {name: encoded}, self.precision, cache)[name]
         return answer(self.model, encoded, self.precision)
 
     def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:

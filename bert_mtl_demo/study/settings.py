@@ -198,7 +198,7 @@ class StudySettings:
             changes["pooling"] = "mean"
         config = row.config(**{**tasks, **changes, **self.set})
         # Both are exact, and shorten a run.
-        cached = config.cache_features or why_not_cached(config) is None
+        cached = why_not_cached(config) is None
         return replace(config, cache_features=cached, trim_vocabulary=True)
 
     def described(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,29 +31,35 @@ BATCH_SIZE = 128  # sentences
 
 
 def with_features(
-    model: MultitaskModel, examples: EncodedSet, precision: Precision, cache: Path
-) -> EncodedSet:
+    model: MultitaskModel, sets: Mapping[str, EncodedSet], precision: Precision, cache: Path
+) -> dict[str, EncodedSet]:
     """The same examples with the vectors that the model's frozen encoder gives their sentences.
 
     Args:
         model: on its device; left in the mode that it is in.
-        examples: N of them.
+        sets: by task, N examples each.
         precision: that the vectors are computed in.
         cache: the directory in which they are kept, and looked up.
 
     Returns:
-        A set with `vectors`, [N, W], or [2N, W] for pairs, on the CPU: first all first sentences.
+        Sets with `vectors`, [N, W], or [2N, W] for pairs, on the CPU: first all first sentences.
     """
     from safetensors.torch import load_file, save_file
 
-    sentences = examples.first + (examples.second or [])
+    encoder = _encoder_hash(model, precision)
 
-    def write(path: Path) -> None:
-        save_file({"vectors": _vectors(model, sentences, examples.pad, precision)}, path)
+    def known(examples: EncodedSet) -> EncodedSet:
+        sentences = examples.first + (examples.second or [])
 
-    key = _key(model, sentences, precision)
-    entry = store.get_or_write(cache / f"features-{key}.safetensors", write)
-    return replace(examples, vectors=load_file(entry)["vectors"])
+        def write(path: Path) -> None:
+            save_file({"vectors": _vectors(model, sentences, examples.pad, precision)}, path)
+
+        digest = encoder.copy()
+        digest.update(json.dumps(sentences).encode())
+        entry = cache / f"features-{digest.hexdigest()[:20]}.safetensors"
+        return replace(examples, vectors=load_file(store.get_or_write(entry, write))["vectors"])
+
+    return {name: known(examples) for name, examples in sets.items()}
 
 
 @torch.no_grad()
@@ -76,14 +83,13 @@ def _vectors(
     return vectors
 
 
-def _key(model: MultitaskModel, sentences: list[list[int]], precision: Precision) -> str:
-    """The key of the sentences' vectors: a hash of the encoder, the tokens and the arithmetic."""
+def _encoder_hash(model: MultitaskModel, precision: Precision) -> hashlib._Hash:
+    """A hash of the encoder and the arithmetic, to be continued with the sentences."""
     digest = hashlib.sha256()
     encoder = {**model.encoder.config.to_dict(), "_name_or_path": None}
     settings = [encoder, model.config.pooling, str(precision.dtype), precision.device.type]
-    for text in (*settings, torch.__version__, sentences):
-        digest.update(json.dumps(text, sort_keys=True, default=str).encode())
+    digest.update(json.dumps([*settings, torch.__version__], sort_keys=True, default=str).encode())
     for name, tensor in model.encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:20]
+    return digest

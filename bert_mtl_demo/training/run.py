@@ -281,10 +281,7 @@ def _with_features(
     if not config.cache_features:
         return sets
     cache = cache_directory(config.cache)
-    train, dev = (
-        {name: with_features(model, examples, precision, cache) for name, examples in part.items()}
-        for part in sets
-    )
+    train, dev = (with_features(model, part, precision, cache) for part in sets)
     return train, dev
 
 

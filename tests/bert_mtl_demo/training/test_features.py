@@ -40,6 +40,12 @@ def frozen(tiny_encoder: str) -> MultitaskModel:
     return new_model(config, load_encoder(locate(tiny_encoder), pooler=True)).train()
 
 
+def vectors_of(
+    model: MultitaskModel, examples: EncodedSet, precision: Precision, cache: Path
+) -> EncodedSet:
+    return with_features(model, {"sts": examples}, precision, cache)["sts"]
+
+
 PAIRS = EncodedSet(
     TASKS["sts"], [[2, 7, 3], [2, 8, 9, 10, 3]], [[2, 5, 5, 5, 5, 5, 3], [2, 3]], [0.0, 1.0], pad=0
 )
@@ -57,7 +63,7 @@ def test_a_frozen_encoder_is_deterministic_while_its_heads_train(frozen: Multita
 def test_features_are_the_vectors_of_any_batch_to_rounding(
     frozen: MultitaskModel, tmp_path: Path
 ) -> None:
-    cached = with_features(frozen, PAIRS, Precision("off", torch.device("cpu")), tmp_path)
+    cached = vectors_of(frozen, PAIRS, Precision("off", torch.device("cpu")), tmp_path)
     assert frozen.training
     assert not frozen.encoder.training
     for chosen in ([0], [1], [1, 0], [0, 1, 1]):
@@ -76,18 +82,18 @@ def test_features_are_computed_once_for_an_encoder_and_its_sentences(
     frozen: MultitaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     off = Precision("off", torch.device("cpu"))
-    first = with_features(frozen, PAIRS, off, tmp_path)
+    first = vectors_of(frozen, PAIRS, off, tmp_path)
     calls = []
     compute = type(frozen).sentences
     monkeypatch.setattr(type(frozen), "sentences", lambda *a: [calls.append(1), compute(*a)][1])
-    again = with_features(frozen, PAIRS, off, tmp_path)
+    again = vectors_of(frozen, PAIRS, off, tmp_path)
     assert not calls
     assert torch.equal(first.vectors, again.vectors)
-    with_features(frozen, replace(PAIRS, second=PAIRS.first), off, tmp_path)
-    with_features(frozen, PAIRS, Precision("bf16", torch.device("cpu")), tmp_path)
+    vectors_of(frozen, replace(PAIRS, second=PAIRS.first), off, tmp_path)
+    vectors_of(frozen, PAIRS, Precision("bf16", torch.device("cpu")), tmp_path)
     with torch.no_grad():
         next(frozen.encoder.parameters())[5] += 1
-    changed = with_features(frozen, PAIRS, off, tmp_path)
+    changed = vectors_of(frozen, PAIRS, off, tmp_path)
     assert len(calls) == 3
     assert not torch.equal(first.vectors, changed.vectors)
 
