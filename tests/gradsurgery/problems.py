@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from gradsurgery import GradientSurgery, Method, PCGrad
 
@@ -106,6 +113,22 @@ def task_gradients(model: nn.Module, losses: dict[str, Tensor]) -> dict[str, dic
         )
         by_task[task] = {n: g for n, g in zip(named, grads, strict=True) if g is not None}
     return by_task
+
+
+def through_distributed_checkpoint(
+    saved: tuple[nn.Module, GradientSurgery],
+    resumed: tuple[nn.Module, GradientSurgery],
+    folder: Path,
+    flatten: bool,
+) -> None:
+    """Carry a model's weights and its optimizer's state over, the latter by torch's checkpoint."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    state = {"optimizer": get_optimizer_state_dict(*saved, options=options)}
+    dcp.save(state, checkpoint_id=folder / "dcp", no_dist=True)
+    resumed[0].load_state_dict(saved[0].state_dict())
+    blank = {"optimizer": get_optimizer_state_dict(*resumed, options=options)}
+    dcp.load(blank, checkpoint_id=folder / "dcp", no_dist=True)
+    set_optimizer_state_dict(*resumed, blank["optimizer"], options=options)
 
 
 def state_of(optimizer: GradientSurgery) -> dict[str, Any]:

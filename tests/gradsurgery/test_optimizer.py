@@ -11,13 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 from gradsurgery import GradientSurgery, GradVac, PCGrad, Sum
 from tests.gradsurgery.problems import (
@@ -25,6 +19,7 @@ from tests.gradsurgery.problems import (
     losses_of,
     same,
     state_of,
+    through_distributed_checkpoint,
     train_heads,
     two_heads,
     wrap,
@@ -104,17 +99,11 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("flatten", [False, True])
 def test_distributed_checkpoint_carries_everything(flatten: bool, tmp_path: Path) -> None:
-    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
     method = GradVac(beta=0.2, seed=5)
     model, optimizer = two_heads(method)
     train_heads(model, optimizer, range(4))
-    state = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
-    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
     resumed, second = two_heads(method)
-    resumed.load_state_dict(model.state_dict())
-    blank = {"optimizer": get_optimizer_state_dict(resumed, second, options=options)}
-    dcp.load(blank, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    set_optimizer_state_dict(resumed, second, blank["optimizer"], options=options)
+    through_distributed_checkpoint((model, optimizer), (resumed, second), tmp_path, flatten)
     for run in ((model, optimizer), (resumed, second)):
         train_heads(*run, range(4, 8))
     assert same(list(model.parameters()), list(resumed.parameters()))

@@ -13,19 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer, lr_scheduler
 
 from gradsurgery import GradientSurgery, GradVac, PCGrad
-from tests.gradsurgery.problems import linear_losses, same, state_of
+from tests.gradsurgery.problems import linear_losses, same, state_of, through_distributed_checkpoint
 from tests.integration import ranks
 from tests.integration.by_hand import (
     SEED,
@@ -481,16 +475,10 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(
 def test_distributed_checkpoint_carries_everything(
     pair: Callable[[nn.Module], list[Optimizer]], flatten: bool, tmp_path: Path
 ) -> None:
-    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
     model, resumed = fresh_model(), fresh_model()
     optimizer, second = wrapped(pair(model)), wrapped(pair(resumed))
     train(model, optimizer, range(3))
-    state = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
-    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    resumed.load_state_dict(model.state_dict())
-    blank = {"optimizer": get_optimizer_state_dict(resumed, second, options=options)}
-    dcp.load(blank, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    set_optimizer_state_dict(resumed, second, blank["optimizer"], options=options)
+    through_distributed_checkpoint((model, optimizer), (resumed, second), tmp_path, flatten)
     train(model, optimizer, range(3, 6))
     train(resumed, second, range(3, 6))
     assert same_bits(model, resumed)
