@@ -310,7 +310,7 @@ class Pipeline:
 
     def _skipped(self, gram: Tensor) -> Tensor:
         """Count a step that is not finite; return the weights of its plain sum, ``[S, K]``."""
-        self.conflicts.skip()
+        self.conflicts.skip(gram)
         return torch.ones(gram.shape[:-1], dtype=gram.dtype, device=gram.device)
 
     def _verdict(

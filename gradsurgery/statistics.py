@@ -39,6 +39,10 @@ from gradsurgery.transfer import to_device
 WAITING = 32
 ELEMENTS = 1 << 20
 
+#: Steps without a finite gradient, one after the other, that are told of. A loss scale that starts
+#: too high is halved into range in fewer.
+LOST = 20
+
 #: The sums of shape [S, K, K], in the order of the fields of :class:`PairCounts`: what they start
 #: from, and how they add up over segments.
 _PAIRWISE: dict[str, tuple[float, Callable[[Tensor, int], Tensor]]] = {
@@ -87,6 +91,7 @@ class ConflictStatistics:
         self.tasks = tuple(map(str.__str__, tasks))
         self.method = method
         self.segments: list[str] = []
+        self._lost = 0  # steps skipped since the last that was not, also over windows
         self.reset()
 
     def reset(self) -> None:
@@ -96,9 +101,20 @@ class ConflictStatistics:
         self._waiting: list[_Step] = []
         self._sums: dict[str, Tensor] = {}  # made by the first step, on its device
 
-    def skip(self) -> None:
-        """Count a step with a non-finite gradient, which enters no other figure."""
+    def skip(self, gram: Tensor | None = None) -> None:
+        """Count a step with a non-finite gradient, which enters no other figure.
+
+        Args:
+            gram: ``[S, K, K]`` of the step, which shows the tasks to name in a warning.
+        """
         self._skipped += 1
+        self._lost += 1
+        if self._lost == LOST:
+            norms = torch.zeros(1) if gram is None else gram.diagonal(dim1=-2, dim2=-1).sum(0)
+            names = [
+                t for t, ok in zip(self.tasks, norms.isfinite().tolist(), strict=False) if not ok
+            ]
+            _warn_of_lost(LOST, names)
 
     def update(
         self,
@@ -122,6 +138,7 @@ class ConflictStatistics:
             measured: False where the gradients were not, and ``gram`` is zeros.
             factor: that the gradients carry in ``gram``.
         """
+        self._lost = 0
         sums = self._sums
         if not sums or list(segments) != self.segments or sums["steps"].device != gram.device:
             self._add_up()
@@ -167,6 +184,8 @@ class ConflictStatistics:
             },
             "nonfinite": int(sums["nonfinite"]) + self._skipped,
         }
+        if sums["steps"] >= LOST and sums["nonfinite"] == sums["steps"]:  # counted on the device
+            _warn_of_lost(summary["window"], [])
         if sums["unmeasured"]:
             summary["unmeasured"] = int(sums["unmeasured"])
         if len(segments) > 1:
@@ -448,6 +467,15 @@ def _impossible(name: str, value: Tensor, sums: Mapping[str, Tensor]) -> bool:
 def _check_number(name: str, value: object, below: float) -> None:
     if not isinstance(value, int) or not 0 <= value < below:
         raise ValueError(f"the window's {name!r} is a number of steps, not {value!r}")
+
+
+def _warn_of_lost(steps: int, tasks: Sequence[str]) -> None:
+    warn(
+        f"all of the last {steps} steps had gradients that are not finite: look at the loss of "
+        f"{', '.join(tasks) or 'every task'} (a missing label that is not masked out makes it "
+        "NaN), at the weights, which one such step turns into NaN where no GradScaler skips it, "
+        "and at the learning rate"
+    )
 
 
 class _Step(NamedTuple):

@@ -152,7 +152,7 @@ class LossesOfStep:
         assert self._means is not None
         gram, finite = measured.gram, measured.finite
         if not measured.resident and not finite:
-            conflicts.skip()
+            conflicts.skip(gram)
             return
         weights, state, before = self._decision.on(gram.device)
         verdict = Verdict(weights.expand(gram.shape[:-1]), None, state)

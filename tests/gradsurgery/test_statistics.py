@@ -21,6 +21,7 @@ from gradsurgery import (
     Method,
     PCGrad,
     Sum,
+    SurgeryWarning,
     Verdict,
 )
 from gradsurgery.evidence import Evidence
@@ -326,3 +327,35 @@ def test_a_damaged_window_is_refused_and_the_one_under_way_kept(
 def test_evidence_that_is_none_is_refused(sums: object) -> None:
     with pytest.raises(ValueError, match="six finite sums"):
         Evidence.from_json({"sums": sums})
+
+
+@pytest.mark.parametrize("window", [7, 100])
+def test_many_steps_in_a_row_without_finite_gradients_are_told_of_once(window: int) -> None:
+    """A label that is missing and not masked out makes a run of nothing but such steps."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = GradientSurgery(torch.optim.SGD([weight], lr=0.0), PCGrad(), tasks=("a", "b"))
+    labels = torch.tensor([1.0, math.nan])
+
+    def train(steps: int, label: Tensor) -> None:
+        for number in range(1, steps + 1):
+            optimizer.join([weight.square().sum(), (weight - label).square().sum()]).backward()
+            optimizer.zero_grad()
+            if number % window == 0:
+                optimizer.conflicts.reset()
+
+    with pytest.warns(SurgeryWarning, match="last 20 steps .* the loss of b") as caught:
+        train(30, labels)
+    assert len(caught) == 1
+    train(1, labels[:1])  # a finite step ends the row
+    train(19, labels)
+
+
+def test_a_window_without_finite_gradients_is_told_of_when_it_is_read() -> None:
+    """On a device that the host does not read in every step."""
+    conflicts = ConflictStatistics(("a", "b"), "PCGrad()")
+    gram = torch.eye(2, dtype=torch.float64)[None]
+    verdict = PCGrad()(gram, torch.tensor([[0, 1], [0, 1]]), {})
+    for _ in range(20):
+        conflicts.update(gram, verdict, ["model"], torch.ones(2).bool(), torch.tensor(False))
+    with pytest.warns(SurgeryWarning, match="last 20 steps"):
+        assert conflicts.summary()["nonfinite"] == 20
