@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.cli import EXIT_FAILED
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.store import write_json
 from bert_mtl_demo.study.settings import NAMED, StudySettings
@@ -41,7 +40,7 @@ def _compute(settings: StudySettings, long_steps: int, directory: Path) -> int:
     """All pieces, and the index that the page is written from."""
     configs = {seed: config_of(settings, seed) for seed in settings.seeds}
     long = long_config(settings, long_steps)
-    from bert_mtl_demo.study.runner import run_all
+    from bert_mtl_demo.study.runner import run_for_page
 
     # Seeds outside, so that all arms have their first; the long run last.
     jobs = {
@@ -49,17 +48,9 @@ def _compute(settings: StudySettings, long_steps: int, directory: Path) -> int:
         for seed, config in configs.items()
         for arm in methods()
     } | {LONG: job_of(directory, LONG, long)}
-    print(f"surgery: {len(jobs)} runs")
-    ended = run_all(jobs, workers=settings.jobs)
-    if ended.exit_code:
-        print(f"stopped; the same command goes on: {settings.command}")
-        return ended.exit_code
-    if ended.failed:
-        print(
-            f"{len(ended.failed)} of {len(jobs)} runs failed, and the page needs them all; the "
-            "same command tries them again"
-        )
-        return EXIT_FAILED
+    code = run_for_page("surgery", jobs, workers=settings.jobs, command=settings.command)
+    if code:
+        return code
     index = {
         "options": _options(settings, configs[settings.seeds[0]], long_steps),
         "about": about(settings),
