@@ -1,7 +1,8 @@
 """The factorial as a whole: its runs as jobs of the runner, the replays, and the page.
 
 study.json says which pieces belong to the page, so that the page can be written again without
-computing anything.
+computing anything. pieces.json beside the page holds both, and is all that the page, or a
+study that goes on, needs.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.store import write_json
 from bert_mtl_demo.study.settings import NAMED, StudySettings
-from research.conflicts.pieces import Piece, read
+from research.conflicts.pieces import Piece, keep, read, restore
 from research.conflicts.study import INDEX, about
 from research.surgery.arms import LONG_EPOCHS, LONG_STEPS, config_of, long_config, methods
 from research.surgery.jobs import LONG, job_of, piece_of
 
+RESULTS = "pieces.json"
 BETAS = (0.001, 0.01, 0.05, 0.1)
 PUBLISHED_STEPS = 18_000  # of an epoch, in the run whose counts were published
 
@@ -26,6 +28,7 @@ def run_study(settings: StudySettings, long_steps: int = LONG_STEPS) -> int:
     """Do what is not done yet, and write the page; the exit code."""
     settings.refuse_missing()
     directory = settings.directory / "surgery"
+    restore(directory, INDEX, RESULTS)
     if not settings.page_only:
         code = _compute(settings, long_steps, directory)
         if code:
@@ -33,6 +36,7 @@ def run_study(settings: StudySettings, long_steps: int = LONG_STEPS) -> int:
     from research.surgery import page
 
     print(f"page: {page.write(directory)}")
+    keep(directory, INDEX, RESULTS)
     return 0
 
 
@@ -62,6 +66,7 @@ def _compute(settings: StudySettings, long_steps: int, directory: Path) -> int:
                 }
                 for arm in methods()
             },
+            "long run": piece_of(directory, LONG, long).path.name,
             "replays": _replayed(directory, long).path.name,
             "published size": _simulated(directory),
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,9 @@ from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.store import write_json
 from bert_mtl_demo.study import runner
+from bert_mtl_demo.study.claims import read_claims
+from bert_mtl_demo.study.findings import read_findings
+from bert_mtl_demo.study.results import unpacked
 from bert_mtl_demo.study.runner import Job
 from bert_mtl_demo.study.settings import StudySettings
 from bert_mtl_demo.training import run as training_run
@@ -90,7 +94,22 @@ def test_the_page_stands_on_its_pieces_alone(
     assert not list(directory.rglob("*.pt")) + list(directory.rglob("*.safetensors"))
     _check_arms(study.load(directory)["pieces"])
 
-    # A second time nothing is computed.
+    # Answers are kept: the scores are theirs, and intervals hold dev's error.
+    record = study.load(directory)["pieces"]["runs"]["pcgrad"]["0"]
+    for task, evaluation in record["evaluation"].items():
+        assert evaluation["score"] == pytest.approx(record["scores"][task], abs=1e-6)
+        assert len(unpacked(evaluation["found"])) == len(unpacked(evaluation["truth"]))
+        assert not evaluation["mistakes"]
+    asked = {t.score for c in read_claims() for t in c.tests if t.study == "surgery"}
+    assert asked
+    assert asked <= set(read_findings(directory)["surgery"])
+
+    # A second time nothing is computed, from the one file beside the page.
+    shutil.rmtree(directory / "runs")
+    shutil.rmtree(directory / "pieces")
+    (directory / "study.json").unlink()
+    assert (directory / "pieces.json").read_text("utf-8").count('"truth": 0') >= len(methods())
+
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("this piece is there")
 
