@@ -84,7 +84,7 @@ def _compute(settings: StudySettings, directory: Path) -> int:
     return 0
 
 
-def batches_of(settings: StudySettings) -> int:
+def batches_of(settings: StudySettings, default: int = 256) -> int:
     """The micro-batches of a probe.
 
     >>> batches_of(StudySettings(probe_batches=100))
@@ -92,7 +92,7 @@ def batches_of(settings: StudySettings) -> int:
     bert_mtl_demo.errors.ConfigError: probe_batches = 100: must be a power of two of at least 4 \
 (an interval needs at least 4 blocks), as 256 is
     """
-    batches = settings.probe_batches or 256
+    batches = settings.probe_batches or default
     if batches < 4 or batches & (batches - 1):
         raise ConfigError(
             f"probe_batches = {batches}: must be a power of two of at least 4 (an interval needs "

@@ -15,7 +15,7 @@ from bert_mtl_demo.study.published import Row
 from bert_mtl_demo.study.results import Result
 from bert_mtl_demo.study.tables import seen
 from bert_mtl_demo.training.progress import short
-from research.surgery import figures
+from research.surgery import expected, figures
 from research.surgery.arms import CONTROL
 from research.surgery.count_law import expected_alterations
 from research.surgery.records import by_task
@@ -45,6 +45,7 @@ def write(directory: Path) -> Path:
     study = load(directory)
     pieces = study["pieces"]
     runs, replays = pieces["runs"], pieces["replays"]
+    probes = pieces.get("probes", {})
     drawn = {"weights": figures.weights(runs), "count_law": figures.counts(replays)}
     pictures = {
         name: f"![{name.replace('_', ' ')}]({plots.save(figure, directory / f'{name}.png').name})"
@@ -56,11 +57,12 @@ def write(directory: Path) -> Path:
         "## The arms\n\n" + table(["arm", "what it is"], WHAT.items()),
         "## Mean weights\n\n" + _weights(runs) + "\n\n" + pictures["weights"],
         "## Scores\n\n" + _scores(runs),
+        "## Where the tasks conflict\n\n" + expected.section(probes),
         "## The count law\n\n" + _law(replays) + "\n\n" + pictures["count_law"],
         "## The published counts\n\n" + _published(pieces["published size"]),
         "## Budget, and how to repeat it\n\n" + _budget(study),
     ]
-    write_findings(directory, "surgery", quantities(runs))
+    write_findings(directory, "surgery", {**quantities(runs), **expected.quantities(probes)})
     path = directory / PAGE
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path
