@@ -160,14 +160,19 @@ def read_claims() -> list[Claim]:
             line["paper"],
             line["claim"],
             line["published"],
-            tuple(_test(words) for words in line["tests"].split("; ") if words),
+            tuple(claim_test(words) for words in line["tests"].split("; ") if words),
             line["missing"],
         )
         for line in lines
     ]
 
 
-def _test(words: str) -> ClaimTest:
+def claim_test(words: str) -> ClaimTest:
+    """A test from its words, `row | control | score | says`.
+
+    >>> claim_test("a | b | sst | more").says
+    'more'
+    """
     row, control, score, says = (word.strip() for word in words.split("|"))
     if says not in SAYS:
         raise ValueError(f"{words!r}: says {says!r}; it is one of {', '.join(SAYS)}")

@@ -40,7 +40,7 @@ def answers_of(run: Path) -> dict[str, Any]:
 
     evaluate(run, output=run.parent)
     content = json.loads((run.parent / "evaluation.json").read_text(encoding="utf-8"))
-    scores = {"scores": {}, "mean": None, "leaderboard": None}
+    scores: dict[str, Any] = {"scores": {}, "mean": None, "leaderboard": None}
     result = anonymous(Result.from_dict({**scores, "evaluation": content["tasks"]})).to_dict()
     evaluation: dict[str, Any] = result["evaluation"]
     return evaluation
