@@ -196,14 +196,18 @@ def _conflicts(findings: Findings) -> str:
 
 
 def _cosines(findings: Findings) -> dict[str, Interval]:
-    """The expected cosines of all studies: what and when -> value."""
+    """The expected cosines, what and when -> value.
+
+    Those in Adam's metric, which is that of the runs, where they were probed; else all.
+    """
     begin = "expected cosine of "
-    return {
+    cosines = {
         name.removeprefix(begin): value
         for quantities in findings.values()
         for name, value in quantities.items()
         if name.startswith(begin)
     }
+    return {name: value for name, value in cosines.items() if "Adam's" in name} or cosines
 
 
 # --- pictures
