@@ -77,14 +77,14 @@ def answers_below(directory: Path, dev: Examples) -> dict[str, Answers]:
     for paper, studies in read_outcomes(directory).items():
         for outcomes in studies:
             for row in outcomes.ran:
-                found = {
+                by_seed = {
                     seed: np.asarray(result.evaluation["para"].found)
                     for seed, result in outcomes.of(row).items()
                     if _answered(result, labels)
                 }
                 name = f"{paper}: {row.name}"
-                if len(found) > len(rows.get(name, {})):
-                    rows[name] = found
+                if len(by_seed) > len(rows.get(name, {})):
+                    rows[name] = by_seed
     return rows
 
 
@@ -101,7 +101,7 @@ def described(
     misled = baseline != truth
     quantities, rows = {}, []
     for name, seeds in answers.items():
-        wrong = {seed: (found != truth).astype(float) for seed, found in seeds.items()}
+        wrong = {seed: (answer != truth).astype(float) for seed, answer in seeds.items()}
         value = concentration(wrong, misled)
         quantities[QUANTITY.format(row=name)] = value
         right = interval([1 - float(errors.mean()) for errors in wrong.values()])
@@ -116,7 +116,7 @@ def described(
     best = min(
         answers, key=lambda name: np.mean([(a != truth).mean() for a in answers[name].values()])
     )
-    accuracy = np.mean([found == truth for found in answers[best].values()], axis=0)
+    accuracy = np.mean([answer == truth for answer in answers[best].values()], axis=0)
     bins = [
         [f"{low:.2f} to {high:.2f}", f"{count:,}", *(short(value) for value in means)]
         for low, high, count, *means in by_bin(overlaps(dev), truth, ~misled, accuracy)

@@ -267,7 +267,7 @@ def test_a_share_has_an_interval_within_0_and_1() -> None:
 
 def test_a_test_score_below_a_constant_answer_contradicts_over_fitting() -> None:
     (claim,) = (claim for claim in read_claims() if claim.id == "P14")
-    for found in answers_of(claim, {}):
-        assert found.published == pytest.approx(-0.125, abs=0.002)
-        assert 0.001 < found.rounding < 0.01  # of 40,431 pairs
-        assert found.contradicted
+    for printed in answers_of(claim, {}):
+        assert printed.published == pytest.approx(-0.125, abs=0.002)
+        assert 0.001 < printed.rounding < 0.01  # of 40,431 pairs
+        assert printed.contradicted
