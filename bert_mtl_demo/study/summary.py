@@ -317,18 +317,16 @@ def _blocks(blocks: Mapping[Block, Sequence[Answer]]) -> str:
                     f"{_label(answer)}: {short(_aim(answer, block))}, {_reached(answer)}"
                     for answer in answers
                 ),
-                *(cell(block.stopped) or MISSING, f"`{cell(block.command)}`"),
+                cell(block.stopped) or MISSING,
             ]
         )
-    heading = [
-        *("block", "what", "seeds planned", "seeds run", "error aimed at, reached"),
-        *("stopped", "command"),
-    ]
+    heading = ["block", "what", "seeds planned", "seeds run", "error aimed at, reached", "stopped"]
+    commands = "\n".join(f"{block.command}  # {block.name}" for block in blocks)
     return (
         f"{table(heading, rows)}\n\nThe standard error aimed at is that with which the published "
         "difference, or where there is none the one that the block is to see, is told from 0 with "
         f"80% power: the difference over {POWERED:g}. Of expected cosines, the seeds are the "
-        "blocks of examples in one run."
+        f"blocks of examples in one run.\n\n```console\n{commands}\n```"
     )
 
 
