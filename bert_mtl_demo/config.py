@@ -35,7 +35,7 @@ from bert_mtl_demo.setting_types import (
 from bert_mtl_demo.tasks import KINDS, TASKS, Task
 from bert_mtl_demo.user_tasks import file_of, user_tasks, written
 
-METHODS = ("sum", "pcgrad", "gradvac")
+METHODS = ("sum", "pcgrad", "gradvac", "sham")
 POOLINGS = ("mean", "cls", "pooler", "cnn", "bilstm")
 STAGES = ("mlm", "nli", "simcse", "simcse_sst")
 BATCHINGS = (*JOINT, "uniform_partial", *ALTERNATING)
@@ -146,7 +146,11 @@ class Config:
         "none", choice("none", "uncertainty", "inverse_share"), "weights of the tasks' losses"
     )
 
-    method: str = setting("pcgrad", choice(*METHODS), "how conflicting gradients are combined")
+    method: str = setting(
+        "pcgrad",
+        choice(*METHODS),
+        "how conflicting gradients are combined; sham: PCGrad's weights of another step",
+    )
     grouping: str = setting(
         "model", choice("model", "layer", "tensor"), "unit in which gradients are compared"
     )

@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "study",
         metavar="STUDY",
-        help=f"one of {', '.join(STUDIES)}; all: the five reports; claims: their scoreboard, from "
-        "the results below --output",
+        help=f"one of {', '.join(STUDIES)}; all: the five reports; claims: their scoreboard and "
+        "the findings, from the results below --output",
     )
     arguments = parser.parse_args(words)
     return guard(lambda: run(arguments.study, settings_of(arguments, PROGRAM, words)))
@@ -138,9 +138,11 @@ def _write_claims(settings: StudySettings) -> int:
             raise ConfigError(
                 f"{entry.name} with the study 'claims': it reads results; leave it out"
             )
-    from bert_mtl_demo.study.claims import write_claims
+    from bert_mtl_demo.study.claims import answers_below, write_claims
+    from bert_mtl_demo.study.summary import write_summary
 
     print(f"page: {write_claims(settings.directory)}")
+    print(f"page: {write_summary(settings.directory, answers_below(settings.directory))}")
     return 0
 
 

@@ -1,8 +1,10 @@
 """The scoreboard: every claim of the five reports beside what was measured, with a verdict by rule.
 
 A claim (claims.tsv) is a list of tests: a row against another in one score, and what the report
-says of the difference: `more`, `less`, `none` or, of two prints of one run, `same`. The rule is in
-`verdict`, and nothing on the page but the claims' wording is typed.
+says of the difference: `more`, `less`, `none` or, of two prints of one run, `same`. What is no
+difference of scores is a quantity of a study beside the demo (`findings`) against a number, in a
+test whose row is `@STUDY`; and a printed test score against a number, in one whose row is `test:`
+and a row. The rule is in `verdict`, and nothing on the page but the claims' wording is typed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert_mtl_demo.errors import CheckpointError
@@ -19,6 +21,7 @@ from bert_mtl_demo.reporting.tables import cell, table
 from bert_mtl_demo.store import atomic
 from bert_mtl_demo.study.collected import COLLECTED, read_collected
 from bert_mtl_demo.study.effects import MARGIN
+from bert_mtl_demo.study.findings import Findings, read_findings
 from bert_mtl_demo.study.intervals import MISSING, Comparison
 from bert_mtl_demo.study.outcomes import Outcomes
 from bert_mtl_demo.study.papers import PAPERS
@@ -27,6 +30,8 @@ from bert_mtl_demo.study.tables import seen
 from bert_mtl_demo.training.progress import short
 
 PAGE = "claims.md"
+PRINTED = "test: "  # before the row of a printed score on the test set
+TEST_SIZES = {"sst": 2_210, "para": 40_431}  # examples, of the sets that are scored by accuracy
 SAYS = ("more", "less", "none", "same")
 VERDICTS = (
     "holds",
@@ -43,7 +48,8 @@ class ClaimTest:
     """One comparison that a claim stands on.
 
     Args:
-        row: of the paper.
+        row: of the paper; or `@` and a study whose findings have the quantity `score`; or `test: `
+            and the row of a printed score on the test set.
         control: the row that it is compared with, or a number; "" for the row's own control, and
             there is no test as long as it has none.
         score: a task, `mean` or `leaderboard`, or another quantity of a run (`Result.value`).
@@ -54,6 +60,11 @@ class ClaimTest:
     control: str
     score: str
     says: str
+
+    @property
+    def study(self) -> str | None:
+        """The study whose finding is tested, if it is no row that is."""
+        return self.row[1:] if self.row.startswith("@") else None
 
     @property
     def number(self) -> float | None:
@@ -113,7 +124,8 @@ def verdict(answers: Sequence[Answer]) -> str:
     """The verdict on a claim from its tests: the first line that applies.
 
     1. Contradicted by the report's own numbers: a printed difference has the opposite sign of what
-       the claim says, by more than rounding; or two prints of one run differ.
+       the claim says, by more than rounding (of a test set, and more than its sampling error); or
+       two prints of one run differ.
     2. Not run: no test has a result.
     3. Does not hold: a test's 95% interval lies on the other side of 0, or its difference is shown
        to be below the margin where the claim sees one, or outside 0 where it sees none.
@@ -148,14 +160,19 @@ def read_claims() -> list[Claim]:
             line["paper"],
             line["claim"],
             line["published"],
-            tuple(_test(words) for words in line["tests"].split("; ") if words),
+            tuple(claim_test(words) for words in line["tests"].split("; ") if words),
             line["missing"],
         )
         for line in lines
     ]
 
 
-def _test(words: str) -> ClaimTest:
+def claim_test(words: str) -> ClaimTest:
+    """A test from its words, `row | control | score | says`.
+
+    >>> claim_test("a | b | sst | more").says
+    'more'
+    """
     row, control, score, says = (word.strip() for word in words.split("|"))
     if says not in SAYS:
         raise ValueError(f"{words!r}: says {says!r}; it is one of {', '.join(SAYS)}")
@@ -179,11 +196,19 @@ def read_outcomes(directory: Path) -> dict[str, list[Outcomes]]:
     return outcomes
 
 
-def answers_of(claim: Claim, studies: Mapping[str, Sequence[Outcomes]]) -> list[Answer]:
+def answers_of(
+    claim: Claim, studies: Mapping[str, Sequence[Outcomes]], findings: Findings | None = None
+) -> list[Answer]:
     """The tests' answers, each from the study with the most seeds of both of its rows."""
     answers = []
     for test in claim.tests:
+        if test.study is not None:
+            answers.append(Answer(test, None, 0.001, _finding(test, findings or {})))
+            continue
         paper = PAPERS[claim.paper]
+        if test.row.startswith(PRINTED):
+            answers.append(_on_test(test, paper))
+            continue
         row = paper.row(test.row)
         control: Row | float | None = test.number
         if control is None and (name := test.control or row.control):
@@ -195,6 +220,33 @@ def answers_of(claim: Claim, studies: Mapping[str, Sequence[Outcomes]]) -> list[
                 best = comparison
         answers.append(Answer(test, *_published(paper, row, control, test.score), best))
     return answers
+
+
+def _finding(test: ClaimTest, findings: Findings) -> Comparison | None:
+    """A quantity of a study minus the test's number; None as long as it was not measured."""
+    value = findings.get(test.study or "", {}).get(test.score)
+    number = test.number
+    if number is None:
+        raise ValueError(f"{test}: a finding is compared with a number, not {test.control!r}")
+    if value is None:
+        return None
+    bounds = (None if bound is None else bound - number for bound in (value.low, value.high))
+    low, high = bounds
+    apart = replace(value, mean=value.mean - number, low=low, high=high)
+    return Comparison(apart, None, identical=False)
+
+
+def _on_test(test: ClaimTest, paper: Paper) -> Answer:
+    """A printed score on the test set minus the test's number.
+
+    It may miss the truth by rounding and by 1.96 standard errors of the set's examples.
+    """
+    name, number = test.row[len(PRINTED) :], test.number
+    score = dict(paper.test_scores)[name][test.score]
+    if number is None:
+        raise ValueError(f"{test}: a printed score is compared with a number")
+    error = 1.96 * math.sqrt(score * (1 - score) / TEST_SIZES[test.score])
+    return Answer(test, round(score - number, 3), round(0.001 + error, 3), None)
 
 
 def _compared(
@@ -218,10 +270,15 @@ def _published(
     return round(row.published[score] - control.published[score], digits), 10.0**-digits
 
 
+def answers_below(directory: Path) -> dict[Claim, list[Answer]]:
+    """Every claim's answers, from all results and findings in a directory and below."""
+    studies, findings = read_outcomes(directory), read_findings(directory)
+    return {claim: answers_of(claim, studies, findings) for claim in read_claims()}
+
+
 def write_claims(directory: Path) -> Path:
     """Write claims.md into a directory, from the result files in it and below; the page's path."""
-    studies = read_outcomes(directory)
-    answers = {claim: answers_of(claim, studies) for claim in read_claims()}
+    answers = answers_below(directory)
     verdicts = {claim: verdict(found) for claim, found in answers.items()}
     counts = Counter(verdicts.values())
     sections = [
@@ -250,12 +307,14 @@ def write_claims(directory: Path) -> Path:
 
 
 _RULE = (
-    "Ours are differences of two rows, paired by seed and by example of dev, with 95% intervals; "
-    "`could have seen` is the smallest true difference that would have been told from 0 with 80% "
-    "power. The verdict is the first of these that applies. *Contradicted by the report's own "
-    "numbers*: a printed difference has the opposite sign of what the claim says, by more than "
-    "rounding, or two prints of one run differ. *Not run*: no test has a result. *Does not hold*: "
-    "in a test, the interval lies on the other side of 0, or the difference is shown to be below "
+    "Ours are differences of two rows, paired by seed and by example of dev, with 95% intervals, "
+    "or a quantity of a study beside the reports minus a number (cosines judged together, shares "
+    "with Wilson's interval); `could have seen` is the smallest true difference that would have "
+    "been told from 0 with 80% power. The verdict is the first of these that applies. "
+    "*Contradicted by the report's own numbers*: a printed difference has the opposite sign of "
+    "what the claim says, by more than rounding (on a test set, rounding and sampling error), or "
+    "two prints of one run differ. *Not run*: no test has a result. *Does not hold*: in a test, "
+    "the interval lies on the other side of 0, or the difference is shown to be below "
     f"{short(MARGIN)} (two one-sided tests) where the claim sees one, or excludes 0 where it sees "
     "none. *Holds*: every test does, by its interval, or by equivalence where the claim sees no "
     "difference. Else *cannot tell here*. Written by `python -m bert_mtl_demo.study claims`."
@@ -274,11 +333,13 @@ def _printed(claim: Claim, answers: Sequence[Answer]) -> str:
 
 
 def _digits(answer: Answer) -> int:
-    return round(-math.log10(answer.rounding))
+    return max(3, round(-math.log10(answer.rounding)))
 
 
 def _name(test: ClaimTest) -> str:
-    return f"{test.score} ({cell(test.row)})"
+    number = f" - {test.control}" if test.number else ""
+    source = f"{test.study} study" if test.study else test.row
+    return f"{test.score}{number} ({cell(source)})"
 
 
 def _ours(answers: Sequence[Answer]) -> str:

@@ -72,7 +72,7 @@ def write_collected(path: Path, collected: Collected) -> Path:
     Answers of a regression keep five decimals, and the labels, which all runs of a dev set have in
     common, stand in it once.
     """
-    runs = {key: _anonymous(run).to_dict() for key, run in sorted(collected.runs.items())}
+    runs = {key: anonymous(run).to_dict() for key, run in sorted(collected.runs.items())}
     labels: list[Any] = []
     for run in runs.values():
         for evaluation in run["evaluation"].values():
@@ -141,7 +141,8 @@ def collected_before(path: Path, budget: Mapping[str, str]) -> Collected:
     return before
 
 
-def _anonymous(result: Result) -> Result:
+def anonymous(result: Result) -> Result:
+    """A result without sentences and directories, answers at five decimals."""
     local = ("data", "output", "cache")
     return replace(
         result,

@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bert_mtl_demo.cli import EXIT_FAILED
 from bert_mtl_demo.errors import CheckpointError
 from bert_mtl_demo.runtime import Interrupts
 from bert_mtl_demo.store import write_json
@@ -101,6 +102,33 @@ def run_all(
             bar.n = ended + sum(_progress(jobs[key]) for key in running)
             bar.refresh()
     return Ended(failed, stop.exit_code)
+
+
+def run_for_page(study: str, jobs: Mapping[str, Job], *, workers: int, command: str) -> int:
+    """Run the jobs of a page that needs them all, and say how it ended; 0 when all have results.
+
+    Args:
+        study: the name to print.
+        jobs: key -> job.
+        workers: jobs at a time.
+        command: that goes on after an interruption.
+
+    >>> run_for_page("some", {}, workers=1, command="")
+    some: 0 runs
+    0
+    """
+    print(f"{study}: {len(jobs)} runs")
+    ended = run_all(jobs, workers=workers)
+    if ended.exit_code:
+        print(f"stopped; the same command goes on: {command}")
+        return ended.exit_code
+    if ended.failed:
+        print(
+            f"{len(ended.failed)} of {len(jobs)} runs failed, and the page needs them all; the "
+            "same command tries them again"
+        )
+        return EXIT_FAILED
+    return 0
 
 
 _FORMAT = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} runs [{elapsed} gone, {remaining} left]"

@@ -112,7 +112,8 @@ class StudySettings:
     probe_batches: int | None = flag(
         None,
         optional(integer(1)),
-        "conflicts only: micro-batches of each task at each stage (default: 256)",
+        "conflicts and surgery only: micro-batches of each task at each stage (default: 256; "
+        "surgery: 512)",
     )
     as_published: bool = flag(
         False,

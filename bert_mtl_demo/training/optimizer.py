@@ -19,10 +19,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import ConfigError
+from bert_mtl_demo.training.sham import Sham
 from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Sum
 
 # name -> the library's method, from the settings that concern it
-METHODS: dict[str, Callable[[Config], Sum | PCGrad | GradVac]] = {
+METHODS: dict[str, Callable[[Config], Method]] = {
     "sum": lambda config: Sum(),
     "pcgrad": lambda config: PCGrad(seed=config.seed),
     "gradvac": lambda config: GradVac(
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[[Config], Sum | PCGrad | GradVac]] = {
         target=config.gradvac_target,
         seed=config.seed,
     ),
+    "sham": lambda config: Sham(seed=config.seed),
 }
 
 

@@ -54,7 +54,9 @@ class Probed:
         blocks = blocks.reshape(segments, count, tasks, count, tasks)
         shape = (-1, segments, 2, tasks, 2, tasks)
         below = [unpacked(rows, 2 * tasks).reshape(shape) for rows in record["levels"]]
-        levels = {size * 2**n: grams for n, grams in enumerate([*below, *upper_levels(blocks)])}
+        kept = size * record["batches"] // count  # examples in a block
+        levels = {size * 2**n: grams for n, grams in enumerate(below)}
+        levels |= {kept * 2**n: grams for n, grams in enumerate(upper_levels(blocks))}
         return cls(list(record["tasks"]), list(record["segments"]), levels, blocks)
 
     def level(self, batch: int, segment: str | None = None) -> Array:

@@ -146,18 +146,27 @@ def _probe(study: Path, config: Config, batches: int, run: Path) -> None:
 def probe_stage(material: Any, run: Path, stage: str, batches: int) -> dict[str, Any]:
     """Train up to a stage, and probe: the plain values of `probe.probe`, step and scores."""
     from bert_mtl_demo.training.checkpoint import RunDirectory, load_state
-    from research.conflicts.gradients import Sampler
+    from research.conflicts.gradients import Sampler, shared
+    from research.conflicts.metrics import scales
     from research.conflicts.probe import probe_model, seed_of
     from research.conflicts.records import record_of
 
-    step, scores = stages_of(material.config)[stage], None
+    step, scores, factors = stages_of(material.config)[stage], None, None
     if step:
         train(material.config, run, step)
-        material.model.load_state_dict(load_state(RunDirectory(run).last)["model"])
+        state = load_state(RunDirectory(run).last)
+        material.model.load_state_dict(state["model"])
         scores = record_of(run)["scores"]
+        if not material.config.trim_vocabulary:  # else the table's moments are those of a part
+            names = [f"encoder.{name}" for name, _ in shared(material.model)]
+            factors = [factor.to(material.device) for factor in scales(state["optimizer"], names)]
     seed = seed_of(material.config.seed, stage)
     products = probe_model(
-        Sampler(material, seed), batches=batches, blocks=blocks_of(batches), seed=seed
+        Sampler(material, seed),
+        batches=batches,
+        blocks=blocks_of(batches),
+        seed=seed,
+        scales=factors,
     )
     return {"stage": stage, "step": step, "scores": scores, **products}
 

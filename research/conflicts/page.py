@@ -9,6 +9,7 @@ from typing import Any
 
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.reporting.tables import table
+from bert_mtl_demo.study.findings import write_findings
 from bert_mtl_demo.study.intervals import Interval, interval
 from research.conflicts import estimate, figures, findings, simultaneous
 from research.conflicts.by_layer import layer_answer, layer_conflicts, layer_table
@@ -16,12 +17,13 @@ from research.conflicts.counts import alteration_table, pair_table
 from research.conflicts.estimate import Probed
 from research.conflicts.findings import number, percent
 from research.conflicts.limit import expected_change
+from research.conflicts.quantities import quantities
 
 PAGE = "conflicts.md"
 
 
 def write(directory: Path) -> Path:
-    """Write conflicts.md and its pictures into the folder of a study that was run."""
+    """Write conflicts.md, its pictures and its findings into the folder of a finished study."""
     from research.conflicts.study import load
 
     study = load(directory)
@@ -43,6 +45,7 @@ def write(directory: Path) -> Path:
         "## What the published conclusion rested on\n\n" + _published(pieces, probes),
         "## Budget, and how to repeat it\n\n" + _budget(study),
     ]
+    write_findings(directory, "conflicts", quantities(pieces["runs"], probes))
     path = directory / PAGE
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path

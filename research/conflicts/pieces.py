@@ -64,6 +64,53 @@ class Piece:
         return read(self.path)["result"]  # as a reader sees it: tuples are lists, keys strings
 
 
+def keep(directory: Path, index: str, file: str) -> Path:
+    """Write a study's index and pieces as one file beside its page, from which it can go on.
+
+    Labels, which all runs of a dev set have in common, stand in it once. Pieces that the file held
+    before stay in it, also those that the index does not name.
+    """
+    path, content = directory / file, read(directory / index)
+    before = read(path) if path.exists() else {"labels": [], "pieces": {}}
+    labels, pieces = before["labels"], before["pieces"]
+    for name in sorted(_names(content["pieces"])):
+        piece = read(directory / "pieces" / name)
+        for evaluation in _evaluations(piece):
+            if evaluation["truth"] not in labels:
+                labels.append(evaluation["truth"])
+            evaluation["truth"] = labels.index(evaluation["truth"])
+        pieces[name] = piece
+    return write_json(path, {"index": content, "labels": labels, "pieces": pieces})
+
+
+def restore(directory: Path, index: str, file: str) -> None:
+    """Write the index and the pieces that `keep` put into a file, where they are missing."""
+    path = directory / file
+    if not path.exists():
+        return
+    content = read(path)
+    if not (directory / index).exists():
+        write_json(directory / index, content["index"])
+    for name, piece in content["pieces"].items():
+        if not (directory / "pieces" / name).exists():
+            for evaluation in _evaluations(piece):
+                evaluation["truth"] = content["labels"][evaluation["truth"]]
+            write_json(directory / "pieces" / name, piece)
+
+
+def _names(entry: Any) -> list[str]:
+    """The files that an index, or a part of it, names."""
+    if isinstance(entry, str):
+        return [entry]
+    return [name for part in entry.values() for name in _names(part)]
+
+
+def _evaluations(piece: Mapping[str, Any]) -> list[Any]:
+    """The answers that a piece holds, by task."""
+    result = piece["result"]
+    return list(result.get("evaluation", {}).values()) if isinstance(result, Mapping) else []
+
+
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without directories of this machine, which mean nothing elsewhere.
 

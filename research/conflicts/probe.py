@@ -9,6 +9,7 @@ expected gradients, and for what surgery would do: see `estimate`.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,25 @@ from research.conflicts.counter import Counter, Vectors
 from research.conflicts.gradients import Sampler
 
 
-def probe(sampler: Sampler, *, batches: int, blocks: int) -> dict[str, Any]:
+def probe(
+    sampler: Sampler, *, batches: int, blocks: int, scales: Sequence[Tensor] | None = None
+) -> dict[str, Any]:
     """Draw `batches` micro-batches of every task and keep their dot products.
 
     Args:
         sampler: where gradients come from.
         batches: a power of two.
         blocks: a power of two up to that; so many sums are kept as vectors at the end.
+        scales: factors of the gradients, one tensor a parameter, that give their products in
+            another metric (`metrics`).
 
     Returns:
         tasks, segments, batch_size, and
 
         * levels: per level below the blocks, [R][S] rows of `packed` 2K x 2K products, of left
           (first K) and right, as sums over 2 ** level micro-batches each;
-        * blocks: count, and [S] rows of `packed` BK x BK products, block by block.
+        * blocks: count, and [S] rows of `packed` BK x BK products, block by block;
+        * adam: the same rows of the scaled gradients; None without scales.
     """
     top = (batches // blocks).bit_length() - 1
     levels: list[list[list[list[float]]]] = [[] for _ in range(top)]
@@ -48,7 +54,11 @@ def probe(sampler: Sampler, *, batches: int, blocks: int) -> dict[str, Any]:
         block = counter.add(sampler.draw())
         if block is not None:
             kept += block
-    gram = functional.gram(kept, sampler.segment_of)
+    gram, scaled = functional.gram(kept, sampler.segment_of), None
+    if scales is not None:
+        for vector in kept:
+            torch._foreach_mul_(vector, list(scales))
+        scaled = [packed(segment) for segment in functional.gram(kept, sampler.segment_of)]
     return {
         "tasks": sampler.tasks,
         "segments": sampler.segments,
@@ -56,15 +66,23 @@ def probe(sampler: Sampler, *, batches: int, blocks: int) -> dict[str, Any]:
         "batches": batches,
         "levels": levels,
         "blocks": {"count": blocks, "gram": [packed(segment) for segment in gram]},
+        "adam": scaled,
     }
 
 
-def probe_model(sampler: Sampler, *, batches: int, blocks: int, seed: int) -> dict[str, Any]:
+def probe_model(
+    sampler: Sampler,
+    *,
+    batches: int,
+    blocks: int,
+    seed: int,
+    scales: Sequence[Tensor] | None = None,
+) -> dict[str, Any]:
     """The same with the model in training mode and dropout of its own seed."""
     sampler.material.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return probe(sampler, batches=batches, blocks=blocks)
+        return probe(sampler, batches=batches, blocks=blocks, scales=scales)
 
 
 def seed_of(seed: int, stage: str) -> int:

@@ -15,7 +15,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.cli import EXIT_FAILED
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.store import write_json
@@ -56,22 +55,14 @@ def run_study(settings: StudySettings) -> int:
 def _compute(settings: StudySettings, directory: Path) -> int:
     """All pieces, and the index that the page is written from."""
     configs, probed, batches = configs_of(settings), probed_config(settings), batches_of(settings)
-    from bert_mtl_demo.study.runner import run_all
+    from bert_mtl_demo.study.runner import run_for_page
 
     jobs = {"probes": probe_job(directory, probed, batches)}
     for (arm, seed), config in configs.items():
         jobs[f"{arm} {seed}"] = arm_job(directory, arm, config)
-    print(f"conflicts: {len(jobs)} runs")
-    ended = run_all(jobs, workers=settings.jobs)
-    if ended.exit_code:
-        print(f"stopped; the same command goes on: {settings.command}")
-        return ended.exit_code
-    if ended.failed:
-        print(
-            f"{len(ended.failed)} of {len(jobs)} runs failed, and the page needs them all; the "
-            "same command tries them again"
-        )
-        return EXIT_FAILED
+    code = run_for_page("conflicts", jobs, workers=settings.jobs, command=settings.command)
+    if code:
+        return code
     probes = probe_pieces(directory, probed, batches)
     index = {
         "options": _options(settings, probed),
@@ -93,7 +84,7 @@ def _compute(settings: StudySettings, directory: Path) -> int:
     return 0
 
 
-def batches_of(settings: StudySettings) -> int:
+def batches_of(settings: StudySettings, default: int = 256) -> int:
     """The micro-batches of a probe.
 
     >>> batches_of(StudySettings(probe_batches=100))
@@ -101,7 +92,7 @@ def batches_of(settings: StudySettings) -> int:
     bert_mtl_demo.errors.ConfigError: probe_batches = 100: must be a power of two of at least 4 \
 (an interval needs at least 4 blocks), as 256 is
     """
-    batches = settings.probe_batches or 256
+    batches = settings.probe_batches or default
     if batches < 4 or batches & (batches - 1):
         raise ConfigError(
             f"probe_batches = {batches}: must be a power of two of at least 4 (an interval needs "

@@ -12,7 +12,7 @@ from research.surgery.arms import LONG_STEPS
 from research.surgery.study import run_study
 
 PROGRAM = "python -m research.surgery"
-NOT_HERE = ("rows", "keep_weights", "epochs", "probe_batches", "no_texts")
+NOT_HERE = ("rows", "keep_weights", "epochs", "no_texts", "as_published")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help=f"steps of the run that the count law is checked on (default: {LONG_STEPS})",
     )
+    parser.add_argument(
+        "--probe-seeds",
+        type=integer(0),
+        nargs="+",
+        default=(),
+        metavar="SEED",
+        help="probe expected gradients in the plain sum's runs with these seeds (default: none)",
+    )
     arguments = parser.parse_args(words)
-    return guard(lambda: run_study(settings_of(arguments, PROGRAM, words), arguments.long_steps))
+    probed = tuple(arguments.probe_seeds)
+    return guard(
+        lambda: run_study(settings_of(arguments, PROGRAM, words), arguments.long_steps, probed)
+    )
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ def methods() -> dict[str, Callable[[int], Method]]:
     >>> methods()["sham"](3)
     Sham(seed=3)
     """
+    from bert_mtl_demo.training.sham import Sham
     from gradsurgery import GradVac, PCGrad, Sum
-    from research.surgery.controls import DenoisedPCGrad, EqualNorms, NoiseWeights, Sham
+    from research.surgery.controls import DenoisedPCGrad, EqualNorms, NoiseWeights
 
     return {
         CONTROL: lambda seed: Sum(),

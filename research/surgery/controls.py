@@ -3,8 +3,9 @@
 PCGrad adds to the sum, for each pair whose cosine c is below 0, -c |g_i| / |g_j| times g_j. So it
 does three things: it gives each task a mean weight above 1, it raises that weight in the very steps
 that conflict, and it acts on single batches, whose cosines are mostly noise. `NoiseWeights` keeps
-the first alone, `Sham` the first and the weights' spread, `DenoisedPCGrad` takes the noise out of
-the cosines, and `EqualNorms` is a reweighting that any surgery must beat in size.
+the first alone, the demo's `Sham` (`bert_mtl_demo.training.sham`) the first and the weights'
+spread, `DenoisedPCGrad` takes the noise out of the cosines, and `EqualNorms` is a reweighting that
+any surgery must beat in size.
 
 Each is written against the library's public contract (`gradsurgery.Method`), on the Gram matrix
 alone.
@@ -58,37 +59,6 @@ def noise_weights(spread: Tensor, norms: Tensor) -> Tensor:
     ratio = torch.where(norms[..., None, :] > 0, norms[..., :, None] / norms[..., None, :], 0.0)
     others = 1 - torch.eye(tasks, dtype=norms.dtype, device=norms.device)
     return 1 + (spread / math.sqrt(2 * math.pi) * ratio * others).sum(-2)
-
-
-@final
-class Sham(Method):
-    """PCGrad's weights of the step before, on the gradients of this one.
-
-    The weights are surgery's own in mean, spread and course; only that they belong to another
-    batch. The first step takes the plain sum.
-
-    Example:
-        >>> Sham(seed=1)
-        Sham(seed=1)
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"order"})
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self._surgery = PCGrad(seed=seed)
-
-    def init(self, segments: int, tasks: int) -> State:
-        """Ones: the weights of the first step."""
-        return {"weights": torch.ones(segments, tasks, dtype=torch.float64)}
-
-    def __call__(self, gram: Tensor, state: State, order: Tensor) -> Verdict:
-        """Return the weights that wait, and keep this step's for the next."""
-        here = self._surgery(gram, order=order, state={}).weights
-        return Verdict(state["weights"], None, {"weights": here})
-
-    def __repr__(self) -> str:
-        return f"Sham(seed={self.seed})"
 
 
 class _Running:

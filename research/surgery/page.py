@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.reporting.tables import table
-from bert_mtl_demo.study import effects
-from bert_mtl_demo.study.intervals import Comparison, Interval, compare, holm, interval
+from bert_mtl_demo.study.findings import write_findings
+from bert_mtl_demo.study.intervals import MISSING, Comparison, Interval, holm, interval
+from bert_mtl_demo.study.outcomes import Outcomes
+from bert_mtl_demo.study.published import Row
+from bert_mtl_demo.study.results import Result
+from bert_mtl_demo.study.tables import seen
 from bert_mtl_demo.training.progress import short
-from research.surgery import figures
+from research.surgery import expected, figures
 from research.surgery.arms import CONTROL
 from research.surgery.count_law import expected_alterations
 from research.surgery.records import by_task
@@ -22,7 +24,6 @@ from research.surgery.study import PUBLISHED_STEPS, load
 PAGE = "surgery.md"
 PUBLISHED = 2_000  # alterations of the first epoch, in the published run; of 54,000 gradients
 PUBLISHED_LATER = 0.005  # the share that every later epoch stayed below
-NEVER = "–"  # noqa: RUF001 - an en dash, where there is no number
 
 WHAT = {
     CONTROL: "the plain sum",
@@ -44,6 +45,7 @@ def write(directory: Path) -> Path:
     study = load(directory)
     pieces = study["pieces"]
     runs, replays = pieces["runs"], pieces["replays"]
+    probes = pieces.get("probes", {})
     drawn = {"weights": figures.weights(runs), "count_law": figures.counts(replays)}
     pictures = {
         name: f"![{name.replace('_', ' ')}]({plots.save(figure, directory / f'{name}.png').name})"
@@ -55,10 +57,12 @@ def write(directory: Path) -> Path:
         "## The arms\n\n" + table(["arm", "what it is"], WHAT.items()),
         "## Mean weights\n\n" + _weights(runs) + "\n\n" + pictures["weights"],
         "## Scores\n\n" + _scores(runs),
+        "## Where the tasks conflict\n\n" + expected.section(probes),
         "## The count law\n\n" + _law(replays) + "\n\n" + pictures["count_law"],
         "## The published counts\n\n" + _published(pieces["published size"]),
         "## Budget, and how to repeat it\n\n" + _budget(study),
     ]
+    write_findings(directory, "surgery", {**quantities(runs), **expected.quantities(probes)})
     path = directory / PAGE
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path
@@ -78,41 +82,67 @@ def _question() -> str:
 # --- findings
 
 
-def by_seed(records: Mapping[str, Any]) -> dict[str, dict[int, float]]:
-    """Score name -> seed -> score, of an arm's records."""
-    names = next(iter(records.values()))["scores"]
-    return {
-        name: {int(seed): record["scores"][name] for seed, record in records.items()}
-        for name in names
-    }
-
-
-def comparisons(runs: Runs) -> dict[str, dict[str, Comparison]]:
-    """Arm -> score name -> the arm against the plain sum, paired by seed."""
-    control = by_seed(runs[CONTROL])
-    return {
-        arm: {name: compare(scores, control[name]) for name, scores in by_seed(records).items()}
+def outcomes_of(runs: Runs) -> Outcomes:
+    """The arms as rows of a report, so that they are compared as its rows are."""
+    rows = [Row("surgery", arm, "", {}) for arm in runs]
+    results = {
+        arm: {int(seed): _result(record) for seed, record in records.items()}
         for arm, records in runs.items()
-        if arm != CONTROL
+    }
+    return Outcomes("surgery", rows, results, CONTROL)
+
+
+def _result(record: Mapping[str, Any]) -> Result:
+    scores = dict(record["scores"])
+    overall = {name: scores.pop(name) for name in ("mean", "leaderboard")}
+    evaluation = record.get("evaluation")  # older records keep no answers
+    return Result.from_dict({"scores": scores, **overall, "evaluation": evaluation})
+
+
+def comparisons(runs: Runs, control: str = CONTROL) -> dict[str, dict[str, Comparison]]:
+    """Arm -> score name -> the arm against the control, paired by seed and by example of dev."""
+    outcomes = outcomes_of(runs)
+    rows = {row.name: row for row in outcomes.rows}
+    return {
+        arm: {name: outcomes.compare(row, rows[control], name) for name in _names(runs)}
+        for arm, row in rows.items()
+        if arm != control
     }
 
 
-def detectable(difference: Interval) -> float | None:
-    """The smallest true difference that the seeds could have shown, at 80 % power.
+def _names(runs: Runs) -> list[str]:
+    return list(next(iter(runs[CONTROL].values()))["scores"])
 
-    >>> round(detectable(Interval(0.0, -0.0124, 0.0124, 3)), 4)
-    0.0163
-    """
-    if difference.half is None:
-        return None
-    df = difference.n - 1
-    return effects.detectable(difference.half / float(stats.t.ppf(0.975, df)), df)
+
+def quantities(runs: Runs) -> dict[str, Interval]:
+    """Differences of scores between the arms, for the scoreboard: name -> value."""
+    pairs = [(arm, CONTROL) for arm in runs if arm != CONTROL]
+    pairs += [("pcgrad", arm) for arm in ("sham", "fixed weights", "equal norms")]
+    return {
+        f"{arm} - {control}, {name}": comparison.difference
+        for arm, control in pairs
+        for name, comparison in comparisons(runs, control)[arm].items()
+    }
 
 
 def weights_of(records: Mapping[str, Any], name: str) -> dict[str, Interval]:
     """Task -> the interval over seeds of its mean weight (`weights`) or the noise's (`noise`)."""
     rows = [by_task(record[name], record["scores"]) for record in records.values()]
     return {task: interval([row[task] for row in rows]) for task in rows[0]}
+
+
+def beyond_noise(records: Mapping[str, Any]) -> dict[str, Interval]:
+    """Task -> the interval over seeds of its mean weight minus the noise's."""
+    weights, noise = (
+        [by_task(record[name], record["scores"]) for record in records.values()]
+        for name in ("weights", "noise")
+    )
+    return {
+        task: interval(
+            [here[task] - there[task] for here, there in zip(weights, noise, strict=True)]
+        )
+        for task in weights[0]
+    }
 
 
 def moved(runs: Runs, arm: str) -> float:
@@ -131,13 +161,14 @@ def moved(runs: Runs, arm: str) -> float:
 def _answer(runs: Runs, replays: Mapping[str, Any]) -> str:
     weights, noise = (weights_of(runs["pcgrad"], name) for name in ("weights", "noise"))
     listed = ", ".join(
-        f"{task} {weights[task].mean:.3f} ({noise[task].mean:.3f})" for task in weights
+        f"{task} {weights[task].mean:.3f} ({noise[task].mean:.3f}, difference {_apart(value)})"
+        for task, value in beyond_noise(runs["pcgrad"]).items()
     )
     compared = comparisons(runs)
     means = {arm: scores["mean"] for arm, scores in compared.items()}
     kept = holm([comparison.p for comparison in means.values()])
     different = [arm for arm, rejected in zip(means, kept, strict=True) if rejected]
-    seen = detectable(means["pcgrad"].difference)
+    could = seen(means["pcgrad"].difference)
     shares = [record["fixed"] for record in runs["pcgrad"].values() if record["fixed"] is not None]
     points = [
         f"PCGrad's mean weights, and in brackets what pure noise of the same spread predicts: "
@@ -150,7 +181,7 @@ def _answer(runs: Runs, replays: Mapping[str, Any]) -> str:
         f"Mean score, against the plain sum, Holm over {len(means)} arms: "
         + (f"{', '.join(different)} differ." if different else "no arm differs."),
         "What PCGrad's mean score could have shown with 80% power: "
-        + ("nothing, with one seed." if seen is None else f"a difference of {short(seen)}."),
+        + ("nothing, with one seed." if could == MISSING else f"a difference of {could}."),
         _law_sentence(replays),
     ]
     return "\n".join(f"- {point}" for point in points)
@@ -161,20 +192,25 @@ def _weights(runs: Runs) -> str:
     rows = []
     for arm, records in runs.items():
         weights, noise = (weights_of(records, name) for name in ("weights", "noise"))
+        apart = beyond_noise(records)
         shares = [record["fixed"] for record in records.values() if record["fixed"] is not None]
         rows.append(
             [
                 arm,
-                *(f"{_three(weights[task])}, {noise[task].mean:.3f}" for task in tasks),
+                *(
+                    f"{_three(weights[task])}<br>{noise[task].mean:.3f}<br>{_apart(apart[task])}"
+                    for task in tasks
+                ),
                 _percent(interval(shares)),
                 _percent(interval([record["change"] for record in records.values()])),
             ]
         )
     return (
         "Mean weight of each task's gradient over the steps of a run, with its 95% interval over "
-        "seeds; after the comma, what PCGrad would give in the mean if the cosines had the "
-        "spread that they had in that run, and mean 0. `fixed` is the part of the squared change "
-        "of the update that the mean weights alone make; `change` is the length of (update - plain "
+        "seeds; below it, what PCGrad would give in the mean if the cosines had the spread that "
+        "they had in that run, and mean 0, and the difference of the two by seed. `fixed` is the "
+        "part of the squared change of the update that the mean weights alone make; `change` is "
+        "the length of (update - plain sum) over that of the plain "
         f"sum) over that of the plain sum.\n\n{table(['arm', *tasks, 'fixed', 'change'], rows)}"
     )
 
@@ -183,44 +219,53 @@ def _three(value: Interval) -> str:
     return f"{value.mean:.3f}" + ("" if value.half is None else f" ± {value.half:.3f}")
 
 
+def _apart(value: Interval) -> str:
+    margin = "" if value.half is None else f" ± {value.half:.3f}"
+    return f"{value.mean:+.3f}{margin}"
+
+
 def _percent(value: Interval) -> str:
     if value.n == 0:
-        return NEVER
+        return MISSING
     return f"{100 * value.mean:.1f}%" + ("" if value.half is None else f" ± {100 * value.half:.1f}")
 
 
 def _scores(runs: Runs) -> str:
-    names = list(by_seed(runs[CONTROL]))
+    names, outcomes = _names(runs), outcomes_of(runs)
     rows = [
-        [arm, *(str(interval(list(scores.values()))) for scores in by_seed(records).values())]
-        for arm, records in runs.items()
+        [row.name, *(str(outcomes.interval(row, name)) for name in names)] for row in outcomes.rows
     ]
-    compared = comparisons(runs)
+    answers = all("evaluation" in record for seeds in runs.values() for record in seeds.values())
+    over = "seeds and dev's examples" if answers else "seeds alone, as answers were not kept"
+    return (
+        f"Dev scores at the end, {len(runs[CONTROL])} seeds, with 95% intervals over {over}.\n\n"
+        f"{table(['arm', *names], rows)}\n\n"
+        f"{_differences(runs, CONTROL)}\n\n"
+        "The same with the sham in the place of the plain sum: what is left of surgery where its "
+        f"weights are the same, and only belong to this batch.\n\n{_differences(runs, 'sham')}"
+    )
+
+
+def _differences(runs: Runs, control: str) -> str:
+    names, compared = _names(runs), comparisons(runs, control)
     rejected = {name: holm([scores[name].p for scores in compared.values()]) for name in names}
-    differences = [
+    rows = [
         [
             arm,
             *(
-                f"{scores[name].difference.signed()}{' *' if rejected[name][n] else ''}, "
-                f"{_seen(scores[name].difference)}"
+                f"{scores[name].difference.signed()}{' *' if rejected[name][n] else ''}<br>"
+                f"{scores[name].describe()}<br>{seen(scores[name].difference)}"
                 for name in names
             ),
         ]
         for n, (arm, scores) in enumerate(compared.items())
     ]
     return (
-        f"Dev scores at the end, over {len(runs[CONTROL])} seeds, with 95% t-intervals.\n\n"
-        f"{table(['arm', *names], rows)}\n\n"
-        "Differences to the plain sum with the same seed, which has the same batches and initial "
-        "heads; after the comma the smallest true difference that could have been seen with 80% "
-        "power. An asterisk: it holds after Holm's correction over the arms.\n\n"
-        f"{table(['arm', *names], differences)}"
+        f"Differences to {control!r} with the same seed, which has the same batches and initial "
+        "heads; below each what may be said of it (`no effect` is two one-sided tests at 5%), and "
+        "the smallest true difference that could have been seen with 80% power. An asterisk: it "
+        f"holds after Holm's correction over the arms.\n\n{table(['arm', *names], rows)}"
     )
-
-
-def _seen(difference: Interval) -> str:
-    smallest = detectable(difference)
-    return NEVER if smallest is None else short(smallest)
 
 
 def _expected(replays: Mapping[str, Any], beta: str, epoch: int) -> float:
@@ -245,7 +290,7 @@ def _law(replays: Mapping[str, Any]) -> str:
         rows += [
             [beta, "replayed", *(f"{count:,}" for count in counts)],
             ["", "law", *(f"{_expected(replays, beta, epoch):,.0f}" for epoch in epochs)],
-            ["", "law, many steps", NEVER, *(f"{count:,.0f}" for count in limit)],
+            ["", "law, many steps", MISSING, *(f"{count:,.0f}" for count in limit)],
         ]
     possible = replays["steps"] * replays["pairs"]
     return (
@@ -313,7 +358,7 @@ def _budget(study: Mapping[str, Any]) -> str:
     settings = {k: v for k, v in options.items() if k not in ("command", "settings")}
     listed = ", ".join(f"{k} = {v}" for k, v in {**settings, **options["settings"]}.items())
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    seen = (
+    clean = (
         "\n\nall-MiniLM-L6-v2 has seen Quora's duplicate questions and other sentence pairs in its "
         "own training: its paraphrase and similarity scores are not clean."
         if options["encoder"] == "minilm"
@@ -322,6 +367,6 @@ def _budget(study: Mapping[str, Any]) -> str:
     return (
         f"```console\n{options['command']}\n```\n\n"
         f"Settings: {listed}. Training and dev examples: {sizes}.\n\n"
-        f"{about['date']}, {about['device']}, threads: {about['threads']}, {versions}.{seen}\n\n"
-        "The page and its pictures are written from study.json and the files in pieces/ alone."
+        f"{about['date']}, {about['device']}, threads: {about['threads']}, {versions}.{clean}\n\n"
+        "The page and its pictures are written from pieces.json beside it alone."
     )

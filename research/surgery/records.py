@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_mtl_demo.study.collected import anonymous
+from bert_mtl_demo.study.results import Result
 from research.conflicts.records import record_of
 from research.surgery.controls import cosines_of, noise_weights, norms_of
 
@@ -18,7 +21,7 @@ def arm_record(run: Path) -> dict[str, Any]:
 
     Returns:
         scores, sizes and change: as `conflicts.records.record_of` gives them, of the last epoch;
-        weights and the rest: see `summary`.
+        evaluation: by task, score, labels and answers; weights and the rest: see `summary`.
     """
     record = record_of(run)
     grams, weights = kept_steps(run)
@@ -26,8 +29,21 @@ def arm_record(run: Path) -> dict[str, Any]:
         "scores": record["scores"],
         "sizes": record["sizes"],
         "change": record["epochs"][-1]["change"],
+        "evaluation": answers_of(run),
         **summary(grams, weights),
     }
+
+
+def answers_of(run: Path) -> dict[str, Any]:
+    """The answers of a run's weights to dev, by task; no sentences, five decimals."""
+    from bert_mtl_demo.evaluate import evaluate
+
+    evaluate(run, output=run.parent)
+    content = json.loads((run.parent / "evaluation.json").read_text(encoding="utf-8"))
+    scores: dict[str, Any] = {"scores": {}, "mean": None, "leaderboard": None}
+    result = anonymous(Result.from_dict({**scores, "evaluation": content["tasks"]})).to_dict()
+    evaluation: dict[str, Any] = result["evaluation"]
+    return evaluation
 
 
 def kept_steps(run: Path) -> tuple[Tensor, Tensor]:

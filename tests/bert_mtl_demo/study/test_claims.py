@@ -19,7 +19,8 @@ from bert_mtl_demo.study.claims import (
     verdict,
 )
 from bert_mtl_demo.study.collected import Collected, read_collected, write_collected
-from bert_mtl_demo.study.intervals import Comparison, compare
+from bert_mtl_demo.study.findings import read_findings, share, write_findings
+from bert_mtl_demo.study.intervals import Comparison, Interval, compare
 from bert_mtl_demo.study.papers import PAPERS
 from bert_mtl_demo.study.results import Epoch, Evaluation, Mistake, Result
 
@@ -164,7 +165,7 @@ def test_results_of_no_paper_are_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_the_committed_scoreboard_follows_from_the_committed_results(tmp_path: Path) -> None:
     directory = Path(__file__).parents[3] / "docs" / "study"
-    for path in directory.rglob("*.results.json"):
+    for path in [*directory.rglob("*.results.json"), *directory.rglob("findings.json")]:
         copy = tmp_path / path.relative_to(directory)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
@@ -205,3 +206,68 @@ def test_a_claim_may_be_about_a_run_and_about_a_number(tmp_path: Path) -> None:
     assert answer(plain, "0.5", "gap para", "less").ours.difference.mean == pytest.approx(
         -0.21, 0.01
     )
+
+
+# --- findings of the studies beside the demo
+
+COMMITTED = Path(__file__).parents[3] / "docs" / "study"
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "expected"),
+    [
+        (0.52, 0.02, "does not hold"),
+        (0.01, 0.01, "holds"),
+        (0.06, 0.02, "cannot tell here"),
+    ],
+)
+def test_a_finding_decides_as_a_difference_does(
+    mean: float, error: float, expected: str, tmp_path: Path
+) -> None:
+    """P7: the share of conflicts and of alterations lies below 5%."""
+    names = [test.score for claim in read_claims() if claim.id == "P7" for test in claim.tests]
+    assert len(names) == 2
+    value = Interval(mean, mean - 2 * error, mean + 2 * error, 9, error, 8)
+    write_findings(tmp_path / "block", "conflicts", dict.fromkeys(names, value))
+    text = claims.write_claims(tmp_path).read_text("utf-8")
+    assert row_of(text, "P7")[5] == expected
+    assert f"{names[0]} - 0.05 (conflicts study) " in row_of(text, "P7")[3]
+    assert row_of(text, "P8")[5] == row_of(text, "A1")[5] == "not run"
+
+
+def test_of_several_findings_the_one_on_most_values_counts(tmp_path: Path) -> None:
+    for block, n in (("a", 3), ("b", 7), ("c", 5)):
+        write_findings(tmp_path / block, "some", {"gain": Interval(n, n - 1, n + 1, n)})
+    assert read_findings(tmp_path)["some"]["gain"].n == 7
+
+
+def test_a_damaged_file_of_findings_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "findings.json").write_text('{"study": "some"}')
+    assert main(["claims", "--output", str(tmp_path)]) == 2
+    assert "findings.json: holds no findings" in capsys.readouterr().err
+
+
+def test_every_finding_that_a_claim_asks_for_is_one_that_the_conflict_study_has() -> None:
+    """A slip in a name would leave its claim "not run" for good."""
+    asked = {
+        test.score for claim in read_claims() for test in claim.tests if test.study == "conflicts"
+    }
+    assert len(asked) == 6
+    assert asked <= set(read_findings(COMMITTED)["conflicts"])
+
+
+def test_a_share_has_an_interval_within_0_and_1() -> None:
+    for part in (0, 1, 5, 10):
+        value = share(part, 10)
+        assert 0 <= value.low <= value.mean <= value.high <= 1
+        assert value.low < value.high
+
+
+def test_a_test_score_below_a_constant_answer_contradicts_over_fitting() -> None:
+    (claim,) = (claim for claim in read_claims() if claim.id == "P14")
+    for printed in answers_of(claim, {}):
+        assert printed.published == pytest.approx(-0.125, abs=0.002)
+        assert 0.001 < printed.rounding < 0.01  # of 40,431 pairs
+        assert printed.contradicted

@@ -387,3 +387,18 @@ def test_the_conflict_study_can_be_trained_as_the_report_that_it_answers():
     differ = {name for name, value in published.items() if value != config[name]}
     assert differ == {"epochs", "steps_per_epoch", "dev_limit", "log_every"}
     assert arms_of(StudySettings())["sum"].config().sts_head == "cosine"
+
+
+def test_a_sham_row_differs_from_its_surgery_in_the_weights_alone():
+    paper = PAPERS["bert_mastery"]
+    for pair in ("sst + para", "sts + para"):
+        sham, surgery = (
+            paper.row(f"{pair} with {what}") for what in ("sham surgery", "PCGrad (table 4)")
+        )
+        (config,) = StudySettings(set=["encoder_layers=0,2,5"]).configs(sham, 0)
+        assert config == replace(
+            *StudySettings(set=["encoder_layers=0,2,5"]).configs(surgery, 0), method="sham"
+        )
+        assert config.epochs * config.steps_per_epoch == 1890
+        assert config.encoder_layers == (0, 2, 5)
+        assert sham.control == surgery.control == f"{pair} without PCGrad (table 4)"

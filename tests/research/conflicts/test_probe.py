@@ -17,6 +17,7 @@ from research.conflicts.counter import Counter, Vectors, upper_levels
 from research.conflicts.estimate import Probed
 from research.conflicts.gradients import Sampler, load_material, shared
 from research.conflicts.limit import expected_change
+from research.conflicts.metrics import in_adams_metric, scales, side_effects
 from research.conflicts.probe import packed, probe, probe_model, unpacked
 
 
@@ -247,3 +248,35 @@ def test_a_statistic_that_fails_without_a_block_has_no_bounds() -> None:
     found = estimate.jackknife(blocks, lambda kept: 1.0 if kept.max() > 1 else float("nan"))
     assert (found.mean, found.low, found.high) == (1.0, None, None)
     assert estimate.Expected(found).verdict == "n/a"
+
+
+def test_products_in_adams_metric_are_those_that_the_next_step_of_adam_sees() -> None:
+    """A parameter's product is g_i g_j / (sqrt(v) + eps), with v corrected as Adam corrects it."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(5, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([{"params": [("weight", weight)]}], lr=1e-3, eps=1e-3)
+    squares = torch.zeros(5, dtype=torch.float64)
+    for _ in range(3):
+        weight.grad = torch.randn(5, generator=generator, dtype=torch.float64)
+        squares = 0.999 * squares + 0.001 * weight.grad**2
+        optimizer.step()
+    (factor,) = scales(optimizer.state_dict(), ["weight"])
+    metric = 1 / ((squares / (1 - 0.999**3)).sqrt() + 1e-3)
+    torch.testing.assert_close(factor**2, metric)
+    with pytest.raises(KeyError, match="bias"):
+        scales(optimizer.state_dict(), ["bias"])
+
+
+def test_a_probe_keeps_its_blocks_in_both_metrics() -> None:
+    factors = [torch.full((20,), f, dtype=torch.float64) for f in (1.0, 2.0, 3.0)]
+    source: Any = Gaussians(means(0.4), noise=0.0, seed=0)
+    record = probe(source, batches=8, blocks=4, scales=factors)
+    plain, adam = Probed.of(record), in_adams_metric(record)
+    assert adam is not None
+    assert list(adam.levels) == [16, 32]
+    # Segment "high" is the second parameter alone, so its products are 4 times as large.
+    np.testing.assert_allclose(adam.kept("high"), 4 * plain.kept("high"), rtol=1e-6)
+    scaled = means(0.4).to(torch.float64) * torch.cat(factors)
+    effect = float(scaled[0] @ scaled[1] / (scaled[0] @ scaled[0]))
+    assert side_effects(adam)["t0", "t1"].mean == pytest.approx(effect, rel=1e-6)
+    assert in_adams_metric({**record, "adam": None}) is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bert_mtl_demo.training.sham import Sham
 from gradsurgery import GradientSurgery, GradVac, Method, PCGrad, Sum
 from gradsurgery.methods.base import check_method
 from research.surgery.arms import methods
@@ -17,7 +18,6 @@ from research.surgery.controls import (
     EqualNorms,
     NoiseWeights,
     Recorded,
-    Sham,
     cosines_of,
     noise_weights,
 )

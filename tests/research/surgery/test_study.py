@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,9 @@ from bert_mtl_demo.errors import ConfigError
 from bert_mtl_demo.reporting import plots
 from bert_mtl_demo.store import write_json
 from bert_mtl_demo.study import runner
+from bert_mtl_demo.study.claims import read_claims
+from bert_mtl_demo.study.findings import read_findings
+from bert_mtl_demo.study.results import unpacked
 from bert_mtl_demo.study.runner import Job
 from bert_mtl_demo.study.settings import StudySettings
 from bert_mtl_demo.training import run as training_run
@@ -71,6 +76,7 @@ SECTIONS = [
     "The arms",
     "Mean weights",
     "Scores",
+    "Where the tasks conflict",
     "The count law",
     "The published counts",
     "Budget, and how to repeat it",
@@ -90,7 +96,22 @@ def test_the_page_stands_on_its_pieces_alone(
     assert not list(directory.rglob("*.pt")) + list(directory.rglob("*.safetensors"))
     _check_arms(study.load(directory)["pieces"])
 
-    # A second time nothing is computed.
+    # Answers are kept: the scores are theirs, and intervals hold dev's error.
+    record = study.load(directory)["pieces"]["runs"]["pcgrad"]["0"]
+    for task, evaluation in record["evaluation"].items():
+        assert evaluation["score"] == pytest.approx(record["scores"][task], abs=1e-6)
+        assert len(unpacked(evaluation["found"])) == len(unpacked(evaluation["truth"]))
+        assert not evaluation["mistakes"]
+    asked = {t.score for c in read_claims() for t in c.tests if t.study == "surgery"}
+    assert asked
+    assert asked <= set(read_findings(directory)["surgery"])
+
+    # A second time nothing is computed, from the one file beside the page.
+    shutil.rmtree(directory / "runs")
+    shutil.rmtree(directory / "pieces")
+    (directory / "study.json").unlink()
+    assert (directory / "pieces.json").read_text("utf-8").count('"truth": 0') >= len(methods())
+
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("this piece is there")
 
@@ -194,3 +215,30 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         command_line.main(["--help"])
     assert "--long-steps" in capsys.readouterr().out
+
+
+def test_expected_gradients_are_probed_in_the_runs_of_the_plain_sum(
+    settings: Callable[..., StudySettings], tmp_path: Path
+) -> None:
+    """Two metrics, by pair and by layer; the probed run is the arm's to rounding."""
+    base = settings(seeds=(0,), probe_batches=8)
+    assert run_study(base, 20, (0, 1)) == 0
+    directory = tmp_path / "study" / "surgery"
+    probes = study.load(directory)["pieces"]["probes"]
+    assert list(probes) == ["0", "1"]
+    assert list(probes["1"]) == ["before training", "halfway", "after training"]
+    stages = probes["0"]
+    assert [record["adam"] is None for record in stages.values()] == [True, False, False]
+    assert all(record["levels"] == [] for record in stages.values())
+    run = study.load(directory)["pieces"]["runs"]["sum"]["0"]
+    for task, score in stages["after training"]["scores"].items():
+        assert score == pytest.approx(run["scores"][task], abs=1e-4)
+    text = (directory / "surgery.md").read_text("utf-8")
+    assert text.count("| 0 | Euclid's |") == 9
+    assert text.count("| 1 | Adam's |") == 6
+    assert "seed 1, Adam's metric" in text
+    # A study that goes on from the one file repeats no probe.
+    shutil.rmtree(directory / "pieces")
+    before = (directory / "pieces.json").read_bytes()
+    assert run_study(replace(base, page_only=True)) == 0
+    assert (directory / "pieces.json").read_bytes() == before
