@@ -369,6 +369,7 @@ class GradientSurgery(OptimizerWrapper):
         state.check_loadable(saved_groups(state_dict), segments)
         super().load_state_dict(state_dict)
         self._pipeline.discard()
+        self._pipeline.processes.loaded()
         state.attach()
 
     def add_param_group(self, param_group: dict[str, Any], base: Optimizer | None = None) -> None:

@@ -72,9 +72,12 @@ class Pipeline:
         self._unscales = method.degree != 1 or smoothing != 0
         self._grouping, self.named = grouping, dict(named)
         self.conflicts = ConflictStatistics(self._tasks, repr(method))
-        self.processes = Processes(process_group, self._tasks)
-        self._segmented: _Segmented = ([], ([], []))
         self._feature_leaves: list[Tensor] = []  # while a backward with features runs
+        settings = _settings(self._tasks, method, (self._task_only, self._reduction))
+        shapes = [(tuple(p.shape), p.dtype) for p in self.parameters()]
+        self.processes = Processes(process_group, self._tasks, {**settings, "parameters": shapes})
+        self._segmented: _Segmented = ([], ([], []))
+        self._coded: tuple[_Segmented | None, int] = (None, 0)
         self._observe_every = observe_every
         counting, segments = observe_every is not None, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
@@ -223,7 +226,7 @@ class Pipeline:
             self._scale.settle(self._capture.waiting, scale)
         for sent in self.processes.flush(self._capture.grads, parameters):
             self._capture.hand_over(*sent)
-        common = self._common() if self.processes.count > 1 else ()
+        common = self._common() if self.processes.count > 1 else {}
         gradients = self.processes.gather(self._capture.grads, parameters, common)
         if gradients.averaged:
             self._capture.clear()
@@ -402,11 +405,35 @@ class Pipeline:
         """Return the segment of features among ``labels``."""
         return _features.segment(self._grouping, labels)
 
-    def _common(self) -> tuple[object, ...]:
-        """Return what the optimizers of all ranks must have in common."""
-        settings = consistency.settings_of(self._method)
-        options = self._task_only, self._reduction, self._observe_every
-        return self._tasks, settings, options, self._segmented, self.state.values["rng"]
+    def _common(self) -> dict[str, object]:
+        """Return what the optimizers of all ranks must have in common, by what it is called."""
+        values = self.state.values
+        facts = {
+            **_settings(self._tasks, self._method, (self._task_only, self._reduction)),
+            "observe_every": self._observe_every,
+            "segments": self._segments_code(),
+            "visiting order": values["rng"],
+        }
+        if self.processes.starts:
+            state = sorted(values.items())
+            facts |= {f"{name} of the method": value for name, value in state if name != "rng"}
+        return facts
+
+    def _segments_code(self) -> int:
+        """Return a fingerprint of the segments, worked out when they are."""
+        if self._coded[0] is not self._segmented:
+            self._coded = self._segmented, consistency.fingerprint(self._segmented)
+        return self._coded[1]
+
+
+def _settings(
+    tasks: Sequence[str], method: Method, options: tuple[object, ...]
+) -> dict[str, object]:
+    return {
+        "tasks": tuple(tasks),
+        "method": consistency.settings_of(method),
+        "task_only and reduction": options,
+    }
 
 
 def _refuse_gradient_options(

@@ -18,9 +18,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d as c10d
 
-from gradsurgery.distributed import consistency
+from gradsurgery.distributed import consistency, groups
 from gradsurgery.distributed.collectives import Exchange, PendingAverages
 from gradsurgery.distributed.local import LocalGradients
 from gradsurgery.distributed.sharded import is_sharded
@@ -75,17 +74,17 @@ class Averaging:
     Args:
         group: the processes.
         tasks: the tasks' names, in order.
+        facts: what the ranks must have in common, by what it is called.
+
+    Raises:
+        RuntimeError: where the ranks build different optimizers.
     """
 
-    def __init__(self, group: dist.ProcessGroup, tasks: Sequence[str]) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, tasks: Sequence[str], facts: Mapping[str, object]
+    ) -> None:
         self._tasks, self._ranks = tuple(tasks), dist.get_world_size(group)
-        # Messages of its own: on the user's group, ranks that run different tasks would send ours
-        # and the user's in different orders.
-        self.group = dist.new_group(
-            dist.get_process_group_ranks(group),
-            backend=c10d.get_backend_config(group),
-            use_local_synchronization=True,
-        )
+        self.group = groups.own_group(group, facts)
         self.exchange = Exchange(self.group)
         self._pattern: Pattern | None = None  # what this rank had before
         self._last: Table | None = None  # what all ranks together had before
@@ -155,7 +154,10 @@ class Averaging:
         return self._send_early(captures, parameters, set(self._tasks))
 
     def finish(
-        self, captures: Mapping[str, Grads], parameters: Sequence[Tensor], code: int
+        self,
+        captures: Mapping[str, Grads],
+        parameters: Sequence[Tensor],
+        facts: Mapping[str, object],
     ) -> tuple[Columns, list[bool]]:
         """Average what is left after :meth:`flush`, and return everything.
 
@@ -165,13 +167,13 @@ class Averaging:
         Args:
             captures: what was captured and not sent.
             parameters: of the optimizer.
-            code: a fingerprint of what all ranks must have in common.
+            facts: what all ranks must have in common, by what it is called.
 
         Returns:
             ``[P][K]`` averages, and for each task whether any rank ran it.
 
         Raises:
-            RuntimeError: when the ranks' codes differ.
+            RuntimeError: when the ranks' facts differ.
         """
         beside = {p: p.grad for p in parameters if p.grad is not None}
         _refuse_unaverageable("a backward beside the tasks", beside)
@@ -180,7 +182,7 @@ class Averaging:
             {position[parameter]: grad for parameter, grad in grads.items()}
             for grads in (*(captures.get(task, {}) for task in self._tasks), beside)
         ]
-        table = self._roll(late, parameters, code)
+        table = self._roll(late, parameters, facts)
         second = [
             self.exchange.average(parameters, row.nonzero().flatten().tolist(), grads)
             for row, grads in zip(table.late, late, strict=True)
@@ -227,7 +229,7 @@ class Averaging:
         self,
         late: Sequence[dict[int, Tensor]],
         parameters: Sequence[Tensor],
-        code: int,
+        facts: Mapping[str, object],
     ) -> Table:
         """Ask who has what; where nobody has changed, in a message of a few numbers."""
         rows = [
@@ -239,10 +241,13 @@ class Averaging:
         pattern = [(does, had | missing) for does, had, missing in rows]
         changed = pattern != self._pattern or any(missing for _, _, missing in rows)
         self._pattern = pattern
+        code = consistency.fingerprint(*facts.values())
         numbers = [*consistency.votes(code), int(changed), len(self._broken)]
         head = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         *total, changes, broken = self._summed(head, parameters[0].device).tolist()
         if not consistency.unanimous(total, self._ranks):
+            # All ranks know now, so all are here to tell what they have.
+            groups.refuse_different(facts, self.group)
             raise RuntimeError(consistency.DIFFERENT_SETTINGS)
         if broken:
             raise RuntimeError(
@@ -379,6 +384,8 @@ def _refuse_unaverageable(whose: str, grads: Grads) -> None:
             )
         if is_sharded(grad):
             raise RuntimeError(
-                f"{whose} left a sharded gradient (DTensor): FSDP2 and tensor parallel "
-                "average gradients themselves, so leave process_group out"
+                f"{whose} left a sharded gradient (DTensor), whose mesh does its own averaging: "
+                "leave process_group out. Tensor parallel averages over its own dimension of the "
+                "mesh alone: for data parallelism beside it, apply fully_shard(model, "
+                "mesh=mesh['dp']) after parallelize_module"
             )

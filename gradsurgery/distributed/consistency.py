@@ -6,8 +6,9 @@ at, and when:
 * with a ``process_group``: tasks, method and visiting order at every step, in the message that is
   exchanged anyhow;
 * with sharded parameters: the tasks run, their order, and the visiting order at every step;
-* without either, in a job of several processes: the Gram matrix of the first step, through the
-  job's key-value store, which waits for nobody;
+* without a ``process_group``, in a job of several processes: the Gram matrix of the first step,
+  through the job's key-value store, which waits for nobody (sharded: with ranks outside the mesh);
+* with a ``process_group``: weights and the method's state at the first step and after a load;
 * in every case, with ``TORCH_DISTRIBUTED_DEBUG=INFO`` or ``DETAIL``: Gram matrix, order and weights
   of every step.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import zlib
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +70,25 @@ def fingerprint(*parts: object) -> int:
         data = _bytes(part) if isinstance(part, Tensor) else repr(part).encode()
         code = zlib.crc32(data, code)
     return code % (1 << BITS)
+
+
+def checksum(tensors: Sequence[Tensor]) -> int:
+    """Return a number of ``BITS`` bits that stands for the values of ``tensors``, to the bit.
+
+    Example:
+        >>> checksum([torch.ones(3)]) == checksum([torch.ones(3)]) != checksum([torch.zeros(3)])
+        True
+    """
+    sums = [_integers(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    return fingerprint(torch.stack(sums)) if sums else 0
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    """Return the bits of a tensor as integers."""
+    held = tensor.detach().contiguous().flatten()
+    width = min(held.element_size(), 8)
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return held.view(kinds[width])
 
 
 def settings_of(thing: object) -> list[object]:
@@ -128,6 +149,8 @@ class RollCall:
     def __init__(self, meshes: Sequence[Any]) -> None:
         self.groups = [group for mesh in meshes for group in mesh.get_all_groups()]
         self.device = torch.device(meshes[0].device_type)
+        #: All that share a dimension of a mesh with this rank, itself among them.
+        self.ranks = {r for mesh in meshes for r in mesh.mesh.flatten().tolist()}
         self._calls: list[_Call] = []
 
     def call(self, name: str, *parts: object) -> None:
@@ -196,8 +219,10 @@ def compare(
 _compared: dict[int, int] = {}
 
 
-def compare_with_neighbours(code: int, active: Tensor, gram: Tensor) -> None:
-    """Compare the Gram matrix with those that the ranks next to this one left behind.
+def compare_with_neighbours(
+    code: int, active: Tensor, gram: Tensor, here: AbstractSet[int]
+) -> int | None:
+    """Compare the Gram matrix with those that the ranks next to these left behind.
 
     Nobody waits: whoever comes second sees the difference.
 
@@ -206,23 +231,29 @@ def compare_with_neighbours(code: int, active: Tensor, gram: Tensor) -> None:
             compared with nobody.
         active: ``[K]`` bool, the tasks that ran.
         gram: ``[S, K, K]``.
+        here: the ranks that have one Gram matrix: this one, or those of its mesh.
 
-    Raises:
-        RuntimeError: when they differ by more than rounding.
+    Returns:
+        A rank whose Gram matrix differs by more than rounding, if there is one.
     """
     store_of = getattr(c10d, "_get_default_store", None)
     store = store_of() if store_of is not None else None
     if store is None:  # MPI has none
-        return
+        return None
     rank, ranks = dist.get_rank(), dist.get_world_size()
     _compared[code] = _compared.get(code, 0) + 1
     prefix = f"gradsurgery/{code}/{_compared[code]}"
     products = torch.where(active[:, None] & active, gram.detach().cpu().sum(0), -1).double()
     store.set(f"{prefix}/{rank}", repr(products.flatten().tolist()))
-    for other in {(rank - 1) % ranks, (rank + 1) % ranks} - {rank}:
+    for step in (-1, 1):
+        around = ((rank + step * turn) % ranks for turn in range(1, ranks))
+        other = next((neighbour for neighbour in around if neighbour not in here), None)
+        if other is None:
+            continue
         key = f"{prefix}/{other}"
         if store.check([key]) and not alike(products, _parsed(store.get(key), products.shape)):
-            raise RuntimeError(NOT_AVERAGED.format(what="the gradients"))
+            return other
+    return None
 
 
 def _parsed(text: bytes, shape: torch.Size) -> Tensor:

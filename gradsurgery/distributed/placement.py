@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gradsurgery import kernels
-from gradsurgery.distributed import consistency
+from gradsurgery._warnings import warn
+from gradsurgery.distributed import consistency, groups
 from gradsurgery.distributed.averaging import (
     Averaged,
     Averaging,
@@ -76,21 +77,30 @@ class Processes:
     Args:
         group: that the gradients are averaged over, or None.
         tasks: the tasks' names, in order.
+        facts: what the optimizers of all ranks must have in common when they are built.
 
     Raises:
         TypeError: when ``group`` is no process group.
+        ValueError: on a rank that is not in ``group``.
+        RuntimeError: where the ranks build different optimizers.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, tasks: Sequence[str]) -> None:
-        _check(group)
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        tasks: Sequence[str],
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        groups.check(group)
         self._tasks = tuple(tasks)
         self._group = group
         # A group of one is a way to say that ranks are meant to differ: nothing to do or compare.
         several = group is not None and dist.get_world_size(group) > 1
-        self._averaging = Averaging(group, tasks) if group and several else None
+        self._averaging = Averaging(group, tasks, facts or {}) if group and several else None
         self._roll: consistency.RollCall | None = None
         self._compared = False
-        self._shapes: list[Any] = []
+        self._parameters = ParameterFacts()
+        self._same_start = False
         self._device = torch.device("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,6 +117,15 @@ class Processes:
         if self._group is not None:
             return dist.get_world_size(self._group)
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    @property
+    def starts(self) -> bool:
+        """Whether weights and state have to be compared: at the first step, and after a load."""
+        return self._averaging is not None and not self._same_start
+
+    def loaded(self) -> None:
+        """Take note that a checkpoint was loaded, on this rank at least."""
+        self._same_start = False
 
     @property
     def averages(self) -> bool:
@@ -152,24 +171,26 @@ class Processes:
         self,
         captures: Mapping[str, Grads],
         parameters: Sequence[Tensor],
-        common: Sequence[object],
+        common: Mapping[str, object],
     ) -> StepGradients:
         """Return the gradients of the step, after :meth:`flush`.
 
         Args:
             captures: what was captured and not sent.
             parameters: of the optimizer.
-            common: what all ranks must have in common.
+            common: what all ranks must have in common, by what it is called.
 
         Raises:
             RuntimeError: where the ranks disagree.
         """
         if self.count > 1:
-            self._shapes = [(tuple(p.shape), p.dtype) for p in parameters]
+            common = {**common, "parameters": self._parameters.code(parameters)}
             self._device = parameters[0].device
         if self._averaging is not None:
-            code = consistency.fingerprint(self._shapes, *common)
-            averages, active = self._averaging.finish(captures, parameters, code)
+            if self.starts:
+                common["weights"] = consistency.checksum(parameters)
+            averages, active = self._averaging.finish(captures, parameters, common)
+            self._same_start = True
             placement = Averaged(self._averaging.exchange, averages)
             return StepGradients(averages, active, placement, averaged=True)
         by_task = [captures.get(task, {}) for task in self._tasks]
@@ -177,7 +198,7 @@ class Processes:
         active = [task in captures for task in self._tasks]
         if self._roll is None:
             return StepGradients(columns, active, SingleProcess(), averaged=False)
-        self._roll.call("combine()", self._shapes, *common)
+        self._roll.call("combine()", *common.values())
         self._roll.check()
         shards = [[shard_of(grad) for grad in column] for column in columns]
         sharded = Sharded(parameters, columns, check=not self._compared)
@@ -251,9 +272,19 @@ class Processes:
             }
             for group in self._roll.groups if self._roll is not None else [self._group]:
                 consistency.compare(parts, group, self._device)
-        elif self._roll is None and self._averaging is None and not self._compared:
-            code = consistency.fingerprint(self._tasks, self._shapes)
-            consistency.compare_with_neighbours(code, active, gram)
+        elif self._averaging is None and not self._compared:
+            code = consistency.fingerprint(self._tasks, self._parameters.last)
+            here = {dist.get_rank()} if self._roll is None else self._roll.ranks
+            different = consistency.compare_with_neighbours(code, active, gram, here)
+            if different is not None and self._roll is None:
+                raise RuntimeError(consistency.NOT_AVERAGED.format(what="the gradients"))
+            if different is not None:
+                warn(
+                    f"the gradients here and on rank {different}, which is not in this one's mesh, "
+                    "differ, and nobody averages them: for data parallelism beside tensor "
+                    "parallelism apply fully_shard(model, mesh=mesh['dp']) after "
+                    "parallelize_module (stages of a pipeline are meant to differ)"
+                )
         self._compared = True
 
     def check_losses(self, losses: Iterable[Tensor]) -> None:
@@ -266,9 +297,21 @@ class Processes:
             refuse_one_forward(losses)
 
 
-def _check(group: dist.ProcessGroup | None) -> None:
-    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-        raise TypeError(
-            "process_group is a torch.distributed process group such as dist.group.WORLD (after "
-            f"init_process_group), not a {type(group).__name__}"
-        )
+class ParameterFacts:
+    """What all ranks must have in common of the parameters, worked out again when they change.
+
+    Attributes:
+        last: the fingerprint that :meth:`code` returned last.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self.last = 0
+
+    def code(self, parameters: Sequence[Tensor]) -> int:
+        """Return a fingerprint of number, shapes, dtypes, and of which are frozen."""
+        key = (*map(id, parameters), *[p.requires_grad for p in parameters])
+        if key != self._key:
+            facts = [(tuple(p.shape), p.dtype, p.requires_grad) for p in parameters]
+            self._key, self.last = key, consistency.fingerprint(facts)
+        return self.last
