@@ -52,7 +52,7 @@ class Directions(NamedTuple):
 
     def dot(self, parts: Tensor) -> Tensor:
         """Return the dot products ``[S, K]`` of u_k with ``sum_k parts[k] * u_k``."""
-        return (self.cosines @ parts.unsqueeze(-1)).squeeze(-1)
+        return torch.bmm(self.cosines, parts.unsqueeze(-1)).squeeze(-1)
 
     def square(self, parts: Tensor) -> Tensor:
         """Return the squared length ``[S, 1]`` of ``sum_k parts[k] * u_k``."""
