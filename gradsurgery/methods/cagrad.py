@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
-from gradsurgery.methods.directions import Directions, directions
+from gradsurgery.methods.directions import Directions, directions, on_cpu
 from gradsurgery.methods.mgda import shortest
 from gradsurgery.methods.projection import CANCELLED
 from gradsurgery.methods.quadratic import broken, nonnegative, solve_free
@@ -63,7 +63,7 @@ class CAGrad(Method):
 
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (3)."""
-        unit = directions(gram, present)
+        unit = directions(*on_cpu(gram, present))
         start = unit.mean * unit.norms
         detour = _detour(unit, start, self.c * unit.square(start).sqrt())
         return unit.verdict(unit.mean + unit.weights(detour), gram.device)

@@ -68,10 +68,10 @@ def gradvac(
     bound = CAP * gram.sum((-1, -2), keepdim=True).clamp(min=0).sqrt() / count  # 100 |s| / K
     wanted = target.gather(-1, visits.order)
     t = wanted.clamp(max=HIGHEST)
-    slopes = t, ((1 - t) * (1 + t)).sqrt()
+    root = ((1 - t) * (1 + t)).sqrt()
     altered, moving, cosines = [], [], []
-    for (partner, other, possible), *slope in zip(
-        visits, *(part.split(1, -1) for part in slopes), strict=True
+    for (partner, other, possible), goal, goal_root in zip(
+        visits, torch.split(t, 1, -1), torch.split(root, 1, -1), strict=True
     ):
         dot, square, pieces = visits.measure(partner)
         least = (CANCELLED * pieces) ** 2
@@ -80,7 +80,7 @@ def gradvac(
         dot = torch.where(dot.abs() > CANCELLED**2 * pieces * other, dot, 0)
         cosine = (dot / (norm * other)).clamp(-1, 1)
         across = norm * (1 - cosine**2).sqrt()  # length of g_i' across g_j: no visit changes it
-        along, before = _along(across, *slope, bound), dot / other
+        along, before = _along(across, goal, goal_root, bound), dot / other
         # At the bound already: what is left to add is zero, or what rounding makes of it.
         grows = (dot < 0) | ((bound - norm) * bound > least)
         alter = acts & (before < along) & grows

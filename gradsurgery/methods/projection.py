@@ -59,7 +59,7 @@ class Visits:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield j, |g_j| and whether a visit is possible, ``[..., K, 1]``, for each position."""
         columns = (self.order, self.others, self.possible)
-        return zip(*(values.split(1, -1) for values in columns), strict=True)
+        return zip(*(torch.split(values, 1, -1) for values in columns), strict=True)
 
     def measure(self, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return g_i' . g_j, |g_i'|^2, and the length of the pieces that g_i' was summed from.
