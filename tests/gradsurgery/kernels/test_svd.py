@@ -110,7 +110,7 @@ def test_rows_of_very_different_length_keep_their_digits(tasks: int, up: bool) -
 
 def exact_sizes(matrix: Tensor) -> list[float]:
     """Singular values, descending, by Jacobi's method on A A' with sixty digits."""
-    from mpmath import mp, mpf  # type: ignore[import-not-found]
+    from mpmath import mp, mpf
 
     with mp.workdps(60):
         exact = mp.matrix([[mpf(x) for x in row] for row in matrix.tolist()])
