@@ -218,7 +218,7 @@ class Config:
         before=None,
     )
 
-    device: str = setting("auto", text, "'auto', 'cpu', 'cuda', 'cuda:1', ...")
+    device: str = setting("auto", text, "'auto', 'cpu', 'cuda', 'cuda:1', 'mps', 'xpu'")
     seed: int = setting(0, integer(0), "seed of heads, dropout, batches and surgery")
     output: str | None = setting(
         None, optional(text), "run directory; none: runs/TIME-METHOD-seedSEED"

@@ -53,26 +53,39 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
 
 
+#: The kinds of device that the demo trains on.
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU if there is one.
+    """The device of that name; "auto" is the accelerator if there is one.
+
+    Raises:
+        ConfigError: for a device of another kind, or that this machine does not have.
 
     >>> choose_device("cpu")
     device(type='cpu')
     """
+    accelerator = "none"
+    if torch.accelerator.is_available():
+        accelerator = str(torch.accelerator.current_accelerator())
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(accelerator if accelerator in DEVICES else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(
-            f"device = {name}: is not a device; use 'auto', 'cpu', 'cuda' or 'cuda:1'"
+            f"device = {name}: is not a device; use 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'xpu'"
         ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device = {name}: only cpu and cuda are supported")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
+    if device.type not in DEVICES:
+        raise ConfigError(f"device = {name}: only {', '.join(DEVICES)} are supported")
+    if device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count() if device.type == accelerator else 0
+    if (device.index or 0) >= count:
         raise ConfigError(
-            f"device = {name}: this machine has {count} CUDA devices; use 'auto' or 'cpu'"
+            f"device = {name}: this machine has {count} {device.type.upper()} devices; use 'auto' "
+            "or 'cpu'"
         )
     return device
 

@@ -50,7 +50,7 @@ REFUSED = [
     (["--data", ""], ["data = ", "not empty"]),
     (["--seed", "-1"], ["seed = -1"]),
     (["--device", "quantum"], ["device = quantum"]),
-    (["--device", "meta"], ["only cpu and cuda"]),
+    (["--device", "meta"], ["only cpu, cuda, mps, xpu"]),
     (["--device", "cuda:99"], ["device = cuda:99", "CUDA devices"]),
     (["--encoder", "minlm"], ["unknown encoder 'minlm'", "not a directory", "config.json"]),
     (["--encoder", "/no/such/place"], ["unknown encoder '/no/such/place'"]),
