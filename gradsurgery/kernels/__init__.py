@@ -3,7 +3,7 @@
 Everything device-specific lives behind these two. :mod:`gradsurgery.kernels.eager` is the
 definition of correct and runs everywhere. On the CPU with a C compiler
 :mod:`gradsurgery.kernels.native` takes its place, on a GPU with triton
-:mod:`gradsurgery.kernels.fused`; both walk tables of addresses, and agree with it on the same tests.
+:mod:`gradsurgery.kernels.fused`: both walk tables of addresses, and pass the same tests.
 The environment variable ``GRADSURGERY_KERNELS`` (``auto``, ``eager``, ``fused``) overrides the
 choice; ``GRADSURGERY_NATIVE=0`` does without C.
 """

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
-from itertools import chain
 from operator import attrgetter
 
 import torch
@@ -28,6 +27,9 @@ KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 
 #: Bytes that are worth a thread: handing them over costs what some ten thousand elements do.
 SHARE = 1 << 20
+
+#: A gradient that is not contiguous, and one that ``native.c`` does not read.
+_ELSEWHERE, _UNKNOWN = -1, 255
 
 available = compiled.available
 
@@ -82,38 +84,42 @@ def _walk(
         firsts: the first gradient of each parameter, None where it has none.
         numbers: ``[S, K, ...]`` float64, its last argument.
     """
-    flat = list(chain.from_iterable(columns))
-    present = [grad for grad in flat if grad is not None]
-    kinds = [grad.dtype for grad in firsts if grad is not None]
-    plain = len(kinds) == len(firsts) and KINDS.keys() >= set(kinds)
-    plain = plain and all(map(_on_cpu, firsts)) and all(map(Tensor.is_contiguous, present))
-    if not plain:
+    # Each look at a tensor that has left the cache costs more than the next ones: all at once.
+    addresses = [
+        0 if grad is None else grad.data_ptr() if grad.is_contiguous() else _ELSEWHERE
+        for column in columns
+        for grad in column
+    ]
+    kinds = [
+        _UNKNOWN if grad is None or not grad.is_cpu else KINDS.get(grad.dtype, _UNKNOWN)
+        for grad in firsts
+    ]
+    if _ELSEWHERE in addresses or _UNKNOWN in kinds:
         others = [p for p, column in enumerate(columns) if not _fits(column)]
         if others:
             rest = sorted(set(range(len(columns))) - set(others))
             _walk(name, *_taken(rest, columns, segments), [firsts[p] for p in rest], numbers)
             return others
-    addresses = list(map(Tensor.data_ptr, present))
-    if len(present) < len(flat):
-        following = iter(addresses)
-        addresses = [0 if grad is None else next(following) for grad in flat]
-    _call(name, addresses, firsts, segments, bytes([KINDS[kind] for kind in kinds]), numbers)
+        addresses = [
+            0 if grad is None else grad.data_ptr() for column in columns for grad in column
+        ]
+    _call(name, addresses, list(map(Tensor.numel, firsts)), segments, bytes(kinds), numbers)
     return []
 
 
 def _call(
     name: str,
     addresses: Sequence[int],
-    firsts: Sequence[Tensor],
+    sizes: Sequence[int],
     segments: Sequence[int],
     kinds: bytes,
     numbers: Tensor,
 ) -> None:
     """Call a function of the library on a table: addresses ``[P x K]``, the rest ``[P]``."""
     count, tasks = numbers.shape[:2]
-    tables = (array("Q", addresses), array("q", map(Tensor.numel, firsts)), array("q", segments))
+    tables = (array("q", addresses), array("q", sizes), array("q", segments))
     failed = getattr(compiled.library(), name)(
-        ctypes.c_int64(len(firsts)),
+        ctypes.c_int64(len(sizes)),
         ctypes.c_int64(tasks),
         *(ctypes.c_void_p(table.buffer_info()[0]) for table in tables),
         kinds,
