@@ -91,7 +91,7 @@ def measure(
     """
     grads = [[grad for grad in column if grad is not None] for column in columns]
     every = [grad for column in grads for grad in column]
-    _refuse_mixed_devices(every)
+    _refuse_mixed_devices([column[0] for column in grads if column])  # the others' are the same
     shared = [p for p, column in enumerate(grads) if len(column) > 1]
     alone = [p for p, column in enumerate(grads) if len(column) == 1]
     dense, single = [columns[p] for p in shared], [columns[p] for p in alone]
