@@ -56,7 +56,7 @@ class SingleProcess:
 
 
 def _row(grads: Grads, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return a task's gradient of each parameter; hashing a parameter takes longer than the rest."""
+    """Return a task's gradient of each parameter; to hash parameters would take longer."""
     if len(grads) == len(parameters) and all(map(is_, grads, parameters)):
         return list(grads.values())
     return [grads.get(parameter) for parameter in parameters]

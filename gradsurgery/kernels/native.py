@@ -14,10 +14,10 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
-from operator import attrgetter
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gradsurgery.kernels import compiled, eager
 from gradsurgery.kernels.layout import Columns, same_walk
@@ -32,8 +32,6 @@ SHARE = 1 << 20
 _ELSEWHERE, _UNKNOWN = -1, 255
 
 available = compiled.available
-
-_on_cpu = attrgetter("is_cpu")
 
 
 @torch.no_grad()
@@ -65,6 +63,7 @@ def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list
     if others:
         some, homes = _taken(others, columns, segments)
         eager.combine_(some, weights, homes)
+    increment_version([grad for grad in combined if grad is not None])  # as torch's operators do
     return combined
 
 
@@ -103,7 +102,8 @@ def _walk(
         addresses = [
             0 if grad is None else grad.data_ptr() for column in columns for grad in column
         ]
-    _call(name, addresses, list(map(Tensor.numel, firsts)), segments, bytes(kinds), numbers)
+    sizes = [grad.numel() for grad in firsts if grad is not None]
+    _call(name, addresses, sizes, segments, bytes(kinds), numbers)
     return []
 
 
@@ -129,12 +129,11 @@ def _call(
         ctypes.c_void_p(numbers.data_ptr()),
     )
     if failed:
+        low, high = min(segments, default=0), max(segments, default=0)
         raise (
-            MemoryError(f"no room for the products of {tasks} tasks' gradients")
+            MemoryError(f"no room to work on the gradients of {tasks} tasks")
             if failed == 1
-            else IndexError(
-                f"segments go from 0 to {count - 1}, found {min(segments)} to {max(segments)}"
-            )
+            else IndexError(f"segments go from 0 to {count - 1}, found {low} to {high}")
         )
 
 

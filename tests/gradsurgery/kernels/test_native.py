@@ -131,6 +131,16 @@ def test_all_half_precision_numbers_are_widened_and_rounded_as_torch_does(
         torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
 
+def test_autograd_is_told_what_was_overwritten() -> None:
+    """A backward that still needs it then says so, as after an operator of torch's."""
+    first, second = torch.randn(5), torch.randn(5)
+    factor = torch.randn(5, requires_grad=True)
+    product = (factor * first).sum()
+    native.combine_([[first, second]], torch.ones(1, 2, dtype=torch.float64), [0])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 def test_segments_out_of_range() -> None:
     grads = columns(2, [5, 5], [torch.float32])
     for segments in ([0, 3], [0, -1]):
