@@ -250,14 +250,16 @@ INLINE void add_double(double_lanes *total, double_lanes sum) { *total += sum; }
             return;                                                                                \
         }                                                                                          \
         for (int k = count; k % TILE; k++) x[k] = x[count - 1];                                    \
-        int side = (count + TILE - 1) / TILE, lines = n * sizeof(T) / LINE, line = 0;              \
-        int per_tile = 1 + count * lines / (side * (side + 1) / 2);                                \
+        int side = (count + TILE - 1) / TILE, row = 0;                                             \
+        int64_t bytes = n * sizeof(T), byte = 0;                                                   \
+        int per_tile = 1 + count * bytes / LINE / (side * (side + 1) / 2);                         \
         for (int i = 0; i < count; i += TILE)                                                      \
             for (int j = i; j < count; j += TILE) {                                                \
                 int next = j + TILE < count ? j + TILE : i + TILE < count ? i + TILE : 0;          \
-                for (int l = 0; l < per_tile && line < count * lines; l++, line++)                 \
-                    __builtin_prefetch((const char *)(x[line / lines] + n) + line % lines * LINE,  \
-                                       0, 2);                                                      \
+                for (int l = 0; l < per_tile && row < count; l++) {                                \
+                    __builtin_prefetch((const char *)(x[row] + n) + byte, 0, 2);                   \
+                    if ((byte += LINE) >= bytes) byte = 0, row++;                                  \
+                }                                                                                  \
                 square_##T(x + i, x + j, x + next, n, sums);                                       \
                 for (int a = i; a < i + TILE && a < count; a++)                                    \
                     for (int c = j > a ? j : a; c < j + TILE && c < count; c++)                    \
