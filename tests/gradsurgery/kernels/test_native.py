@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradsurgery import kernels
 from gradsurgery.kernels import compiled, eager, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler")
@@ -129,6 +130,20 @@ def test_all_half_precision_numbers_are_widened_and_rounded_as_torch_does(
         expected = (every.float() + other.float()).to(dtype)
         result = native.combine_([[every.clone(), other]], weights, [0])[0]
         torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "called"),
+    [
+        ("GRADSURGERY_KERNELS", "auto", True),
+        ("GRADSURGERY_KERNELS", "eager", False),
+        ("GRADSURGERY_NATIVE", "0", False),
+    ],
+)
+def test_choice(variable: str, value: str, called: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRADSURGERY_KERNELS", raising=False)
+    monkeypatch.setenv(variable, value)
+    assert (kernels._implementation([[torch.ones(2)]], 1) is native) == called
 
 
 def test_autograd_is_told_what_was_overwritten() -> None:
