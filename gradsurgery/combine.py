@@ -174,8 +174,8 @@ def _refuse_mixed_dtypes(grads: Sequence[Sequence[Tensor]], every: Sequence[Tens
             if len(dtypes) > 1:
                 raise ValueError(
                     f"the tasks' gradients of a parameter of shape {list(column[0].shape)} have "
-                    f"several dtypes ({', '.join(sorted(map(str, dtypes)))}): cast a model between "
-                    "steps, not between the tasks of one"
+                    f"several dtypes ({', '.join(sorted(map(str, dtypes)))}): cast parameters "
+                    "between steps, not between the tasks of one"
                 )
 
 

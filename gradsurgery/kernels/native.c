@@ -9,7 +9,8 @@
  * segment whose sums of squares leave what float32 can hold is taken again in double.
  *
  * Up to ALL tasks have all their pairs in registers; more are multiplied four by four, over a
- * stretch that stays in cache meanwhile. What is short or not float32 is packed into such a stretch.
+ * stretch that stays in cache meanwhile. What is short, and bf16 and fp16 of many tasks, is packed
+ * into such a stretch.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,7 +27,8 @@ enum { LANES = 4 };
 
 /* STRETCH lanes' turns are added up in float32. STREAMS rows are what a processor fetches ahead by
  * itself; of more, what lies AHEAD elements is asked for. */
-enum { TILE = 4, ALL = 8, LINE = 64, STRETCH = 32 * LANES, STREAMS = 7, AHEAD = 256, SHORT = 256, MIXED = 2048 };
+enum { TILE = 4, ALL = 8, STRETCH = 32 * LANES, SHORT = 256, MIXED = 2048 };
+enum { LINE = 64, STREAMS = 7, AHEAD = 256 };
 
 enum { F32, F64, BF16, F16 };
 static const int WIDTH[] = {4, 8, 2, 2};
@@ -43,6 +45,8 @@ static const int WIDTH[] = {4, 8, 2, 2};
 typedef float float_lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float float_half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
 typedef double double_lanes __attribute__((vector_size(4 * LANES), aligned(8), may_alias));
+typedef uint16_t half_lanes __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -70,6 +74,29 @@ INLINE float from_F16(uint16_t x) {
     uint32_t normal = as_bits(as_float((twice >> 4) + (0xE0u << 23)) * 0x1p-112f);
     uint32_t subnormal = as_bits(as_float((twice >> 17) | (126u << 23)) - 0.5f);
     return as_float((word & 0x80000000u) | (twice < (1u << 27) ? subnormal : normal));
+}
+
+/* The same for lanes of a row. */
+INLINE float_lanes load_F32(const void *x, int64_t e) {
+    return *(const float_lanes *)((const float *)x + e);
+}
+
+INLINE double_lanes load_F64(const void *x, int64_t e) {
+    return *(const double_lanes *)((const double *)x + e);
+}
+
+INLINE words high_words(const void *x, int64_t e) {
+    return __builtin_convertvector(*(const half_lanes *)((const uint16_t *)x + e), words) << 16;
+}
+
+INLINE float_lanes load_BF16(const void *x, int64_t e) { return (float_lanes)high_words(x, e); }
+
+INLINE float_lanes load_F16(const void *x, int64_t e) {
+    words word = high_words(x, e);
+    words twice = word + word, small = (words)(twice < (1u << 27));
+    words normal = (words)((float_lanes)((twice >> 4) + (0xE0u << 23)) * 0x1p-112f);
+    words subnormal = (words)((float_lanes)((twice >> 17) | (126u << 23)) - 0.5f);
+    return (float_lanes)((word & 0x80000000u) | (small & subnormal) | (~small & normal));
 }
 
 INLINE float to_F32(double x) { return (float)x; }
@@ -187,16 +214,17 @@ INLINE void add_float(double_lanes *total, float_lanes sum) {
 INLINE void add_double(double_lanes *total, double_lanes sum) { *total += sum; }
 
 /* All pairs of K rows; n is a multiple of LANES. */
-#define TRIANGLE(K, T)                                                                             \
-    static void triangle_##K##_##T(const T *const *x, int64_t n, T##_lanes *out) {                 \
+#define TRIANGLE(K, KIND, T)                                                                       \
+    static void triangle_##K##_##KIND(const void *const *x, int64_t n, T##_lanes *out) {           \
         enum { STEP = sizeof(T##_lanes) / sizeof(T) };                                             \
         T##_lanes sum[K * (K + 1) / 2];                                                            \
         memset(sum, 0, sizeof sum);                                                                \
         for (int64_t e = 0; e < n; e += STEP) {                                                    \
             T##_lanes now[K];                                                                      \
             UNROLL for (int k = 0; k < K; k++) {                                                   \
-                if (K > STREAMS) __builtin_prefetch(x[k] + e + AHEAD);                             \
-                now[k] = *(const T##_lanes *)(x[k] + e);                                           \
+                if (K > STREAMS)                                                                   \
+                    __builtin_prefetch((const char *)x[k] + (e + AHEAD) * WIDTH[KIND]);            \
+                now[k] = load_##KIND(x[k], e);                                                     \
             }                                                                                      \
             int p = 0;                                                                             \
             UNROLL for (int i = 0; i < K; i++)                                                     \
@@ -204,6 +232,33 @@ INLINE void add_double(double_lanes *total, double_lanes sum) { *total += sum; }
         }                                                                                          \
         memcpy(out, sum, sizeof sum);                                                              \
     }
+
+#define TRIANGLES(KIND, T)                                                                         \
+    TRIANGLE(1, KIND, T)                                                                           \
+    TRIANGLE(2, KIND, T)                                                                           \
+    TRIANGLE(3, KIND, T)                                                                           \
+    TRIANGLE(4, KIND, T)                                                                           \
+    TRIANGLE(5, KIND, T)                                                                           \
+    TRIANGLE(6, KIND, T)                                                                           \
+    TRIANGLE(7, KIND, T)                                                                           \
+    TRIANGLE(8, KIND, T)                                                                           \
+    static void (*const triangles_##KIND[])(const void *const *, int64_t, T##_lanes *) = {         \
+        triangle_1_##KIND, triangle_2_##KIND, triangle_3_##KIND, triangle_4_##KIND,                \
+        triangle_5_##KIND, triangle_6_##KIND, triangle_7_##KIND, triangle_8_##KIND};
+
+TRIANGLES(F32, float)
+TRIANGLES(BF16, float)
+TRIANGLES(F16, float)
+TRIANGLES(F64, double)
+
+static void triangle_float(int kind, int count, const void *const *x, int64_t n, float_lanes *out) {
+    (kind == BF16 ? triangles_BF16 : kind == F16 ? triangles_F16 : triangles_F32)[count - 1](x, n, out);
+}
+
+static void triangle_double(int kind, int count, const void *const *x, int64_t n, double_lanes *out) {
+    (void)kind;
+    triangles_F64[count - 1](x, n, out);
+}
 
 /* TILE rows with TILE others, while the next TILE are fetched. */
 #define SQUARE(T)                                                                                  \
@@ -227,22 +282,13 @@ INLINE void add_double(double_lanes *total, double_lanes sum) { *total += sum; }
 
 /* Add the products of b->rows, n elements each, to the totals. */
 #define MULTIPLY(T)                                                                                \
-    static void multiply_##T(bench *b, int count, int64_t n) {                                     \
+    static void multiply_##T(bench *b, int kind, int count, int64_t n) {                           \
         const T **x = (const T **)b->rows;                                                         \
         const int *ids = b->ids;                                                                   \
         int64_t tasks = b->t->tasks;                                                               \
         T##_lanes sums[ALL * (ALL + 1) / 2];                                                       \
         if (count <= ALL) {                                                                        \
-            switch (count) {                                                                       \
-            case 1: triangle_1_##T(x, n, sums); break;                                             \
-            case 2: triangle_2_##T(x, n, sums); break;                                             \
-            case 3: triangle_3_##T(x, n, sums); break;                                             \
-            case 4: triangle_4_##T(x, n, sums); break;                                             \
-            case 5: triangle_5_##T(x, n, sums); break;                                             \
-            case 6: triangle_6_##T(x, n, sums); break;                                             \
-            case 7: triangle_7_##T(x, n, sums); break;                                             \
-            default: triangle_8_##T(x, n, sums);                                                   \
-            }                                                                                      \
+            triangle_##T(kind, count, b->rows, n, sums);                                           \
             T##_lanes *sum = sums;                                                                 \
             for (int i = 0; i < count; i++)                                                        \
                 for (int j = i; j < count; j++)                                                    \
@@ -296,7 +342,7 @@ INLINE void add_double(double_lanes *total, double_lanes sum) { *total += sum; }
                 b->ids[count] = k;                                                                 \
                 b->rows[count++] = row;                                                            \
             }                                                                                      \
-        multiply_##T(b, count, n);                                                                 \
+        multiply_##T(b, sizeof(T) == 4 ? F32 : F64, count, n);                                     \
         memset(b->used, 0, b->t->tasks);                                                           \
         b->filled = 0;                                                                             \
     }                                                                                              \
@@ -325,12 +371,13 @@ INLINE void add_double(double_lanes *total, double_lanes sum) { *total += sum; }
         for (; number < stop; number++) {                                                          \
             int64_t p = t->order[number], e = number == b->from.number ? b->from.element : 0;      \
             int64_t end = number == b->to.number ? b->to.element : t->sizes[p];                    \
-            int plain = t->kinds[p] == (sizeof(T) == 4 ? F32 : F64);                               \
+            int kind = t->kinds[p], plain = kind == (sizeof(T) == 4 ? F32 : F64);                  \
             if ((t->kinds[p] == F64) != float64 || e >= end) continue;                             \
             int count = 0;                                                                         \
             for (int k = 0; k < t->tasks; k++)                                                     \
                 if (t->addresses[p * t->tasks + k]) b->there[k] = 1, count++;                      \
             if (!count) continue;                                                                  \
+            plain |= sizeof(T) == 4 && count <= ALL; /* few rows are widened in registers */       \
             for (int64_t n; e < end; e += n) {                                                     \
                 n = least(STRETCH, end - e);                                                    \
                 if (!plain || n < SHORT) {                                                         \
@@ -340,26 +387,18 @@ INLINE void add_double(double_lanes *total, double_lanes sum) { *total += sum; }
                 n = n / LANES * LANES;                                                             \
                 count = 0;                                                                         \
                 for (int k = 0; k < t->tasks; k++) {                                               \
-                    const T *start = (const T *)t->addresses[p * t->tasks + k];                    \
+                    const char *start = t->addresses[p * t->tasks + k];                            \
                     if (!start) continue;                                                          \
                     b->ids[count] = k;                                                             \
-                    b->rows[count++] = start + e;                                                  \
+                    b->rows[count++] = start + e * WIDTH[kind];                                    \
                 }                                                                                  \
-                multiply_##T(b, count, n);                                                         \
+                multiply_##T(b, kind, count, n);                                                   \
             }                                                                                      \
         }                                                                                          \
         flush_##T(b);                                                                              \
     }
 
 #define PRODUCTS(T)                                                                                \
-    TRIANGLE(1, T)                                                                                 \
-    TRIANGLE(2, T)                                                                                 \
-    TRIANGLE(3, T)                                                                                 \
-    TRIANGLE(4, T)                                                                                 \
-    TRIANGLE(5, T)                                                                                 \
-    TRIANGLE(6, T)                                                                                 \
-    TRIANGLE(7, T)                                                                                 \
-    TRIANGLE(8, T)                                                                                 \
     SQUARE(T)                                                                                      \
     MULTIPLY(T)                                                                                    \
     PACK(T)

@@ -260,14 +260,14 @@ def test_functional_refuses_gradients_of_one_parameter_that_differ(
             call([[None, torch.ones(3)], [torch.ones(2), None], [torch.ones(2), other]])
 
 
-def test_a_model_that_is_cast_between_the_tasks_of_a_step() -> None:
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = GradientSurgery(torch.optim.SGD([weight], lr=0.1), GradVac(), tasks=TASKS)
+def test_a_parameter_that_is_cast_between_the_tasks_of_a_step() -> None:
+    weight, bias = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1))
+    optimizer = GradientSurgery(torch.optim.SGD([weight, bias], lr=0.1), GradVac(), tasks=TASKS)
     with optimizer.task("a"):
-        weight.square().sum().backward()
+        (weight.square().sum() + bias.sum()).backward()
     weight.data = weight.data.double()
     with optimizer.task("b"):
-        weight.sum().backward()
+        (weight.sum() + bias.sum()).backward()
     with pytest.raises(
         ValueError, match=r"\[3\] have several dtypes \(torch.float32, torch.float6"
     ):
