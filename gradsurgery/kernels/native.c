@@ -252,7 +252,11 @@ TRIANGLES(F16, float)
 TRIANGLES(F64, double)
 
 static void triangle_float(int kind, int count, const void *const *x, int64_t n, float_lanes *out) {
-    (kind == BF16 ? triangles_BF16 : kind == F16 ? triangles_F16 : triangles_F32)[count - 1](x, n, out);
+    switch (kind) {
+    case BF16: triangles_BF16[count - 1](x, n, out); break;
+    case F16: triangles_F16[count - 1](x, n, out); break;
+    default: triangles_F32[count - 1](x, n, out);
+    }
 }
 
 static void triangle_double(int kind, int count, const void *const *x, int64_t n, double_lanes *out) {
@@ -337,7 +341,7 @@ static void triangle_double(int kind, int count, const void *const *x, int64_t n
         int count = 0;                                                                             \
         for (int k = 0; k < b->t->tasks; k++)                                                      \
             if (b->used[k]) {                                                                      \
-                T *row = (T *)b->panel + k * STRETCH;                                           \
+                T *row = (T *)b->panel + k * STRETCH;                                              \
                 memset(row + b->filled, 0, (n - b->filled) * sizeof(T));                           \
                 b->ids[count] = k;                                                                 \
                 b->rows[count++] = row;                                                            \
@@ -352,7 +356,7 @@ static void triangle_double(int kind, int count, const void *const *x, int64_t n
         while (n) {                                                                                \
             int64_t length = least(n, STRETCH - b->filled);                                     \
             for (int k = 0; k < b->t->tasks; k++) {                                                \
-                T *row = (T *)b->panel + k * STRETCH;                                           \
+                T *row = (T *)b->panel + k * STRETCH;                                              \
                 if (addresses[k]) {                                                                \
                     if (!b->used[k]) memset(row, 0, b->filled * sizeof(T));                        \
                     b->used[k] = 1;                                                                \
