@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.cli import guard
+from bert_mtl_demo.cli import Parser, guard
 from bert_mtl_demo.printing import printable
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["no-such-run"])
     2
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bert_mtl_demo.evaluate",
         description="Score a run's best weights on dev; writes evaluation.md, .json and pictures.",
     )

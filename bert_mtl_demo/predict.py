@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.cli import guard
+from bert_mtl_demo.cli import Parser, guard
 from bert_mtl_demo.data.directory import columns_of
 from bert_mtl_demo.data.records import UnreadableError, decoded, delimiter_of, lines_of
 from bert_mtl_demo.errors import DemoError, unknown
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["no-such-run", "--task", "sst", "A fine film."])
     2
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bert_mtl_demo.predict",
         description="Print the predictions of a run's best weights, one line per example.",
     )

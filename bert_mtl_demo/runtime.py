@@ -91,6 +91,15 @@ class Precision:
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
+    def __str__(self) -> str:
+        number = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+        if self.device.type == "cuda":
+            name = str(torch.cuda.get_device_name(self.device))
+        else:
+            threads = torch.get_num_threads()
+            name = f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+        return f"{name}, {number[self.dtype]}"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""
         return torch.autocast(

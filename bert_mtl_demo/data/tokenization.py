@@ -9,7 +9,7 @@ is one row, "[CLS] u [SEP] v [SEP]", so that the words of u and v see each other
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.tasks import Task
+
+PIECE = 4096  # examples tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,22 @@ def cross_row(
 
 
 def encode(
-    examples: Examples, task: Task, tokenizer: Any, max_length: int, pairs: str = "siamese"
+    examples: Examples,
+    task: Task,
+    tokenizer: Any,
+    max_length: int,
+    pairs: str = "siamese",
+    done: Callable[[int], object] = lambda examples: None,
 ) -> EncodedSet:
-    """Tokenise a whole set, once."""
-    first = tokenise(tokenizer, examples.first, max_length)
-    second = None if examples.second is None else tokenise(tokenizer, examples.second, max_length)
+    """Tokenise a whole set, once; `done` is called with the number of examples of each piece."""
+    first: list[list[int]] = []
+    second: list[list[int]] | None = None if examples.second is None else []
+    for start in range(0, len(examples), PIECE):
+        piece = slice(start, start + PIECE)
+        first += tokenise(tokenizer, examples.first[piece], max_length)
+        if second is not None and examples.second is not None:
+            second += tokenise(tokenizer, examples.second[piece], max_length)
+        done(len(examples.first[piece]))
     labels = [task.scaled(v) if task.classes is None else v for v in examples.labels]
     return EncodedSet(task, first, second, labels, tokenizer.pad_token_id, pairs, max_length)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.config import Config
@@ -35,6 +34,7 @@ from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state, load_weights
 from bert_mtl_demo.training.claim import existing_directory, new_directory
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
+from bert_mtl_demo.training.display import Console, Display
 from bert_mtl_demo.training.features import with_features
 from bert_mtl_demo.training.logs import Log, RunLog, check, cut
 from bert_mtl_demo.training.processes import ALONE, Processes
@@ -118,7 +118,7 @@ def _claimed(life: ExitStack, directory: AbstractContextManager[Path], processes
 def _begun(config: Config, source: Source, run: RunDirectory, processes: Processes) -> _Parts:
     """The parts of a new run."""
     device = processes.device(config.device)
-    _announce(config, run, processes)
+    _announce(config, processes)
     config = labelled(config)
     splits, skipped = load_splits(config)
     if processes.is_main:  # the others get the weights that come of it
@@ -127,7 +127,7 @@ def _begun(config: Config, source: Source, run: RunDirectory, processes: Process
     tokenizer = load_tokenizer(source)
     encoder = load_encoder(source, pooler=needs_pooler(config), layers=config.encoder_layers)
     config = portable(config)
-    sets = _encode(config, splits, tokenizer)
+    sets = _encode(config, splits, tokenizer, processes)
     if processes.is_main:
         for sentence in unknown_words(sets[0], tokenizer.unk_token_id):
             print(f"warning: {sentence}")
@@ -137,6 +137,7 @@ def _begun(config: Config, source: Source, run: RunDirectory, processes: Process
     build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
     if processes.is_main:
         run.create(config, encoder, tokenizer)
+        print(printable(f"writing to {run.path}"))
         _tell_skipped(skipped)
         run.save_data(splits, skipped)
     return _Parts(config, run, model, sets, precision)
@@ -176,7 +177,7 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     told = edited(saved, state.get("settings", {}), run.config)  # 0.1.0 kept none
     run.refuse_changed(state.get("files", {}))
     told += check(run, state["logs"], config.tasks) + _check_best(run, state)
-    _announce(config, run, processes, told)
+    _announce(config, processes, told)
     splits, skipped = load_splits(config)
     whole = run.data_digest() == state["data_file"] if "data_file" in state else run.load_data()
     if processes.is_main and not whole:
@@ -185,7 +186,7 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
         run.save_data(splits, skipped)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
-    sets = _encode(config, splits, tokenizer)
+    sets = _encode(config, splits, tokenizer, processes)
     model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     if config.cache_features:  # of the encoder as it was trained, or not at all
@@ -230,16 +231,14 @@ def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
     return {name: parts.limited(*limits) for name, parts in splits.items()}, skipped
 
 
-def _announce(
-    config: Config, run: RunDirectory, processes: Processes, told: Sequence[str] = ()
-) -> None:
+def _announce(config: Config, processes: Processes, told: Sequence[str] = ()) -> None:
     if not processes.is_main:
         return
     together = f", in {processes.size} processes" if processes.size > 1 else ""
     print(
         printable(
             f"{config.method} on {', '.join(config.tasks)} ({config.sources}), encoder "
-            f"{config.encoder}{together}\nwriting to {run.path}"
+            f"{config.encoder}{together}"
         )
     )
     for sentence in [*told, *config.warnings(), *warnings(config, processes)]:
@@ -254,7 +253,13 @@ def _tell_skipped(skipped: Sequence[Skipped]) -> None:
         print(f"skipped {len(skipped)} rows in all; data.json lists them")
 
 
-def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
+def _encode(
+    config: Config, splits: Mapping[str, Splits], tokenizer: Any, processes: Processes
+) -> Encoded:
+    texts = sum(len(splits[name].train) for name in config.trained)
+    texts += sum(len(splits[name].dev) for name in config.tasks)
+    display = Console() if processes.is_main else Display()
+
     def encoded(part: str, names: Sequence[str]) -> dict[str, EncodedSet]:
         return {
             name: encode(
@@ -263,15 +268,17 @@ def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Enc
                 tokenizer,
                 config.max_length,
                 config.pairs,
+                done=done,
             )
             for name in names
         }
 
-    train = {
-        name: replace(examples, whole=splits[name].whole)
-        for name, examples in encoded("train", config.trained).items()
-    }
-    return train, encoded("dev", config.tasks)
+    with display.counting(f"tokenizing {texts:,} examples", texts) as done:
+        train = {
+            name: replace(examples, whole=splits[name].whole)
+            for name, examples in encoded("train", config.trained).items()
+        }
+        return train, encoded("dev", config.tasks)
 
 
 def _with_features(
@@ -298,12 +305,12 @@ def _build(config: Config, encoder: Any, sets: Encoded, device: torch.device) ->
 def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcome:
     """Build the trainer, restore its state, and run it."""
     run, state = parts.run, parts.state
-    say = _say if processes.is_main else _nothing
+    display = Console() if processes.is_main else Display()
     # Before the state is restored: what TensorBoard imports draws from Python's generator.
     log = processes.agree(lambda: _open_log(run, state) if processes.is_main else Log())
     try:
         parted = (parts.config, parts.model, *parts.sets, run, log, parts.precision)
-        trainer = Trainer(*parted, say, processes, method)
+        trainer = Trainer(*parted, display, processes, method)
         if state is not None:
             processes.agree(lambda: _restore(trainer, state, run))
         outcome = _fit(trainer, run)
@@ -317,15 +324,6 @@ def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcom
 
 def _open_log(run: RunDirectory, state: Mapping[str, Any] | None) -> Log:
     return RunLog(run, step=state["progress"]["step"] if state else 0)
-
-
-def _say(line: str) -> None:
-    """Print a line, above a bar if there is one."""
-    tqdm.write(printable(line))
-
-
-def _nothing(line: str) -> None:
-    """Print nothing."""
 
 
 def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> None:
@@ -348,13 +346,9 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
 
 
 def _fit(trainer: Trainer, run: RunDirectory) -> Outcome:
-    # None: no bar unless stdout is a terminal, only the lines.
-    hidden = None if trainer.processes.is_main else True
-    bar = tqdm(
-        total=trainer.goal, initial=trainer.progress.step, unit="step", disable=hidden, leave=False
-    )
-    with Interrupts() as stop, bar:
-        done = trainer.fit(stop, tick=bar.update)
+    trainer.say(trainer.described())
+    with Interrupts() as stop, trainer.display.steps(trainer.goal, trainer.progress.step):
+        done = trainer.fit(stop)
         # All stay in this block until the state is written: a signal reaches one after the other.
         trainer.processes.barrier()
     # A signal during the very last evaluation came too late to stop anything.
