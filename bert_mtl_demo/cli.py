@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from bert_mtl_demo.config import GROUPS, Config, read_settings
 from bert_mtl_demo.data import DataError
 from bert_mtl_demo.errors import DemoError, DivergedError, StorageError, nearest
+from bert_mtl_demo.layouts import tables
 from bert_mtl_demo.printing import printable
 from bert_mtl_demo.setting_types import Choice, default_of, switch
 from bert_mtl_demo.user_tasks import user_tasks
@@ -92,6 +93,8 @@ def _add_flag(group: argparse._ArgumentGroup, entry: Any, *, visible: bool) -> N
         options["action"] = argparse.BooleanOptionalAction
     elif entry.metadata["parse"] is user_tasks:
         options |= {"nargs": "+", "action": "extend", "metavar": "NAME=KIND:FILE"}
+    elif entry.metadata["parse"] is tables:
+        options |= {"nargs": "+", "action": "extend", "metavar": "NAME=FILE:COLUMNS"}
     elif isinstance(default_of(entry), tuple):
         options |= {"nargs": "+", "metavar": "NAME"}
     else:
@@ -120,7 +123,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     for entry in fields(Config):
         if hasattr(arguments, entry.name):
             value = getattr(arguments, entry.name)
-            joined = isinstance(value, list) and entry.metadata["parse"] is not user_tasks
+            joined = isinstance(value, list) and entry.metadata["parse"] not in (user_tasks, tables)
             settings[entry.name] = " ".join(value) if joined else value
     return settings
 

@@ -18,6 +18,7 @@ from bert_mtl_demo import combinations
 from bert_mtl_demo.combinations import ALTERNATING as ALTERNATING
 from bert_mtl_demo.combinations import JOINT, SCORE_LOSSES
 from bert_mtl_demo.errors import ConfigError, unknown
+from bert_mtl_demo.layouts import TableOf, tables
 from bert_mtl_demo.setting_types import (
     Choice,
     choice,
@@ -82,6 +83,13 @@ class Config:
         user_tasks,
         f"add your own task; KIND is one of {', '.join(KINDS)}; FILE contains {{split}}, which "
         "stands for train and dev; repeatable",
+    )
+    map: tuple[TableOf, ...] = setting(
+        (),
+        tables,
+        "the table of a built-in task, as NAME=FILE:COLUMNS: the columns of its sentences, then "
+        "of its label, by name or number; repeatable",
+        before=(),
     )
     untrained: tuple[str, ...] = rare((), names, "tasks to score but not train")
     max_length: int = setting(128, integer(8), "tokens kept of a sentence")
@@ -256,9 +264,10 @@ class Config:
             "pretrain": list(self.pretrain),
             "untrained": list(self.untrained),
             "task": written(self.task),
+            "map": {table.name: table.written() for table in self.map},
             "encoder_layers": list(self.encoder_layers),
         }
-        return values if self.task else {k: v for k, v in values.items() if k != "task"}
+        return {k: v for k, v in values.items() if v or k not in ("task", "map")}
 
     def key_values(self) -> dict[str, Any]:
         """The plain values that keys of finished work are hashes of.
@@ -287,7 +296,8 @@ class Config:
             for entry in fields(self)
             if (value := getattr(self, entry.name)) != default_of(entry)
         }
-        return {**changed, "task": written(self.task)} if self.task else changed
+        plain = self.to_dict()
+        return {k: plain[k] if k in ("task", "map") else value for k, value in changed.items()}
 
     @property
     def definitions(self) -> dict[str, Task]:
@@ -296,7 +306,8 @@ class Config:
         >>> [task.title for task in Config(tasks=("sts", "sst")).definitions.values()]
         ['similarity', 'sentiment']
         """
-        known = {**TASKS, **{task.name: task for task in self.task}}
+        mapped = {table.name: table.of(TASKS[table.name]) for table in self.map}
+        known = {**TASKS, **mapped, **{task.name: task for task in self.task}}
         return {name: known[name] for name in self.tasks}
 
     @property
@@ -306,8 +317,10 @@ class Config:
         >>> Config(tasks=("sst", "sts")).sources
         'sample'
         """
-        data = [self.data] if len(self.task) < len(self.tasks) else []
-        return ", ".join(data + [file_of(task) for task in self.task])
+        files = {table.name: table.file for table in self.map if table.name in self.tasks}
+        files |= {task.name: file_of(task) for task in self.task}
+        data = [self.data] if len(files) < len(self.tasks) else []
+        return ", ".join([*data, *files.values()])
 
     def trained_of(self, kind: str) -> tuple[str, ...]:
         """The tasks of a kind that are trained.
