@@ -12,10 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bert_mtl_demo.cli import Parser, guard
 from bert_mtl_demo.printing import printable
+
+if TYPE_CHECKING:
+    from bert_mtl_demo.data import Examples, Skipped
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def evaluate(
     config = replace(loaded.config, data=data or loaded.config.data)
     unlabelled = [] if split == "dev" else _unlabelled(config.data, loaded.tasks, split)
     labelled = [task for task in loaded.tasks if task not in unlabelled]
-    splits, skipped = {}, []
+    splits: dict[str, Examples] = {}
+    skipped: list[Skipped] = []
     if labelled:
         other = {} if split == "dev" else {"split": split}
         splits, skipped = load_dev(config.data, labelled, bad_rows=config.bad_rows, **other)

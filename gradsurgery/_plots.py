@@ -73,13 +73,15 @@ def _windows(lines: Sequence[Line], pairs: Sequence[Pair], number: int) -> Figur
     marker = "." if len(lines) <= MARKED else ""
     for color, (i, j) in zip(COLORS, pairs, strict=False):
         label = f" {_name(i)}, {_name(j)}"  # legends leave out what begins with an underscore
-        look = {"marker": marker, "color": color}
+        look: dict[str, Any] = {"marker": marker, "color": color}
         met = [(step, c[i, j]) for step, c in windows if (i, j) in c and c[i, j].possible]
         steps = [step for step, _ in met]
-        panels["cosine"].plot(steps, [c.cosine for _, c in met], label=label, **look)
+        cosines: Any = [c.cosine for _, c in met]
+        conflicts: Any = [c.rate("conflicts") for _, c in met]
+        panels["cosine"].plot(steps, cosines, label=label, **look)
         low, high = [c.lowest for _, c in met], [c.highest for _, c in met]
         panels["cosine"].fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
-        panels["conflicts"].plot(steps, [c.rate("conflicts") for _, c in met], **look)
+        panels["conflicts"].plot(steps, conflicts, **look)
         for pair, line in (((i, j), "-"), ((j, i), "--")) if "altered" in panels else ():
             known = [
                 (step, rate)

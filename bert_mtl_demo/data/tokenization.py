@@ -90,6 +90,7 @@ class EncodedSet:
         whole: examples before a limit; None: these are all.
         vectors: of the sentences, [N, W] or [2N, W] of a pair's first and second ones, if an
             encoder that does not train has computed them; batches then hold them in place of ids.
+        cut: examples with a text that was longer than `max_length`.
 
     >>> from bert_mtl_demo.tasks import TASKS
     >>> few = EncodedSet(TASKS["sst"], [[101, 7, 102], [101, 102]], None, [4, 0], pad=0)
@@ -106,6 +107,7 @@ class EncodedSet:
     max_length: int | None = None
     whole: int | None = None
     vectors: Tensor | None = field(default=None, repr=False, compare=False)
+    cut: int = field(default=0, compare=False)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -233,24 +235,64 @@ def encode(
     done: Callable[[int], object] = lambda examples: None,
 ) -> EncodedSet:
     """Tokenise a whole set, once; `done` is called with the number of examples of each piece."""
-    first: list[list[int]] = []
-    second: list[list[int]] | None = None if examples.second is None else []
+    columns = [column for column in (examples.first, examples.second) if column is not None]
+    rows: list[list[list[int]]] = [[] for _ in columns]
+    cut = 0
     for start in range(0, len(examples), PIECE):
-        piece = slice(start, start + PIECE)
-        first += tokenise(tokenizer, examples.first[piece], max_length)
-        if second is not None and examples.second is not None:
-            second += tokenise(tokenizer, examples.second[piece], max_length)
-        done(len(examples.first[piece]))
+        size = len(examples.first[start : start + PIECE])
+        longer = [False] * size
+        for column, ids in zip(columns, rows, strict=True):
+            for n, row in enumerate(_whole(tokenizer, column[start : start + size])):
+                longer[n] |= len(row) > max_length
+                ids.append(_cut(row, tokenizer, max_length))
+        cut += sum(longer)
+        done(size)
+    first, second = rows[0], rows[1] if len(rows) > 1 else None
     labels = [task.scaled(v) if task.classes is None else v for v in examples.labels]
-    return EncodedSet(task, first, second, labels, tokenizer.pad_token_id, pairs, max_length)
+    pad = tokenizer.pad_token_id
+    return EncodedSet(task, first, second, labels, pad, pairs, max_length, cut=cut)
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of each text, [CLS] and [SEP] included, cut at `max_length`."""
-    if not texts:
-        return []
-    encoding = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
-    return [list(row) for row in encoding["input_ids"]]
+    return [_cut(row, tokenizer, max_length) for row in _whole(tokenizer, texts)]
+
+
+def _whole(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, of any length.
+
+    From the tokenizer beneath that of transformers, which spends as much again on masks, types and
+    offsets that nothing here reads.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+
+
+def _cut(row: list[int], tokenizer: Any, max_length: int) -> list[int]:
+    """The row with `max_length` ids at most, [CLS] and [SEP] among them."""
+    if len(row) <= max_length:
+        return row
+    if tokenizer.truncation_side == "left":
+        return [row[0], *row[len(row) - max_length + 1 :]]
+    return [*row[: max_length - 1], row[-1]]
+
+
+def cut_texts(sets: Mapping[str, EncodedSet], split: str) -> list[str]:
+    """A sentence for each task some of whose texts were cut.
+
+    >>> from bert_mtl_demo.tasks import TASKS
+    >>> long = EncodedSet(TASKS["sst"], [[2, 1, 3]], None, [4], pad=0, max_length=3, cut=1)
+    >>> cut_texts({"sst": long}, "train")
+    ['sst: 1 of 1 train texts is cut at max_length = 3 tokens']
+    """
+    return [
+        f"{name}: {rows.cut:,} of {len(rows):,} {split} {'pairs' if rows.task.pair else 'texts'} "
+        f"{'is' if rows.cut == 1 else 'are'} cut at max_length = {rows.max_length} tokens"
+        for name, rows in sets.items()
+        if rows.cut
+    ]
 
 
 def unknown_words(sets: Mapping[str, EncodedSet], unknown: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.data.tokenization import encode
-from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.errors import CheckpointError, DemoError, unknown
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_tokenizer
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
@@ -51,8 +51,23 @@ class LoadedRun:
             encoded = with_features(self.model, {name: encoded}, self.precision, cache)[name]
         return answer(self.model, encoded, self.precision)
 
-    def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:
-        """The model's answers to sentences, or pairs of sentences, that have no labels."""
+    def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None = None) -> Answers:
+        """The model's answers to sentences, or pairs of sentences, that have no labels.
+
+        Args:
+            task: one of the run's.
+            first: N sentences.
+            second: N sentences, for a task of pairs.
+
+        Returns:
+            `values` [N], classes or scores on the labels' scale; `probabilities` [N, C] of classes.
+
+        Raises:
+            DemoError: for a task that the run has not.
+            ValueError: for `second` where a task takes one sentence, or the other way round.
+        """
+        if task not in self.config.definitions:
+            raise DemoError(f"{self.run.path}: {unknown('task', task, self.config.definitions)}")
         pairs = None if second is None else list(second)
         unlabelled = [0] * len(first)
         return self.answer(Examples(self.config.definitions[task], list(first), pairs, unlabelled))

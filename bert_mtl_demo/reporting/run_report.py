@@ -60,7 +60,9 @@ def _windows(run: RunDirectory, config: Config) -> list[surgery.Line]:
         return []
     try:
         # By its name alone: a report says nothing of where it was written.
-        lines = [{**line, "log": run.conflicts.name} for line in surgery.read([run.conflicts])]
+        lines = surgery.read([run.conflicts])
+        for line in lines:
+            line["log"] = run.conflicts.name
     except ValueError as error:
         raise CheckpointError(f"{error}. {WITHOUT}") from None
     for number, line in enumerate(lines, start=1):

@@ -21,7 +21,7 @@ from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Skipped, Splits, load
 from bert_mtl_demo.data.distribution import announce
-from bert_mtl_demo.data.tokenization import EncodedSet, encode, unknown_words
+from bert_mtl_demo.data.tokenization import EncodedSet, cut_texts, encode, unknown_words
 from bert_mtl_demo.errors import CheckpointError, StorageError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
@@ -29,7 +29,7 @@ from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.pretraining.cache import cache_directory
-from bert_mtl_demo.printing import printable
+from bert_mtl_demo.printing import printable, wrapped
 from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state, load_weights
 from bert_mtl_demo.training.claim import existing_directory, new_directory
@@ -131,6 +131,9 @@ def _begun(config: Config, source: Source, run: RunDirectory, processes: Process
     if processes.is_main:
         for sentence in unknown_words(sets[0], tokenizer.unk_token_id):
             print(f"warning: {sentence}")
+        for part, split in zip(sets, ("train", "dev"), strict=True):
+            for sentence in cut_texts(part, split):
+                print(wrapped(f"note: {sentence}"))
     model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     sets = _with_features(config, model, sets, precision)
