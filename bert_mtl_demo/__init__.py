@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 __all__ = ["load_trained"]
 
 
-def load_trained(run: str | Path, device: str | None = None) -> LoadedRun:
+def load_trained(run: str | Path, device: str | None = None, amp: str | None = None) -> LoadedRun:
     """The best weights of a run, to be asked: `load_trained(run).ask("sst", ["A fine film."])`.
 
     Args:
         run: its directory.
         device: `"cpu"`, `"cuda"`, ...; None: a GPU if there is one.
+        amp: `"off"`, `"bf16"`, `"fp16"` or `"auto"`; None: as the run was trained.
 
     Raises:
         CheckpointError: when the run is missing, unfinished or damaged.
@@ -27,4 +28,4 @@ def load_trained(run: str | Path, device: str | None = None) -> LoadedRun:
     """
     from bert_mtl_demo.reporting.loaded_run import load_run
 
-    return load_run(run, device)
+    return load_run(run, device, amp)

@@ -195,7 +195,11 @@ class Config:
     )
     weight_decay: float = setting(0.01, real(0), "weight decay of matrices")
     clip: float = setting(1.0, real(0), "maximum gradient norm; 0: no clipping")
-    amp: str = setting("off", choice("off", "bf16", "fp16"), "mixed precision")
+    amp: str = setting(
+        "auto",
+        choice("auto", "off", "bf16", "fp16"),
+        "mixed precision; auto: bf16 where the device computes in it, else off",
+    )
 
     select: str = rare(
         "mean",

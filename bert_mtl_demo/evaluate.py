@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tsv", action="store_true", help="answers with a header between tabs")
     parser.add_argument("--output", help="output directory (default: the run's)")
     parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
+    parser.add_argument("--amp", help="'off', 'bf16', 'fp16' or 'auto' (default: the run's)")
     parser.add_argument("--top", default="10", help="mistakes listed per task (default: 10)")
     arguments = parser.parse_args(argv)
     return guard(lambda: _main(arguments))
@@ -66,7 +67,11 @@ def _main(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(f"top = {arguments.top}: {error}") from None
     places = arguments.run, arguments.data, arguments.output, arguments.device
-    print(printable(evaluate(*places, top, split=arguments.split, tsv=arguments.tsv)))
+    print(
+        printable(
+            evaluate(*places, top, split=arguments.split, tsv=arguments.tsv, amp=arguments.amp)
+        )
+    )
     return 0
 
 
@@ -79,6 +84,7 @@ def evaluate(
     *,
     split: str = "dev",
     tsv: bool = False,
+    amp: str | None = None,
 ) -> str:
     """Score a run and write evaluation.json, evaluation.md and pictures; a summary is returned.
 
@@ -94,7 +100,7 @@ def evaluate(
     from bert_mtl_demo.store import write_text, writing
     from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
-    loaded = load_run(run, device)
+    loaded = load_run(run, device, amp)
     config = replace(loaded.config, data=data or loaded.config.data)
     unlabelled = [] if split == "dev" else _unlabelled(config.data, loaded.tasks, split)
     labelled = [task for task in loaded.tasks if task not in unlabelled]

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--tsv", action="store_true", help="ids and answers, between tabs")
     parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
+    parser.add_argument("--amp", help="'off', 'bf16', 'fp16' or 'auto' (default: the run's)")
     # Intermixed: `RUN --task sst TEXT` puts a flag between two positionals.
     arguments = parser.parse_intermixed_args(argv)
     return guard(lambda: _main(arguments))
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     from bert_mtl_demo.reporting.loaded_run import load_run
 
-    run = load_run(arguments.run, arguments.device)
+    run = load_run(arguments.run, arguments.device, arguments.amp)
     tasks = run.config.definitions
     if arguments.task not in tasks:
         raise DemoError(f"{arguments.run}: {unknown('task', arguments.task, tasks)}")

@@ -77,8 +77,27 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; "auto" is bf16 where the device has instructions for it.
+
+    Emulated, it would be slower than float32.
+
+    >>> choose_precision("off", torch.device("cpu"))
+    'off'
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if native else "off"
+
+
 class Precision:
     """Autocast and the gradient scaler of one precision; with "off" both do nothing.
+
+    "auto" is what `choose_precision` takes it for.
 
     bf16 has the exponents of float32 and needs no scaler; fp16 does not and does.
 
@@ -87,6 +106,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
+        name = choose_precision(name, device)
         self.dtype = PRECISIONS[name]
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")

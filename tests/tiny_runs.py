@@ -83,6 +83,7 @@ def settings(tiny_encoder: str, tmp_path: Path, small_data: None) -> Callable[..
             "output": str(tmp_path / output),
             "cache": str(tmp_path / "cache"),
             "device": "cpu",
+            "amp": "off",
             "batch_size": 4,
             "steps_per_epoch": 6,
             "log_every": 4,

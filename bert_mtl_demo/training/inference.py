@@ -14,7 +14,6 @@ from bert_mtl_demo.model.multitask import MultitaskModel
 from bert_mtl_demo.runtime import Precision
 from bert_mtl_demo.tasks import Task
 from bert_mtl_demo.training.display import Display
-from bert_mtl_demo.training.metrics import METRICS
 from bert_mtl_demo.training.processes import ALONE, Processes
 
 BATCH_SIZE = 32  # examples of like length; a larger one is no faster on two cores, and pads more
@@ -35,6 +34,9 @@ class Answers:
 
     def score(self, labels: list[float] | list[int]) -> float:
         """The task's metric against the labels."""
+        # Here, as SciPy and scikit-learn take longer to import than an answer takes.
+        from bert_mtl_demo.training.metrics import METRICS
+
         return METRICS[self.task.metric](labels, self.values)
 
     def take(self, indices: list[int]) -> Answers:

@@ -9,6 +9,7 @@ output directory, its lock, the stages before the tasks, the logs. What one refu
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.pretraining.cache import cache_directory
 from bert_mtl_demo.printing import printable, wrapped
-from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
+from bert_mtl_demo.runtime import Interrupts, Precision, choose_precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state, load_weights
 from bert_mtl_demo.training.claim import existing_directory, new_directory
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
@@ -119,7 +120,7 @@ def _begun(config: Config, source: Source, run: RunDirectory, processes: Process
     """The parts of a new run."""
     device = processes.device(config.device)
     _announce(config, processes)
-    config = labelled(config)
+    config = labelled(replace(config, amp=choose_precision(config.amp, device)))
     splits, skipped = load_splits(config)
     if processes.is_main:  # the others get the weights that come of it
         announce(splits)
@@ -237,6 +238,8 @@ def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
 def _announce(config: Config, processes: Processes, told: Sequence[str] = ()) -> None:
     if not processes.is_main:
         return
+    if config.amp == "auto" and choose_precision("auto", processes.device(config.device)) != "off":
+        print("in bfloat16, which this device computes in; --amp off for float32")
     together = f", in {processes.size} processes" if processes.size > 1 else ""
     print(
         printable(
@@ -297,6 +300,7 @@ def _with_features(
 
 def _build(config: Config, encoder: Any, sets: Encoded, device: torch.device) -> MultitaskModel:
     """The model on its device; from here on nothing else may draw, dropout comes next."""
+    importlib.import_module("bert_mtl_demo.training.metrics")  # which draws when it is imported
     seed_all(config.seed)
     model = new_model(config, encoder)
     if config.trim_vocabulary:

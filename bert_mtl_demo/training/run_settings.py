@@ -131,6 +131,8 @@ def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
     >>> extended(Config(), {"max_steps": 40, "lr": Config().lr}, Path("runs/first")).max_steps
     40
     """
+    if settings.get("amp") == "auto":  # which it was at the start
+        settings = {name: value for name, value in settings.items() if name != "amp"}
     wanted = Config.from_mapping({**saved.to_dict(), **settings})
     wanted = replace(wanted, task=_moved(saved.task, wanted.task))
     for name in settings:

@@ -103,3 +103,16 @@ def test_every_command_says_what_to_install():
     assert len(lines) == 3
     assert "Traceback" not in run.stderr
     assert all(line.endswith('pip install "gradsurgery[demo]"') for line in lines)
+
+
+def test_an_answer_imports_no_metrics():
+    """They take longer to import than an answer takes."""
+    code = (
+        "import sys\n"
+        "import bert_mtl_demo.predict, bert_mtl_demo.reporting.loaded_run\n"
+        "print(sorted({'sklearn', 'scipy.stats', 'matplotlib', 'datasets'} & set(sys.modules)))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stdout == "[]\n"
