@@ -90,8 +90,27 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; "auto" is bf16 where the device has instructions for it.
+
+    Emulated, it would be slower than float32.
+
+    >>> choose_precision("off", torch.device("cpu"))
+    'off'
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if native else "off"
+
+
 class Precision:
     """Autocast and the gradient scaler of one precision; with "off" both do nothing.
+
+    "auto" is what `choose_precision` takes it for.
 
     bf16 has the exponents of float32 and needs no scaler; fp16 does not and does.
 
@@ -100,9 +119,19 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
+        name = choose_precision(name, device)
         self.dtype = PRECISIONS[name]
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def __str__(self) -> str:
+        number = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+        if self.device.type == "cuda":
+            name = str(torch.cuda.get_device_name(self.device))
+        else:
+            threads = torch.get_num_threads()
+            name = f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+        return f"{name}, {number[self.dtype]}"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""

@@ -143,7 +143,7 @@ def test_every_choice_has_its_builder_and_every_builder_its_choice():
         "method": BUILDERS,
         "batching": SCHEMES,
         "pooling": POOLINGS,
-        "amp": PRECISIONS,
+        "amp": ["auto", *PRECISIONS],
         "sts_head": [name for name in HEADS if not name.startswith("classify")],
     }
     for name, table in tables.items():
