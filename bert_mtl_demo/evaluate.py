@@ -1,4 +1,8 @@
-"""`python -m bert_mtl_demo.evaluate RUN`: dev scores of a run's best weights, and its mistakes."""
+"""`python -m bert_mtl_demo.evaluate RUN`: dev scores of a run's best weights, and its mistakes.
+
+With `--split test` it reads another split; a table that has no labels is answered, in a file of ids
+and answers for each task.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bert_mtl_demo.cli import guard
+from bert_mtl_demo.cli import Parser, guard
 from bert_mtl_demo.printing import printable
+
+if TYPE_CHECKING:
+    from bert_mtl_demo.data import Examples, Skipped
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["no-such-run"])
     2
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bert_mtl_demo.evaluate",
         description="Score a run's best weights on dev; writes evaluation.md, .json and pictures.",
     )
     parser.add_argument("run", help="directory of the run")
     parser.add_argument("--data", help="data of the built-in tasks (default: the run's)")
+    parser.add_argument("--split", default="dev", help="split to score or answer (default: dev)")
+    parser.add_argument("--tsv", action="store_true", help="answers with a header between tabs")
     parser.add_argument("--output", help="output directory (default: the run's)")
     parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
+    parser.add_argument("--amp", help="'off', 'bf16', 'fp16' or 'auto' (default: the run's)")
     parser.add_argument("--top", default="10", help="mistakes listed per task (default: 10)")
     arguments = parser.parse_args(argv)
     return guard(lambda: _main(arguments))
@@ -56,8 +66,11 @@ def _main(arguments: argparse.Namespace) -> int:
         top = integer(0)(arguments.top)
     except ValueError as error:
         raise ConfigError(f"top = {arguments.top}: {error}") from None
+    places = arguments.run, arguments.data, arguments.output, arguments.device
     print(
-        printable(evaluate(arguments.run, arguments.data, arguments.output, arguments.device, top))
+        printable(
+            evaluate(*places, top, split=arguments.split, tsv=arguments.tsv, amp=arguments.amp)
+        )
     )
     return 0
 
@@ -68,30 +81,52 @@ def evaluate(
     output: str | Path | None = None,
     device: str | None = None,
     top: int = 10,
+    *,
+    split: str = "dev",
+    tsv: bool = False,
+    amp: str | None = None,
 ) -> str:
     """Score a run and write evaluation.json, evaluation.md and pictures; a summary is returned.
+
+    Tasks whose table of the split has no labels get answers-TASK-SPLIT.csv, or .tsv, instead.
 
     >>> evaluate("no-such-run")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     bert_mtl_demo.errors.CheckpointError: no-such-run: is not a run directory ...
     """
     from bert_mtl_demo.data import dev_halves, load_dev
+    from bert_mtl_demo.data.loading import table_of
     from bert_mtl_demo.reporting.loaded_run import load_run
     from bert_mtl_demo.store import write_text, writing
     from bert_mtl_demo.tasks import leaderboard_score, mean_score
 
-    loaded = load_run(run, device)
+    loaded = load_run(run, device, amp)
     config = replace(loaded.config, data=data or loaded.config.data)
-    splits, skipped = load_dev(config.data, loaded.tasks, bad_rows=config.bad_rows)
+    unlabelled = [] if split == "dev" else _unlabelled(config.data, loaded.tasks, split)
+    labelled = [task for task in loaded.tasks if task not in unlabelled]
+    splits: dict[str, Examples] = {}
+    skipped: list[Skipped] = []
+    if labelled:
+        other = {} if split == "dev" else {"split": split}
+        splits, skipped = load_dev(config.data, labelled, bad_rows=config.bad_rows, **other)
     directory = Path(output) if output else loaded.run.path
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
+    files = [
+        _answer(loaded, task, table_of(config.data, task, split), directory, split, tsv)
+        for task in unlabelled
+    ]
+    told = "\n".join(f"written: {file}" for file in files)
+    if not labelled:
+        return told
+    end = "" if split == "dev" else f"-{split}"
     tasks: dict[str, dict[str, Any]] = {}
     for name, dev in splits.items():
-        dev = dev.limited(config.dev_limit)
-        if config.dev_half and data is None:
+        if split == "dev":
+            dev = dev.limited(config.dev_limit)
+        if config.dev_half and data is None and split == "dev":
             dev = dev.take(dev_halves(len(dev), name)[1])
-        tasks[name] = _assess(loaded.answer(dev, cached=True), dev, directory, top)
+        tasks[name] = _assess(loaded.answer(dev, cached=True), dev, directory, top, end)
     scores = {name: task["score"] for name, task in tasks.items()}
     evaluation = {
         "run": str(run),
@@ -101,16 +136,37 @@ def evaluate(
         "mean": mean_score(scores, config.definitions),
         "leaderboard": leaderboard_score(scores, config.definitions),
     }
-    files = {
-        "evaluation.json": json.dumps(evaluation, indent=1) + "\n",
-        "evaluation.md": _document(evaluation),
-    }
-    for file, content in files.items():
-        write_text(directory / file, content)
-    return f"{_summary(evaluation)}\n\nwritten: {directory / 'evaluation.md'}"
+    stem = f"evaluation{end}"
+    write_text(directory / f"{stem}.json", json.dumps(evaluation, indent=1) + "\n")
+    page = write_text(directory / f"{stem}.md", _document(evaluation, split))
+    told = f"written: {page}" + (f"\n{told}" if told else "")
+    return f"{_summary(evaluation)}\n\n{told}"
 
 
-def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str, Any]:
+def _unlabelled(data: str, tasks: Sequence[Any], split: str) -> list[Any]:
+    """The tasks whose table of a split has no labels."""
+    from bert_mtl_demo.data.loading import table_of
+    from bert_mtl_demo.data.unlabelled import is_labelled
+    from bert_mtl_demo.errors import ConfigError
+
+    if data == "hub":
+        raise ConfigError(f"split = {split}: the hub's sets are scored on dev; give --data DIR")
+    return [task for task in tasks if not is_labelled(table_of(data, task, split), task)]
+
+
+def _answer(loaded: Any, task: Any, table: Path, directory: Path, split: str, tsv: bool) -> Path:
+    """Answer a table without labels; the file."""
+    from bert_mtl_demo.data.unlabelled import read_unlabelled
+    from bert_mtl_demo.reporting import answers
+    from bert_mtl_demo.store import write_text
+
+    rows = read_unlabelled(table, task)
+    answered = loaded.ask(task.name, rows.first, rows.second)
+    path = directory / f"answers-{task.name}-{split}.{'tsv' if tsv else 'csv'}"
+    return write_text(path, answers.content(task, rows.ids, answered, tsv=tsv))
+
+
+def _assess(answers: Any, examples: Any, directory: Path, top: int, end: str) -> dict[str, Any]:
     """Score, picture and mistakes of one task."""
     from bert_mtl_demo.reporting import plots
     from bert_mtl_demo.training.metrics import confusion
@@ -125,14 +181,14 @@ def _assess(answers: Any, examples: Any, directory: Path, top: int) -> dict[str,
     if task.classes is None:
         figure, (axes,) = plots.new_panels([title])
         plots.similarity(axes, examples.labels, answers.values, (task.low, task.high))
-        path = directory / f"similarity_{task.name}.png"
+        path = directory / f"similarity_{task.name}{end}.png"
     else:
         counts, names = confusion(examples.labels, answers.values, task.classes), task.label_names
         assessment["confusion"] = counts.tolist()
         size = max(4.2, 1.5 + 0.9 * len(names)), max(3.4, 1.2 + 0.8 * len(names))
         figure, (axes,) = plots.new_panels([title], size=size)
         plots.confusion(axes, counts, names)
-        path = directory / f"confusion_{task.name}.png"
+        path = directory / f"confusion_{task.name}{end}.png"
     assessment["picture"] = plots.save(figure, path).name
     assessment["mistakes"] = [vars(mistake) for mistake in worst(answers, examples, top)]
     return assessment
@@ -184,10 +240,11 @@ def _summary(evaluation: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, [_scores(evaluation), note]))
 
 
-def _document(evaluation: Mapping[str, Any]) -> str:
+def _document(evaluation: Mapping[str, Any], split: str) -> str:
     from bert_mtl_demo.reporting.tables import cell
 
-    parts = [f"# Evaluation on the dev sets of {cell(evaluation['data'])}", _summary(evaluation)]
+    data = ", ".join(Path(part).name for part in evaluation["data"].split(", "))
+    parts = [f"# Evaluation on the {split} sets of {cell(data)}", _summary(evaluation)]
     for name, task in evaluation["tasks"].items():
         parts.append(
             f"## {name}: {task['metric']} {task['score']:.4f} on {task['examples']} examples"

@@ -10,17 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_mtl_demo.cli import guard
+from bert_mtl_demo.cli import Parser, guard
 from bert_mtl_demo.data.directory import columns_of
 from bert_mtl_demo.data.records import UnreadableError, decoded, delimiter_of, lines_of
+from bert_mtl_demo.data.unlabelled import IDS
 from bert_mtl_demo.errors import DemoError, unknown
 from bert_mtl_demo.printing import printable
 from bert_mtl_demo.setting_types import is_writable
 from bert_mtl_demo.tasks import KINDS
+
+PIECE = 512  # examples answered at a time
+
+Example = tuple[str, tuple[str, ...]]  # its id, and its one or two sentences
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["no-such-run", "--task", "sst", "A fine film."])
     2
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bert_mtl_demo.predict",
         description="Print the predictions of a run's best weights, one line per example.",
     )
@@ -42,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--file", help="file of examples, one a line, or a table; '-' or no text: stdin"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--tsv", action="store_true", help="ids and answers, between tabs")
     parser.add_argument("--device", help="'cpu', 'cuda', ... (default: auto)")
+    parser.add_argument("--amp", help="'off', 'bf16', 'fp16' or 'auto' (default: the run's)")
     # Intermixed: `RUN --task sst TEXT` puts a flag between two positionals.
     arguments = parser.parse_intermixed_args(argv)
     return guard(lambda: _main(arguments))
@@ -51,24 +58,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     from bert_mtl_demo.reporting.loaded_run import load_run
 
-    run = load_run(arguments.run, arguments.device)
+    run = load_run(arguments.run, arguments.device, arguments.amp)
     tasks = run.config.definitions
     if arguments.task not in tasks:
         raise DemoError(f"{arguments.run}: {unknown('task', arguments.task, tasks)}")
     task = tasks[arguments.task]
     rows = examples_of(arguments.texts, arguments.file, pair=task.pair)
-    first = [row[0] for row in rows]
-    second = [row[1] for row in rows] if task.pair else None
-    for row, answer in zip(rows, described(run.ask(task.name, first, second)), strict=True):
-        print(printable(line_of(row, answer, as_json=arguments.json)))
+    if arguments.tsv:
+        print("id\tlabel" if task.classes is None else "id\tlabel\tprobability")
+    for (name, row), answer in _answered(run, task, rows):
+        if arguments.tsv:
+            fields = (name, *(answer[key] for key in ("name", "score") if key in answer))
+            chance = (f"{answer['probability']:.4f}",) if "probability" in answer else ()
+            line = "\t".join(map(str, (*fields, *chance)))
+        else:
+            line = line_of(row, answer, as_json=arguments.json)
+        print(printable(line))
     return 0
 
 
-def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[tuple[str, ...]]:
-    """The examples on the command line or in a file, as tuples of one or two sentences.
+def _answered(
+    run: Any, task: Any, rows: Sequence[Example]
+) -> Iterator[tuple[Example, dict[str, Any]]]:
+    """Examples and answers, piece by piece, with a bar if nothing else is in the terminal."""
+    from tqdm import tqdm
+
+    hidden = True if sys.stdout.isatty() or len(rows) <= PIECE else None
+    with tqdm(total=len(rows), unit="text", disable=hidden, leave=False) as bar:
+        for start in range(0, len(rows), PIECE):
+            piece = rows[start : start + PIECE]
+            first = [texts[0] for _, texts in piece]
+            second = [texts[1] for _, texts in piece] if task.pair else None
+            yield from zip(piece, described(run.ask(task.name, first, second)), strict=True)
+            sys.stdout.flush()  # a reader behind a pipe goes on with this piece
+            bar.update(len(piece))
+
+
+def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[Example]:
+    """The examples on the command line or in a file: ids, with tuples of one or two sentences.
 
     >>> examples_of(["It rains.", "It pours."], None, pair=True)
-    [('It rains.', 'It pours.')]
+    [('1', ('It rains.', 'It pours.'))]
     """
     if texts and file:
         raise DemoError("both texts and --file were given; give one of them")
@@ -78,43 +108,48 @@ def examples_of(texts: Sequence[str], file: str | None, *, pair: bool) -> list[t
         if not text.strip() or not is_writable(text):
             raise DemoError(f"the text {text!r} is empty or no UTF-8; give sentences")
     if not pair:
-        return [(text,) for text in texts]
+        return [(str(n), (text,)) for n, text in enumerate(texts, start=1)]
     if len(texts) % 2:
         raise DemoError(
             f"this task compares two sentences, but {len(texts)} were given; give two for each pair"
         )
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return [(str(n), both) for n, both in enumerate(pairs, start=1)]
 
 
-def read_examples(content: bytes, *, pair: bool) -> list[tuple[str, ...]]:
-    r"""The examples in a file: of its lines, or of the columns of a table.
+def read_examples(content: bytes, *, pair: bool) -> list[Example]:
+    r"""The examples in a file: of its lines, or of the columns of a table, with their ids.
 
-    Empty lines are skipped; what cannot be read is refused, since answers go by their order.
+    The ids are those of a column `id`, or numbers from 1. Empty lines are skipped; what cannot be
+    read is refused, since answers go by their order.
 
     >>> read_examples(b"It rains.\tIt pours.\n", pair=True)
-    [('It rains.', 'It pours.')]
+    [('1', ('It rains.', 'It pours.'))]
     >>> read_examples(b"id\tsentence\n7\tIt rains.\n", pair=False)
-    [('It rains.',)]
+    [('7', ('It rains.',))]
     """
     lines = lines_of(content)
     columns = KINDS["similarity" if pair else "classification"].columns
     if not lines:
         raise DemoError("nothing to predict: no text was given")
     names = [name.strip(b'" \r') for name in lines[0].split(delimiter_of(lines[0], "\t,").encode())]
+    known: tuple[str, ...] = ()
     if all(name.encode() in names for name in columns):
-        rows = list(columns_of("the table", lines, columns, "\t,"))
+        known = tuple(name for name in IDS if name.encode() in names)[:1]
+        rows = list(columns_of("the table", lines, (*known, *columns), "\t,"))
     else:
         rows = [
             _example(number, line, pair) for number, line in enumerate(lines, 1) if line.strip()
         ]
         _refuse_table(lines, columns, pair)
-    examples = []
+    examples: list[Example] = []
     for number, row in rows:
-        if isinstance(row, tuple) and not all(text.strip() for text in row):
-            row = "a sentence is empty"
-        if isinstance(row, str):
-            raise DemoError(f"line {number}: {row}")
-        examples.append(row)
+        texts = row if isinstance(row, str) else row[len(known) :]
+        if isinstance(texts, tuple) and not all(text.strip() for text in texts):
+            texts = "a sentence is empty"
+        if isinstance(texts, str):
+            raise DemoError(f"line {number}: {texts}")
+        examples.append((row[0] if known else str(len(examples) + 1), texts))
     if not examples:
         raise DemoError("nothing to predict: the table has no row")
     return examples

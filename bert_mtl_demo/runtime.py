@@ -53,32 +53,64 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
 
 
+#: The kinds of device that the demo trains on.
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU if there is one.
+    """The device of that name; "auto" is the accelerator if there is one.
+
+    Raises:
+        ConfigError: for a device of another kind, or that this machine does not have.
 
     >>> choose_device("cpu")
     device(type='cpu')
     """
+    accelerator = "none"
+    if torch.accelerator.is_available():
+        accelerator = str(torch.accelerator.current_accelerator())
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(accelerator if accelerator in DEVICES else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(
-            f"device = {name}: is not a device; use 'auto', 'cpu', 'cuda' or 'cuda:1'"
+            f"device = {name}: is not a device; use 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'xpu'"
         ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device = {name}: only cpu and cuda are supported")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
+    if device.type not in DEVICES:
+        raise ConfigError(f"device = {name}: only {', '.join(DEVICES)} are supported")
+    if device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count() if device.type == accelerator else 0
+    if (device.index or 0) >= count:
         raise ConfigError(
-            f"device = {name}: this machine has {count} CUDA devices; use 'auto' or 'cpu'"
+            f"device = {name}: this machine has {count} {device.type.upper()} devices; use 'auto' "
+            "or 'cpu'"
         )
     return device
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; "auto" is bf16 where the device has instructions for it.
+
+    Emulated, it would be slower than float32.
+
+    >>> choose_precision("off", torch.device("cpu"))
+    'off'
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if native else "off"
+
+
 class Precision:
     """Autocast and the gradient scaler of one precision; with "off" both do nothing.
+
+    "auto" is what `choose_precision` takes it for.
 
     bf16 has the exponents of float32 and needs no scaler; fp16 does not and does.
 
@@ -87,9 +119,19 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
+        name = choose_precision(name, device)
         self.dtype = PRECISIONS[name]
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def __str__(self) -> str:
+        number = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+        if self.device.type == "cuda":
+            name = str(torch.cuda.get_device_name(self.device))
+        else:
+            threads = torch.get_num_threads()
+            name = f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+        return f"{name}, {number[self.dtype]}"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import PurePath
 from typing import NamedTuple
 
 # Plain ASCII decimals. float() would also take "1_0", "nan", "infinity" and digits of other
@@ -43,10 +44,16 @@ KINDS = {
 class Layout:
     """A table of one task: its file and the columns that matter."""
 
-    file: str  # with {split} for train and dev
-    texts: tuple[str, ...]
+    file: str  # with {split} for train and dev; without, every tenth row is dev
+    texts: tuple[str, ...]  # names in the header, or numbers from 1 where there is none
     label: str
     delimiters: str = "\t"  # the first of them that occurs in the header separates the columns
+    labels: tuple[str, ...] = ()  # words for the classes of a built-in task, in their order
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of the sentences, and that of the label."""
+        return (*self.texts, self.label)
 
     def of(self, split: str) -> str:
         """The file of a split.
@@ -133,6 +140,12 @@ class Task:
         """
         kind = Kind(self.pair, self.classes is not None)
         return next(name for name, known in KINDS.items() if known == kind)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its table is not one of the run's directory of data, or of the hub."""
+        assert self.layout is not None
+        return self.custom or PurePath(self.layout.file).is_absolute()
 
     @property
     def unit(self) -> float:

@@ -7,6 +7,7 @@
     file = "mood-{split}.tsv"
     labels = ["calm", "angry"]
 
+Columns of other names follow the file: `mood-{split}.tsv:text,label`, or are a list `columns`.
 `{split}` stands for `train` and `dev`. Labels, and `low` and `high` of numbers, may be left out:
 they are then read from the tables, and saved with the run.
 """
@@ -19,12 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bert_mtl_demo.errors import unknown
+from bert_mtl_demo.layouts import DELIMITERS, columns_for, file_and_columns
 from bert_mtl_demo.setting_types import is_writable
 from bert_mtl_demo.tasks import KINDS, TASKS, TOP, Layout, Task, class_name
 
 # The columns of scores that every log and report has, and words that settings and modules use.
 RESERVED = ("mean", "leaderboard", "none", "embeddings")
-KEYS = ("kind", "file", "labels", "low", "high")
+KEYS = ("kind", "file", "columns", "labels", "low", "high")
 EXAMPLE = "as in mood=classification:mood-{split}.csv"
 
 
@@ -61,6 +63,9 @@ def written(tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
 
 def _written(task: Task) -> dict[str, Any]:
     values: dict[str, Any] = {"kind": task.kind, "file": file_of(task)}
+    assert task.layout is not None
+    if task.layout.columns != (*KINDS[task.kind].columns, "label"):
+        values["columns"] = list(task.layout.columns)
     if task.label_names:
         values["labels"] = list(task.label_names)
     if task.classes is None and math.isfinite(task.low):
@@ -88,7 +93,10 @@ def _parsed(entry: Any) -> Task:
         kind, colon, file = rest.partition(":")
         if not (equals and colon and file):
             raise ValueError(f"{entry!r} must be NAME=KIND:FILE, {EXAMPLE}")
-        return _task(name, {"kind": kind, "file": file})
+        file, columns = file_and_columns(file)
+        return _task(
+            name, {"kind": kind, "file": file, **({"columns": columns} if columns else {})}
+        )
     name, values = entry if isinstance(entry, Sequence) and len(entry) == 2 else (entry, None)
     if not isinstance(values, Mapping):
         raise ValueError(f"{name!r} must be NAME=KIND:FILE or a table with {', '.join(KEYS)}")
@@ -105,13 +113,18 @@ def _task(name: str, values: Mapping[str, Any]) -> Task:
         raise ValueError(f"{name}: {unknown('kind', kind_name, KINDS)}")
     if not is_writable(file):
         raise ValueError(f"{name}: file must be a text in UTF-8 without NUL characters")
-    if "{split}" not in file:
+    if "{split}" not in file and "columns" not in values:
         stem, dot, ending = file.rpartition(".")
         example = f"{stem}-{{split}}.{ending}" if dot else "mood-{split}.csv"
         raise ValueError(f"file {file} needs {{split}}, for train and dev, as in {example}")
     kind = KINDS[kind_name]
     labels = _labels(name, values.get("labels", ())) if kind.classes else ()
-    low, high = (0.0, len(labels) - 1.0) if kind.classes else _range(name, values)
+    low, high = 0.0, len(labels) - 1.0
+    if not kind.classes:
+        low, high = range_of(name, values) or (-math.inf, math.inf)
+    columns = (*kind.columns, "label")
+    if "columns" in values:
+        columns = columns_for(name, values["columns"], len(kind.columns))
     return Task(
         name=name,
         title=name,
@@ -121,7 +134,7 @@ def _task(name: str, values: Mapping[str, Any]) -> Task:
         high=high,
         metric="accuracy" if kind.classes else "pearson",
         label_names=labels,
-        layout=Layout(file, kind.columns, "label", delimiters="\t,"),
+        layout=Layout(file, columns[:-1], columns[-1], DELIMITERS),
         custom=True,
     )
 
@@ -147,10 +160,15 @@ def _labels(name: str, values: Any) -> tuple[str, ...]:
     return labels
 
 
-def _range(name: str, values: Mapping[str, Any]) -> tuple[float, float]:
+def range_of(name: str, values: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The range of scores in the settings of a task; None if they leave it out.
+
+    >>> range_of("mood", {"low": 0, "high": 1})
+    (0.0, 1.0)
+    """
     ends = [values.get("low"), values.get("high")]
     if ends == [None, None]:
-        return -math.inf, math.inf
+        return None
     try:
         low, high = (float(end) for end in ends)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

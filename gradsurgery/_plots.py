@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -58,50 +58,73 @@ def draw(lines: Sequence[Line], stem: Path) -> list[Path]:
 
 
 def _windows(lines: Sequence[Line], pairs: Sequence[Pair], number: int) -> Figure:
-    """Four panels over the steps."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    (cosine, conflicts), (altered, change) = figure.subplots(2, 2, sharex=True)
+    """Panels over the steps: cosines, conflicts, and what surgery did, if it did anything."""
+    windows: Windows = [(line["step"], _counts(line["pairs"], pairs)) for line in lines]
+    titles = {
+        "cosine": "cosine of the gradients: mean, least, greatest",
+        "conflicts": "conflicts, % of possible (50%: by chance)",
+    }
+    if any(c.altered for _, counts in windows for c in counts.values()):
+        titles["altered"] = "altered, % of possible (i by j: line; j by i: dashed)"
+    if any(line["change"]["max"] for line in lines):
+        titles["change"] = "change of the update, |u - s| / |s| (mean: line; max: dotted)"
+    figure, panels = _panels(titles)
     figure.suptitle(_title(lines, len(pairs), number))
     marker = "." if len(lines) <= MARKED else ""
-    windows: Windows = [(line["step"], _counts(line["pairs"], pairs)) for line in lines]
     for color, (i, j) in zip(COLORS, pairs, strict=False):
         label = f" {_name(i)}, {_name(j)}"  # legends leave out what begins with an underscore
+        look: dict[str, Any] = {"marker": marker, "color": color}
         met = [(step, c[i, j]) for step, c in windows if (i, j) in c and c[i, j].possible]
         steps = [step for step, _ in met]
-        cosine.plot(steps, [c.cosine for _, c in met], marker=marker, color=color, label=label)
+        cosines: Any = [c.cosine for _, c in met]
+        conflicts: Any = [c.rate("conflicts") for _, c in met]
+        panels["cosine"].plot(steps, cosines, label=label, **look)
         low, high = [c.lowest for _, c in met], [c.highest for _, c in met]
-        cosine.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
-        rates = [c.rate("conflicts") for _, c in met]
-        conflicts.plot(steps, rates, marker=marker, color=color)
-        for pair, line in (((i, j), "-"), ((j, i), "--")):
+        panels["cosine"].fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+        panels["conflicts"].plot(steps, conflicts, **look)
+        for pair, line in (((i, j), "-"), ((j, i), "--")) if "altered" in panels else ():
             known = [
                 (step, rate)
                 for step, c in windows
                 if pair in c and (rate := c[pair].rate("altered")) is not None
             ]
-            altered.plot(*_columns(known), line, marker=marker, color=color)
-    cosine.axhline(0, color="black", linewidth=0.8)
-    cosine.set_title("cosine of the gradients: mean, least, greatest")
-    conflicts.axhline(50, color="black", linewidth=0.8, linestyle=":")
-    conflicts.set_title("conflicts, % of possible (50%: by chance)")
-    altered.set(title="altered, % of possible (i by j: line; j by i: dashed)", xlabel="step")
-    for axes in (conflicts, altered):
-        axes.set_ylim(-3, 103)
-    keys: tuple[tuple[Literal["mean", "max"], str], ...] = (("mean", "-"), ("max", ":"))
-    for key, style in keys:
-        known = [(n["step"], value) for n in lines if (value := n["change"][key]) is not None]
-        change.plot(*_columns(known), style, marker=marker, color="black", label=key)
-    change.set(title="change of the update, |u - s| / |s|", xlabel="step")
-    change.set_ylim(bottom=0, top=1.05 * change.get_ylim()[1])
-    change.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    change.ticklabel_format(axis="x", style="plain")
-    change.legend(fontsize=8)
+            panels["altered"].plot(*_columns(known), line, **look)
+    panels["cosine"].axhline(0, color="black", linewidth=0.8)
+    panels["conflicts"].axhline(50, color="black", linewidth=0.8, linestyle=":")
+    for name in panels.keys() & {"conflicts", "altered"}:
+        panels[name].set_ylim(-3, 103)
+    if change := panels.get("change"):
+        keys: tuple[tuple[Literal["mean", "max"], str], ...] = (("mean", "-"), ("max", ":"))
+        for key, style in keys:
+            known = [(n["step"], value) for n in lines if (value := n["change"][key]) is not None]
+            change.plot(*_columns(known), style, marker=marker, color="black")
+        change.set_ylim(bottom=0, top=1.05 * change.get_ylim()[1])
     if pairs:
-        figure.legend(*cosine.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        handles = panels["cosine"].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=3)
     else:
-        for axes in (cosine, conflicts, altered):
+        for name in ("cosine", "conflicts"):
+            axes = panels[name]
             axes.text(0.5, 0.6, "no pair of tasks", transform=axes.transAxes, ha="center")
     return figure
+
+
+def _panels(titles: Mapping[str, str]) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a panel over the steps for each title, two in a row, by their names."""
+    rows = math.ceil(len(titles) / 2)
+    figure = Figure(figsize=(11, 0.75 + 3.375 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
+    panels = dict(zip(titles, axes, strict=False))
+    for name, panel in panels.items():
+        panel.set_title(titles[name])
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    for panel in list(panels.values())[-2:]:
+        panel.set_xlabel("step")
+        panel.tick_params(labelbottom=True)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        panel.ticklabel_format(axis="x", style="plain")
+    return figure, panels
 
 
 def _pairs(counts: dict[Pair, PairCounts], tasks: Sequence[str]) -> Figure:
@@ -152,7 +175,9 @@ def _map(axes: Axes, cosines: Sequence[Sequence[float]], title: str, bar: bool =
 
 
 def _title(lines: Sequence[Line], shown: int, number: int) -> str:
-    title = f"{visible(lines[-1]['method'])[:80]}, windows of {lines[0]['window']} steps"
+    # A method is logged as it is written in Python; its arguments are in the table.
+    method = visible(lines[-1]["method"]).partition("(")[0][:80]
+    title = f"{method}, windows of {lines[0]['window']} steps"
     return title if shown == number else f"{title}, {shown} of {number} pairs"
 
 

@@ -87,11 +87,13 @@ def measure(
         placement: how the gradients lie on the processes.
 
     Raises:
-        ValueError: when the gradients lie on several devices.
+        ValueError: when the gradients lie on several devices, or those of one parameter have
+            several dtypes.
     """
     grads = [[grad for grad in column if grad is not None] for column in columns]
     every = [grad for column in grads for grad in column]
     _refuse_mixed_devices(every)
+    _refuse_mixed_dtypes(grads, every)
     shared = [p for p, column in enumerate(grads) if len(column) > 1]
     alone = [p for p, column in enumerate(grads) if len(column) == 1]
     dense, single = [columns[p] for p in shared], [columns[p] for p in alone]
@@ -162,6 +164,19 @@ def _refuse_mixed_devices(grads: Sequence[Tensor]) -> None:
             f"({', '.join(sorted(map(str, devices)))}): surgery needs all of an optimizer's "
             "parameters on one"
         )
+
+
+def _refuse_mixed_dtypes(grads: Sequence[Sequence[Tensor]], every: Sequence[Tensor]) -> None:
+    """Refuse gradients of one parameter that differ in dtype; kernels read all as the first."""
+    if len({grad.dtype for grad in every}) > 1:
+        for column in grads:
+            dtypes = {grad.dtype for grad in column}
+            if len(dtypes) > 1:
+                raise ValueError(
+                    f"the tasks' gradients of a parameter of shape {list(column[0].shape)} have "
+                    f"several dtypes ({', '.join(sorted(map(str, dtypes)))}): cast parameters "
+                    "between steps, not between the tasks of one"
+                )
 
 
 def _aligned(columns: Columns, shared: Sequence[int]) -> tuple[list[Column], dict[int, Tensor]]:

@@ -39,7 +39,8 @@ def gram(grads: Gradients, segments: Sequence[int] | None = None) -> Tensor:
         ``[S, K, K]`` float64.
 
     Raises:
-        ValueError: when the tasks list different numbers of parameters, or ``segments`` does.
+        ValueError: when the tasks list different numbers of parameters, or ``segments`` does, or
+            their gradients for a parameter differ in shape, dtype or device.
     """
     parameters = _parameters(grads, segments)
     segments = segments if segments is not None else [0] * parameters
@@ -80,8 +81,21 @@ def _parameters(grads: Gradients, segments: Sequence[int] | None) -> int:
 
 
 def _columns(grads: Gradients) -> list[list[Tensor | None]]:
-    """Turn ``[K][P]`` into ``[P][K]``."""
-    return [list(column) for column in zip(*grads, strict=True)]
+    """Turn ``[K][P]`` into ``[P][K]``; kernels read memory by the first gradient's shape.
+
+    Raises:
+        ValueError: when gradients of one parameter differ in shape, dtype or device.
+    """
+    columns = [list(column) for column in zip(*grads, strict=True)]
+    for p, column in enumerate(columns):
+        kinds = {(tuple(g.shape), g.dtype, g.device) for g in column if g is not None}
+        if len(kinds) > 1:
+            listed = "; ".join(sorted(f"{list(s)} {d} on {at}" for s, d, at in kinds))
+            raise ValueError(
+                f"the tasks' gradients for parameter {p} differ ({listed}): they need one shape, "
+                "dtype and device"
+            )
+    return columns
 
 
 def _first_copied(columns: list[list[Tensor | None]]) -> list[list[Tensor | None]]:

@@ -24,6 +24,7 @@ from gradsurgery.autograd_graph import Edge, edges_below
 from gradsurgery.features import Boundary
 from gradsurgery.multiplied import warn_of_multiplied
 from gradsurgery.pipeline import Pipeline
+from gradsurgery.transfer import float64
 
 #: Nodes that keep no tensors, so that nothing is freed with them. Autocast shares its casts of the
 #: weights among all forward passes of one context.
@@ -174,8 +175,10 @@ class _Backwards:
     def weighted(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         """Run one backward pass."""
         with self.pipeline.weighted() as weights:
+            factor = float64(scale)
             grads = [
-                _like(loss, scale * weights[name].to(scale.device)) for name, loss in losses.items()
+                _like(loss, factor * weights[name].to(factor.device))
+                for name, loss in losses.items()
             ]
             torch.autograd.backward(
                 list(losses.values()), grads, retain_graph=self.retain, inputs=self.inputs

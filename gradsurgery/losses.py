@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gradsurgery.transfer import float64
+from gradsurgery.transfer import float64, float64_device
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor]
 
@@ -148,7 +148,11 @@ class StepLosses:
         return [task for task in tasks if task not in self._totals]
 
     def vector(self, device: torch.device) -> Tensor:
-        """Return ``[K]`` float64 on ``device``, NaN for a task without a loss."""
+        """Return ``[K]`` float64 on ``device``, NaN for a task without a loss.
+
+        On the CPU where the device has no float64.
+        """
+        device = float64_device(device)
         unknown = torch.tensor(math.nan, dtype=torch.float64, device=device)
         return torch.stack([self._totals.get(task, unknown).to(device) for task in self._tasks])
 

@@ -88,6 +88,7 @@ _SURGERY = frozenset({SCALE, SYMMETRY, ZERO_IS_ABSENT, ALONE, SEGMENTS, ON_DEVIC
 #: What is solved for moves with the rounding of an ill-conditioned Gram matrix: test_solutions has
 #: these laws for gradients where it doesn't, and with the methods' degrees.
 _SOLVED = frozenset({SCALE})
+_LINEAR = _SOLVED | {ON_DEVICE}
 _NOT_LINEAR: frozenset[str] = frozenset()
 
 #: Of the losses alone, so that the Gram matrix may be anything.
@@ -111,17 +112,17 @@ METHODS: dict[str, Row] = {
     "mgda": Row(lambda seed: MGDA(), _SOLVED),
     "cagrad": Row(lambda seed: CAGrad(), _SOLVED),
     "cagrad_0.9": Row(lambda seed: CAGrad(c=0.9), _SOLVED),
-    "imtl_g": Row(lambda seed: IMTLG(), _SOLVED),
+    "imtl_g": Row(lambda seed: IMTLG(), _LINEAR),
     "nash_mtl": Row(lambda seed: NashMTL(), _NOT_LINEAR),
     "fairgrad": Row(lambda seed: FairGrad(), _NOT_LINEAR),
     "fairgrad_0.5": Row(lambda seed: FairGrad(alpha=0.5), _NOT_LINEAR),
     "fairgrad_5": Row(lambda seed: FairGrad(alpha=5), _NOT_LINEAR),
-    "aligned_mtl": Row(lambda seed: AlignedMTL(), _SOLVED),
-    "aligned_mtl_median": Row(lambda seed: AlignedMTL(scale="median"), _SOLVED),
-    "aligned_mtl_rmse": Row(lambda seed: AlignedMTL(scale="rmse"), _SOLVED),
+    "aligned_mtl": Row(lambda seed: AlignedMTL(), _LINEAR),
+    "aligned_mtl_median": Row(lambda seed: AlignedMTL(scale="median"), _LINEAR),
+    "aligned_mtl_rmse": Row(lambda seed: AlignedMTL(scale="rmse"), _LINEAR),
     "upgrad": Row(lambda seed: UPGrad(), _SOLVED),
     "dual_proj": Row(lambda seed: DualProj(), _SOLVED),
-    "config": Row(lambda seed: ConFIG(), _SOLVED),
+    "config": Row(lambda seed: ConFIG(), _LINEAR),
     "primary": Row(lambda seed: Primary(0), frozenset({SCALE, ALONE, SEGMENTS, ON_DEVICE})),
     "primary_pcgrad": Row(
         lambda seed: Primary(0, PCGrad(seed)), frozenset({SCALE, ALONE, SEGMENTS, ON_DEVICE})

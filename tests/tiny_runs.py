@@ -58,8 +58,8 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("bert_mtl_demo.training.run.load", few)
 
-    def few_dev(source: str, tasks: Any, *, bad_rows: str = "skip") -> Any:
-        examples, skipped = load_dev(source, tasks, bad_rows=bad_rows)
+    def few_dev(source: str, tasks: Any, **options: str) -> Any:
+        examples, skipped = load_dev(source, tasks, **options)
         return {name: cut(dev, 24) for name, dev in examples.items()}, skipped
 
     monkeypatch.setattr("bert_mtl_demo.data.load_dev", few_dev)  # evaluate imports it when called
@@ -83,6 +83,7 @@ def settings(tiny_encoder: str, tmp_path: Path, small_data: None) -> Callable[..
             "output": str(tmp_path / output),
             "cache": str(tmp_path / "cache"),
             "device": "cpu",
+            "amp": "off",
             "batch_size": 4,
             "steps_per_epoch": 6,
             "log_every": 4,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bert_mtl_demo.data.examples import DataError, Examples, Skipped
+from bert_mtl_demo.data.headerless import JSON_LINES, keys_of, objects, positions, split_line
 from bert_mtl_demo.data.records import delimiter_of, header_of, physical_lines, records
 from bert_mtl_demo.data.validation import Row, validated
 from bert_mtl_demo.tasks import Layout, Task
@@ -60,10 +61,41 @@ def table_rows(path: Path, layout: Layout, remedy: str = "leave its task out") -
         DataError: when the file is missing (the message ends in `remedy`), empty or lacks a
             column.
     """
-    lines = physical_lines(path, remedy)
-    columns = (*layout.texts, layout.label)
-    for number, row in columns_of(path.name, lines, columns, layout.delimiters):
+    for number, row in fields_of(path, layout.columns, layout.delimiters, remedy):
         yield number, row if isinstance(row, str) else (row[:-1], row[-1])
+
+
+def fields_of(
+    path: Path, columns: Sequence[str], delimiters: str, remedy: str = "leave its task out"
+) -> Iterator[tuple[int, tuple[str, ...] | str]]:
+    """Yield (line number, fields of `columns`) for each row of a table, or (line number, reason).
+
+    A table has a header, or is one of JSON lines (by its ending), or, if all columns are numbers,
+    has no header.
+
+    Raises:
+        DataError: when the file is missing, empty or lacks a column.
+    """
+    lines = physical_lines(path, remedy)
+    if path.suffix in JSON_LINES:
+        return objects(path.name, lines, columns)
+    if all(name.isdecimal() for name in columns):
+        return positions(lines, [int(name) for name in columns])
+    return columns_of(path.name, lines, columns, delimiters)
+
+
+def names_in(path: Path, delimiters: str) -> list[str]:
+    """The columns of a table: the names in its header or first object, or numbers from 1, too.
+
+    Raises:
+        DataError: when the file is missing or empty.
+    """
+    lines = physical_lines(path)
+    if path.suffix in JSON_LINES:
+        return keys_of(lines[0])
+    header = header_of(path.name, lines, (), delimiters)
+    width = max(len(header), len(split_line(lines[0])))
+    return [*header, *(str(number) for number in range(1, width + 1))]
 
 
 def columns_of(

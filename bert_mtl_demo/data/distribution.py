@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import quantiles
 
 from bert_mtl_demo.data.examples import DataError, Examples, Splits
+from bert_mtl_demo.printing import wrapped
 
 # The chance below which labels are not taken for a part of the task's, if all were equally likely.
 CHANCE = 1e-12
@@ -114,6 +115,6 @@ def concerns(data: Mapping[str, Splits]) -> list[str]:
 def announce(data: Mapping[str, Splits]) -> None:
     """Print a line for each task, and what may not be meant."""
     for splits in data.values():
-        print(described(splits))
+        print(wrapped(described(splits)))
     for sentence in concerns(data):
-        print(f"warning: {sentence}")
+        print(wrapped(f"warning: {sentence}"))

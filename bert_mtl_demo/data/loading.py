@@ -7,11 +7,12 @@ from pathlib import Path
 
 from bert_mtl_demo.data.directory import SAMPLE, layout_of, read_table, refuse_no_directory
 from bert_mtl_demo.data.distribution import refuse_other_labels
-from bert_mtl_demo.data.examples import Examples, Skipped, Splits
+from bert_mtl_demo.data.examples import DataError, Examples, Skipped, Splits
 from bert_mtl_demo.data.hub import load_hub, source_of
 from bert_mtl_demo.tasks import Task
 
 BAD_ROWS = ("skip", "refuse")
+EVERY = 10  # of one table for train and dev, every tenth row is dev
 
 
 def load(
@@ -48,9 +49,9 @@ def load(
 
 
 def load_dev(
-    source: str | Path, tasks: Sequence[Task], *, bad_rows: str = "skip"
+    source: str | Path, tasks: Sequence[Task], *, bad_rows: str = "skip", split: str = "dev"
 ) -> tuple[dict[str, Examples], list[Skipped]]:
-    """Load the dev examples of some tasks; no table of train has to be there.
+    """Load the dev examples of some tasks, or another split; no table of train has to be there.
 
     Same arguments and errors as `load`.
 
@@ -58,7 +59,7 @@ def load_dev(
     >>> len(load_dev("sample", resolve(["sts"]))[0]["sts"])
     300
     """
-    tables, skipped = _load(source, tasks, ("dev",), bad_rows)
+    tables, skipped = _load(source, tasks, (split,), bad_rows)
     return {name: dev for name, (dev,) in tables.items()}, skipped
 
 
@@ -72,7 +73,7 @@ def _load(
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"The tasks to load are {names}; give at least one, and each once.")
-    _check_source(source, [task for task in tasks if not task.custom], splits[0])
+    _check_source(source, [task for task in tasks if not task.elsewhere], splits[0])
     tables: dict[str, list[Examples]] = {}
     skipped: list[Skipped] = []
     for task in tasks:
@@ -96,13 +97,39 @@ def _read(
     source: str | Path, task: Task, splits: Sequence[str], *, refuse: bool
 ) -> Iterator[tuple[Examples, list[Skipped]]]:
     """The examples of each split, and the rows that are none."""
-    if source == "hub" and not task.custom:
+    if source == "hub" and not task.elsewhere:
         yield from load_hub(task, splits, refuse=refuse)
         return
-    # `directory /` leaves an absolute path, which a user's own table may have, as it is.
-    directory = Path() if task.custom else SAMPLE if source == "sample" else Path(source)
+    layout = layout_of(task)
     for split in splits:
-        path = directory / layout_of(task).of(split)
+        path = table_of(source, task, split)
         examples, skipped = read_table(path, task, refuse=refuse)
+        if "{split}" not in layout.file and split in ("train", "dev"):
+            examples = _held_out(path, examples, split)
         refuse_other_labels(path.name, examples)
         yield examples, skipped
+
+
+def table_of(source: str | Path, task: Task, split: str) -> Path:
+    """The table of a task's split, in the sample, a directory, or where the user has it.
+
+    >>> from bert_mtl_demo.tasks import TASKS
+    >>> table_of("data", TASKS["sst"], "test").as_posix()
+    'data/ids-sst-test.csv'
+    """
+    # `directory /` leaves an absolute path, which a user's own table may have, as it is.
+    directory = Path() if task.custom else SAMPLE if source == "sample" else Path(source)
+    return directory / layout_of(task).of(split)
+
+
+def _held_out(path: Path, examples: Examples, split: str) -> Examples:
+    """A split of the one table that holds both: every tenth example is dev."""
+    if len(examples) < EVERY:
+        raise DataError(
+            f"{path.name}: {len(examples)} usable rows are too few to hold out every tenth for "
+            "dev. Give more, or two tables whose names differ in {split}."
+        )
+    last = EVERY - 1
+    return examples.take(
+        [row for row in range(len(examples)) if (row % EVERY == last) == (split == "dev")]
+    )

@@ -11,6 +11,7 @@ Messages count *physical* lines, what an editor shows, also when a quoted senten
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from bert_mtl_demo.data.examples import DataError
 
 # No sentence runs over more lines; it also bounds the search behind a quote that is never closed.
 MAX_SPAN = 100
+
+LISTED = 8  # files that a message names
 
 # The line on which a row begins (from 1), and its fields, or the reason why it cannot be read.
 Record = tuple[int, "list[str] | str"]
@@ -58,7 +61,8 @@ def physical_lines(
         lines = lines_of(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"{path.name} is missing in {str(path.parent)!r}. Put it there, or {remedy}."
+            f"{path.name} is missing in {str(path.parent)!r}, {_listed(path)}. Put it there, name "
+            f"another file with --map, or {remedy}."
         ) from None
     except OSError as error:
         raise DataError(
@@ -67,6 +71,19 @@ def physical_lines(
     if not lines:
         raise DataError(f"{path.name} is empty. It needs {needs}.")
     return lines
+
+
+def _listed(path: Path) -> str:
+    """What there is in the place of a missing file, the names most like its own first."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return "which is no directory that can be read"
+    if not names:
+        return "which is empty"
+    like = difflib.get_close_matches(path.name, names, n=LISTED, cutoff=0)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"which holds {', '.join(like)}{more}"
 
 
 def decoded(line: bytes) -> str:

@@ -9,7 +9,7 @@ is one row, "[CLS] u [SEP] v [SEP]", so that the words of u and v see each other
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.tasks import Task
+
+PIECE = 4096  # examples tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,61 @@ class Batch:
         return len(self.labels)
 
 
-class Rows:
+class Rows(Sequence[list[int]]):
     """Token ids of many sentences end to end, from which a padded batch is one gather.
+
+    A sequence of lists, made when they are asked for: as lists, ids take sixteen times the memory.
 
     >>> Rows([[5, 6], [7]]).pad(torch.tensor([1, 0]), pad=0)[0].tolist()
     [[7, 0], [5, 6]]
     """
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
-        self.lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)  # [N]
-        self.flat = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+        lengths = [torch.empty(0, dtype=torch.int64)]
+        flat = [torch.empty(0, dtype=torch.int32)]
+        for start in range(0, len(rows), PIECE):  # in pieces: each is lists for a moment
+            piece = rows[start : start + PIECE]
+            lengths.append(torch.tensor([len(row) for row in piece], dtype=torch.int64))
+            flat.append(torch.tensor(list(chain.from_iterable(piece)), dtype=torch.int32))
+        self._set(lengths, flat)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of some parts, one after the other.
+
+        >>> list(Rows.joined([Rows([[5, 6]]), Rows([[7]])]))
+        [[5, 6], [7]]
+        """
+        rows = cls([])
+        rows._set([part.lengths for part in parts], [part.flat for part in parts])
+        return rows
+
+    def _set(self, lengths: Sequence[Tensor], flat: Sequence[Tensor]) -> None:
+        self.lengths = torch.cat([torch.empty(0, dtype=torch.int64), *lengths])  # [N]
+        self.flat = torch.cat([torch.empty(0, dtype=torch.int32), *flat])  # int32
         self.starts = self.lengths.cumsum(0) - self.lengths  # [N]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        start = int(self.starts[index])
+        return self.flat[start : start + int(self.lengths[index])].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        position = 0
+        for length in self.lengths.tolist():
+            yield self.flat[position : position + length].tolist()
+            position += length
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Rows):
+            return torch.equal(self.lengths, other.lengths) and torch.equal(self.flat, other.flat)
+        return list(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
 
     def pad(self, indices: Tensor, pad: int) -> tuple[Tensor, Tensor]:
         """The rows at `indices` as one rectangle [R, T] int64, and the mask of what is real."""
@@ -70,7 +116,7 @@ class Rows:
         positions = torch.arange(int(lengths.max()))  # [T]
         real = positions < lengths  # [R, T]
         # Position 0 is read for the padding and not used: an index past the end would be an error.
-        ids = self.flat[(self.starts[indices, None] + positions) * real]
+        ids = self.flat[(self.starts[indices, None] + positions) * real].to(torch.int64)
         return ids.masked_fill_(~real, pad), real.to(torch.int64)
 
 
@@ -88,6 +134,7 @@ class EncodedSet:
         whole: examples before a limit; None: these are all.
         vectors: of the sentences, [N, W] or [2N, W] of a pair's first and second ones, if an
             encoder that does not train has computed them; batches then hold them in place of ids.
+        cut: examples with a text that was longer than `max_length`.
 
     >>> from bert_mtl_demo.tasks import TASKS
     >>> few = EncodedSet(TASKS["sst"], [[101, 7, 102], [101, 102]], None, [4, 0], pad=0)
@@ -96,14 +143,15 @@ class EncodedSet:
     """
 
     task: Task
-    first: list[list[int]]
-    second: list[list[int]] | None
+    first: Sequence[list[int]]
+    second: Sequence[list[int]] | None
     labels: list[Any]
     pad: int
     pairs: str = "siamese"
     max_length: int | None = None
     whole: int | None = None
     vectors: Tensor | None = field(default=None, repr=False, compare=False)
+    cut: int = field(default=0, compare=False)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -114,12 +162,13 @@ class EncodedSet:
         That is the sentence; of a siamese pair its longer sentence; of a crossed pair the joint
         row, also when the sentences are read on their own besides.
         """
+        first = _lengths(self.first)
         if self.second is None:
-            return [len(row) for row in self.first]
-        pairs = zip(self.first, self.second, strict=True)
+            return first
+        pairs = zip(first, _lengths(self.second), strict=True)
         if self.pairs == "siamese":
-            return [max(len(u), len(v)) for u, v in pairs]
-        return [sum(kept_of_pair(len(u), len(v), self.max_length)) - 1 for u, v in pairs]
+            return [max(u, v) for u, v in pairs]
+        return [sum(kept_of_pair(u, v, self.max_length)) - 1 for u, v in pairs]
 
     def spread(self, count: int) -> EncodedSet:
         """At most `count` examples, evenly spread over all, in their order.
@@ -145,8 +194,18 @@ class EncodedSet:
 
     def fingerprint(self) -> str:
         """A hash of all ids and labels: a resumed run must see the very same data."""
-        content = repr((self.first, self.second, [float(label) for label in self.labels]))
-        return hashlib.sha256(content.encode()).hexdigest()
+        # The text of a tuple of lists, piece by piece: as a whole it would take a gigabyte.
+        digest = hashlib.sha256()
+        for begin, rows in (("(", self.first), (", ", self.second)):
+            digest.update(begin.encode())
+            if rows is None:
+                digest.update(b"None")
+                continue
+            for n, row in enumerate(rows):
+                digest.update(f"{', ' if n else '['}{row}".encode())
+            digest.update(b"]" if len(rows) else b"[]")
+        digest.update(f", {[float(label) for label in self.labels]})".encode())
+        return digest.hexdigest()
 
     def collate(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """The examples at `indices` as one batch, padded to the longest of them."""
@@ -174,7 +233,8 @@ class EncodedSet:
     # What every batch is cut from, made at the first one. `functools` writes it past the freeze.
     @cached_property
     def _sentences(self) -> Rows:
-        return Rows(self.first + (self.second or []))
+        columns = [rows for rows in (self.first, self.second) if rows is not None]
+        return Rows.joined([rows if isinstance(rows, Rows) else Rows(rows) for rows in columns])
 
     @cached_property
     def _pairs(self) -> tuple[Rows, Tensor]:
@@ -188,6 +248,10 @@ class EncodedSet:
     def _labels(self) -> Tensor:
         dtype = torch.float32 if self.task.classes is None else torch.int64
         return torch.tensor(self.labels, dtype=dtype)
+
+
+def _lengths(rows: Sequence[list[int]]) -> list[int]:
+    return rows.lengths.tolist() if isinstance(rows, Rows) else [len(row) for row in rows]
 
 
 def kept_of_pair(u: int, v: int, limit: int | None) -> tuple[int, int]:
@@ -223,21 +287,73 @@ def cross_row(
 
 
 def encode(
-    examples: Examples, task: Task, tokenizer: Any, max_length: int, pairs: str = "siamese"
+    examples: Examples,
+    task: Task,
+    tokenizer: Any,
+    max_length: int,
+    pairs: str = "siamese",
+    done: Callable[[int], object] = lambda examples: None,
 ) -> EncodedSet:
-    """Tokenise a whole set, once."""
-    first = tokenise(tokenizer, examples.first, max_length)
-    second = None if examples.second is None else tokenise(tokenizer, examples.second, max_length)
+    """Tokenise a whole set, once; `done` is called with the number of examples of each piece."""
+    columns = [column for column in (examples.first, examples.second) if column is not None]
+    parts: list[list[Rows]] = [[] for _ in columns]
+    cut = 0
+    for start in range(0, len(examples), PIECE):
+        size = len(examples.first[start : start + PIECE])
+        longer = [False] * size
+        for column, ids in zip(columns, parts, strict=True):
+            piece = _whole(tokenizer, column[start : start + size])
+            longer = [n or len(row) > max_length for n, row in zip(longer, piece, strict=True)]
+            ids.append(Rows([_cut(row, tokenizer, max_length) for row in piece]))
+        cut += sum(longer)
+        done(size)
+    rows = [Rows.joined(ids) for ids in parts]
+    first, second = rows[0], rows[1] if len(rows) > 1 else None
     labels = [task.scaled(v) if task.classes is None else v for v in examples.labels]
-    return EncodedSet(task, first, second, labels, tokenizer.pad_token_id, pairs, max_length)
+    pad = tokenizer.pad_token_id
+    return EncodedSet(task, first, second, labels, pad, pairs, max_length, cut=cut)
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of each text, [CLS] and [SEP] included, cut at `max_length`."""
-    if not texts:
-        return []
-    encoding = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
-    return [list(row) for row in encoding["input_ids"]]
+    return [_cut(row, tokenizer, max_length) for row in _whole(tokenizer, texts)]
+
+
+def _whole(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, of any length.
+
+    From the tokenizer beneath that of transformers, which spends as much again on masks, types and
+    offsets that nothing here reads.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+
+
+def _cut(row: list[int], tokenizer: Any, max_length: int) -> list[int]:
+    """The row with `max_length` ids at most, [CLS] and [SEP] among them."""
+    if len(row) <= max_length:
+        return row
+    if tokenizer.truncation_side == "left":
+        return [row[0], *row[len(row) - max_length + 1 :]]
+    return [*row[: max_length - 1], row[-1]]
+
+
+def cut_texts(sets: Mapping[str, EncodedSet], split: str) -> list[str]:
+    """A sentence for each task some of whose texts were cut.
+
+    >>> from bert_mtl_demo.tasks import TASKS
+    >>> long = EncodedSet(TASKS["sst"], [[2, 1, 3]], None, [4], pad=0, max_length=3, cut=1)
+    >>> cut_texts({"sst": long}, "train")
+    ['sst: 1 of 1 train texts is cut at max_length = 3 tokens']
+    """
+    return [
+        f"{name}: {rows.cut:,} of {len(rows):,} {split} {'pairs' if rows.task.pair else 'texts'} "
+        f"{'is' if rows.cut == 1 else 'are'} cut at max_length = {rows.max_length} tokens"
+        for name, rows in sets.items()
+        if rows.cut
+    ]
 
 
 def unknown_words(sets: Mapping[str, EncodedSet], unknown: int) -> list[str]:
@@ -249,9 +365,11 @@ def unknown_words(sets: Mapping[str, EncodedSet], unknown: int) -> list[str]:
     """
     sentences = []
     for name, examples in sets.items():
-        rows = examples.first + (examples.second or [])
-        words = sum(len(row) - 2 for row in rows)  # without [CLS] and [SEP]
-        share = sum(row.count(unknown) for row in rows) / max(words, 1)
+        words = number = 0
+        for row in chain(examples.first, examples.second or []):
+            words += len(row) - 2  # without [CLS] and [SEP]
+            number += row.count(unknown)
+        share = number / max(words, 1)
         if share > 0.1:
             sentences.append(
                 f"{name}: {share:.0%} of the tokens in train are [UNK]: the encoder was made for "

@@ -121,11 +121,14 @@ def label_of(task: Task, label: object) -> float:
     text = "" if label is None else str(label).strip()
     if not text:
         raise DataError("the label is empty")
+    words = task.layout.labels if task.layout is not None else ()
     if task.custom and task.classes is not None:
+        words = task.label_names
+    if words:
         name = class_name(text)
-        if name not in task.label_names:
-            raise DataError(f"the label {text!r} is none of {', '.join(task.label_names)}")
-        return float(task.label_names.index(name))
+        if name not in words:
+            raise DataError(f"the label {text!r} is none of {', '.join(words)}")
+        return float(words.index(name))
     if not NUMBER.fullmatch(text):
         raise DataError(f"the label {text!r} is not a number")
     value = float(text)

@@ -10,12 +10,12 @@ from typing import Any
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Examples
 from bert_mtl_demo.data.tokenization import encode
-from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.errors import CheckpointError, ConfigError, DemoError, unknown
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_tokenizer
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
 from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.pretraining.cache import cache_directory
-from bert_mtl_demo.runtime import Precision, choose_device
+from bert_mtl_demo.runtime import PRECISIONS, Precision, choose_device
 from bert_mtl_demo.tasks import Task
 from bert_mtl_demo.training.checkpoint import RunDirectory, read_weights
 from bert_mtl_demo.training.features import with_features
@@ -51,15 +51,30 @@ class LoadedRun:
             encoded = with_features(self.model, {name: encoded}, self.precision, cache)[name]
         return answer(self.model, encoded, self.precision)
 
-    def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None) -> Answers:
-        """The model's answers to sentences, or pairs of sentences, that have no labels."""
+    def ask(self, task: str, first: Sequence[str], second: Sequence[str] | None = None) -> Answers:
+        """The model's answers to sentences, or pairs of sentences, that have no labels.
+
+        Args:
+            task: one of the run's.
+            first: N sentences.
+            second: N sentences, for a task of pairs.
+
+        Returns:
+            `values` [N], classes or scores on the labels' scale; `probabilities` [N, C] of classes.
+
+        Raises:
+            DemoError: for a task that the run has not.
+            ValueError: for `second` where a task takes one sentence, or the other way round.
+        """
+        if task not in self.config.definitions:
+            raise DemoError(f"{self.run.path}: {unknown('task', task, self.config.definitions)}")
         pairs = None if second is None else list(second)
         unlabelled = [0] * len(first)
         return self.answer(Examples(self.config.definitions[task], list(first), pairs, unlabelled))
 
 
-def load_run(directory: str | Path, device: str | None = None) -> LoadedRun:
-    """The best weights of a run.
+def load_run(directory: str | Path, device: str | None = None, amp: str | None = None) -> LoadedRun:
+    """The best weights of a run, in the precision it was trained in or in another one.
 
     >>> load_run("no-such-run")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -67,6 +82,8 @@ def load_run(directory: str | Path, device: str | None = None) -> LoadedRun:
     """
     run = RunDirectory(Path(directory))
     config = run.load_config()
+    if amp is not None and amp not in ("auto", *PRECISIONS):
+        raise ConfigError(f"amp = {amp}: {unknown('precision', amp, ('auto', *PRECISIONS))}")
     chosen = choose_device(device or "auto")
     weights, made_with = read_weights(run.best)
     edited(config, made_with.get("settings", {}), run.config)  # 0.1.0 kept none
@@ -78,4 +95,6 @@ def load_run(directory: str | Path, device: str | None = None) -> LoadedRun:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{run.best}: does not fit {run.config} ({reason})") from None
-    return LoadedRun(run, config, model.to(chosen).eval(), tokenizer, Precision(config.amp, chosen))
+    return LoadedRun(
+        run, config, model.to(chosen).eval(), tokenizer, Precision(amp or config.amp, chosen)
+    )

@@ -6,21 +6,24 @@ equal rows may only mean that surgery was never applied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.errors import CheckpointError
+from bert_mtl_demo.printing import wrapped
 from bert_mtl_demo.reporting import figures, plots
-from bert_mtl_demo.reporting.tables import cell, table
+from bert_mtl_demo.reporting.tables import aligned, cell, table
 from bert_mtl_demo.store import write_text, writing
 from bert_mtl_demo.training.checkpoint import RunDirectory
 from bert_mtl_demo.training.logs import WITHOUT, check_tasks, read_metrics, tasks_of
 from bert_mtl_demo.training.progress import short
 from gradsurgery import report as surgery
+from gradsurgery.report import PairCounts
 
+Table = Callable[[Sequence[str], Iterable[Iterable[object]]], str]
 LISTED = 20  # skipped rows in the report; data.json has all of them
 
 
@@ -42,7 +45,12 @@ def write_report(directory: Path) -> str:
         "## Pictures\n\n" + _pictures(run, rows, lines),
     ]
     page = write_text(run.path / "report.md", "\n\n".join(sections) + "\n")
-    parts = [score_table(dev), surgery.table(lines), surgery.judgement(lines), f"report: {page}"]
+    parts = [
+        score_table(dev, aligned),
+        *((conflict_table(lines, aligned), wrapped(conflict_note(lines))) if lines else ()),
+        wrapped(surgery.judgement(lines)),
+        f"report: {page}",
+    ]
     return "\n" + "\n\n".join(part for part in parts if part)
 
 
@@ -51,7 +59,10 @@ def _windows(run: RunDirectory, config: Config) -> list[surgery.Line]:
     if not run.conflicts.exists():
         return []
     try:
+        # By its name alone: a report says nothing of where it was written.
         lines = surgery.read([run.conflicts])
+        for line in lines:
+            line["log"] = run.conflicts.name
     except ValueError as error:
         raise CheckpointError(f"{error}. {WITHOUT}") from None
     for number, line in enumerate(lines, start=1):
@@ -59,8 +70,8 @@ def _windows(run: RunDirectory, config: Config) -> list[surgery.Line]:
     return lines
 
 
-def score_table(dev: Sequence[dict[str, Any]]) -> str:
-    """Scores of every epoch, the best marked, as Markdown.
+def score_table(dev: Sequence[dict[str, Any]], layout: Table = table) -> str:
+    """Scores of every epoch, the best marked, as Markdown or `aligned`.
 
     >>> print(score_table([{"epoch": 1, "step": 9, "scores": {"sst": 0.5}, "mean": 0.5,
     ...     "leaderboard": 0.5, "best": True}]))
@@ -79,7 +90,53 @@ def score_table(dev: Sequence[dict[str, Any]]) -> str:
         ]
         for row in dev
     ]
-    return table(["epoch", "step", *map(cell, tasks), "mean", "leaderboard", ""], rows)
+    return layout(["epoch", "step", *map(cell, tasks), "mean", "leaderboard", ""], rows)
+
+
+def conflict_table(lines: Sequence[surgery.Line], layout: Table = table) -> str:
+    """Conflicts of every pair of tasks over a run, as Markdown or `aligned`.
+
+    Both directions of a pair are in one row: rates are of the gradients that met, two a step.
+    """
+    counts: dict[tuple[str, str], PairCounts] = {}
+    steps: dict[tuple[str, str], int] = {}
+    for row in surgery.totals(lines):
+        i, j = row["i"], row["j"]
+        pair = (j, i) if (j, i) in counts else (i, j)
+        counts[pair] = counts.get(pair, PairCounts()) + PairCounts.from_json(row)
+        steps[pair] = max(steps.get(pair, 0), row["possible"])
+    targets = any(total.target is not None for total in counts.values())
+    rows = []
+    for (i, j), total in counts.items():
+        low, high = (total.lowest, total.highest) if total.possible else (None, None)
+        cosines = [total.cosine, low, high, *([total.target] if targets else [])]
+        rates = [total.rate("conflicts"), total.rate("altered")]
+        rows.append(
+            [
+                *(f"{cell(i)}, {cell(j)}", steps[i, j]),
+                *("" if rate is None else f"{rate:.1f}%" for rate in rates),
+                *("" if cosine is None else f"{cosine:+.4f}" for cosine in cosines),
+            ]
+        )
+    heading = ["pair", "steps", "conflicts", "altered", "cosine", "min", "max"]
+    if not rows:
+        return ""  # one task
+    return layout([*heading, *(["target"] if targets else [])], rows)
+
+
+def conflict_note(lines: Sequence[surgery.Line]) -> str:
+    """The method, and what it did over a run, in a sentence."""
+    gradients, change = surgery.gradient_totals(lines), surgery.mean_change(lines)
+    altered = "" if gradients["altered"] is None else f"{gradients['altered']} of "
+    unmeasured = surgery.unmeasured_total(lines)
+    parts = [
+        f"{lines[-1]['method']}: {sum(line['window'] for line in lines)} steps",
+        *([f"conflicts not measured in {unmeasured}"] if unmeasured else []),
+        f"{altered}{gradients['possible']} gradients" + (" altered" if altered else ""),
+        f"mean change of the update {'unknown' if change is None else f'{change:.4f}'}",
+        f"{sum(line['nonfinite'] for line in lines)} non-finite steps",
+    ]
+    return ", ".join(parts) + "."
 
 
 def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
@@ -96,12 +153,21 @@ def by_epoch(lines: Sequence[surgery.Line]) -> list[dict[str, Any]]:
 
 def _settings(config: Config) -> str:
     changed = {name: value for name, value in config.changed().items() if name != "output"}
-    listed = ", ".join(f"{name} = {cell(value)}" for name, value in changed.items())
+    listed = ", ".join(f"{name} = {cell(_local(value))}" for name, value in changed.items())
     warnings = "".join(f"\n\n**Note:** {cell(sentence)}" for sentence in config.warnings())
     return (
         f"Settings that differ from the defaults: {listed or 'none'}. All of them: config.json."
         + warnings
     )
+
+
+def _local(value: Any) -> Any:
+    """A setting whose absolute paths, of the machine that trained, are their last parts."""
+    if isinstance(value, dict):
+        return {name: _local(part) for name, part in value.items()}
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
 
 
 def _data(run: RunDirectory) -> str:
@@ -148,7 +214,10 @@ def _conflicts(lines: Sequence[surgery.Line]) -> str:
         "By epoch; `i <- j` reads: gradient i, altered because of j. A conflict is a negative "
         "cosine: nearly orthogonal gradients conflict in half of the steps by chance."
     )
-    parts = [surgery.table(lines), surgery.judgement(lines), explanation, table(heading, rows)]
+    parts = [
+        *(conflict_table(lines), conflict_note(lines), surgery.judgement(lines)),
+        *(explanation, table(heading, rows)),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 

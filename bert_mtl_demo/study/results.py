@@ -53,7 +53,7 @@ class Pair:
     j: str
     possible: int  # steps in which both tasks had a gradient
     conflicts: int  # of those, negative cosines
-    altered: int
+    altered: int | None  # None of a method that has no such count
     mean: float | None  # cosine
 
 
@@ -69,12 +69,16 @@ class Conflicts:
     pairs: tuple[Pair, ...]
     change: float | None = None  # mean relative change of the update
 
-    def count(self) -> tuple[int, int, int]:
-        """Possible, conflicting and altered, over all ordered pairs and epochs."""
+    def count(self) -> tuple[int, int, int | None]:
+        """Possible, conflicting and altered, over all ordered pairs and epochs.
+
+        Altered is None where the method has no such count.
+        """
+        altered = [pair.altered for pair in self.pairs if pair.altered is not None]
         return (
             sum(pair.possible for pair in self.pairs),
             sum(pair.conflicts for pair in self.pairs),
-            sum(pair.altered for pair in self.pairs),
+            sum(altered) if len(altered) == len(self.pairs) else None,
         )
 
 

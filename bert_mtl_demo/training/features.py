@@ -49,7 +49,7 @@ def with_features(
     encoder = _encoder_hash(model, precision)
 
     def known(examples: EncodedSet) -> EncodedSet:
-        sentences = examples.first + (examples.second or [])
+        sentences = [*examples.first, *(examples.second or [])]
 
         def write(path: Path) -> None:
             save_file({"vectors": _vectors(model, sentences, examples.pad, precision)}, path)

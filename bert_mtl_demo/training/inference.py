@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,10 @@ from bert_mtl_demo.data.tokenization import EncodedSet
 from bert_mtl_demo.model.multitask import MultitaskModel
 from bert_mtl_demo.runtime import Precision
 from bert_mtl_demo.tasks import Task
-from bert_mtl_demo.training.metrics import METRICS
+from bert_mtl_demo.training.display import Display
 from bert_mtl_demo.training.processes import ALONE, Processes
 
-BATCH_SIZE = 64  # examples; without gradients there is room for more than in training
+BATCH_SIZE = 32  # examples of like length; a larger one is no faster on two cores, and pads more
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Answers:
 
     def score(self, labels: list[float] | list[int]) -> float:
         """The task's metric against the labels."""
+        # Here, as SciPy and scikit-learn take longer to import than an answer takes.
+        from bert_mtl_demo.training.metrics import METRICS
+
         return METRICS[self.task.metric](labels, self.values)
 
     def take(self, indices: list[int]) -> Answers:
@@ -52,11 +55,13 @@ def answer(
     examples: EncodedSet,
     precision: Precision,
     processes: Processes = ALONE,
+    done: Callable[[int], object] = lambda examples: None,
 ) -> Answers:
     """The model's answers, in the order of the examples.
 
     Batches hold examples of like length, which leaves little padding; the order is restored
     afterwards. The batches are dealt out to the processes, and all of them have all answers.
+    `done` is called with the number of examples of each batch, those of the other processes too.
     """
     was_training = model.training
     model.eval()
@@ -68,6 +73,7 @@ def answer(
         batch = examples.collate(order[start : start + BATCH_SIZE], precision.device)
         with precision.autocast():
             outputs[start] = model(examples.task.name, batch).float().cpu()
+        done(min(BATCH_SIZE * processes.size, len(order) - start))
     model.train(was_training)
     parts = {start: part for dealt in processes.gather(outputs) for start, part in dealt.items()}
     ordered = torch.cat([parts[start] for start in starts])
@@ -81,9 +87,13 @@ def score_all(
     sets: Mapping[str, EncodedSet],
     precision: Precision,
     processes: Processes = ALONE,
+    display: Display | None = None,
+    split: str = "dev",
 ) -> dict[str, Answers]:
-    """Answers for every task."""
-    return {name: answer(model, dev, precision, processes) for name, dev in sets.items()}
+    """Answers for every task; the display says that they are being given."""
+    total = sum(map(len, sets.values()))
+    with (display or Display()).counting(f"scoring {total:,} {split} examples", total) as done:
+        return {name: answer(model, dev, precision, processes, done) for name, dev in sets.items()}
 
 
 def _answers(task: Task, raw: torch.Tensor) -> Answers:

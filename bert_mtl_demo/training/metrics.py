@@ -1,8 +1,8 @@
 """Metrics: accuracy, Pearson's r, and the confusion matrix.
 
-scikit-learn and SciPy do the counting. They are imported with this module, and so before a run is
-seeded: a part of scikit-learn draws from Python's generator when it is imported, and a resumed run
-would draw once more than the run that never stopped.
+scikit-learn and SciPy do the counting. They are imported with this module, and a run imports it
+before it is seeded: a part of scikit-learn draws from Python's generator when it is imported, and a
+resumed run would draw once more than the run that never stopped.
 """
 
 from __future__ import annotations

@@ -121,6 +121,11 @@ class Processes:
         chosen = choose_device(name)
         if self.size == 1 or chosen.type == "cpu":
             return chosen
+        if chosen.type != "cuda":
+            raise ConfigError(
+                f"device = {name} in {self.size} processes: on {chosen.type} there is one. Use "
+                "--device cpu, or start one process."
+            )
         if ":" in name:
             raise ConfigError(
                 f"device = {name} in {self.size} processes: all of them would share it. Use "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 
@@ -58,6 +59,31 @@ class Window:
             "grad_norm": self.norm[0] / self.norm[1] if self.norm[1] else None,
             "nonfinite": self.nonfinite,
         }
+
+
+def window_line(row: Mapping[str, Any], goal: int) -> str:
+    """A window of the log in one line: step, losses, learning rate, speed and time left.
+
+    >>> row = {"step": 25, "loss": {"sst": 1.6, "sts": 2.0}, "lr": 1e-5, "steps_per_second": 0.5}
+    >>> window_line(row, goal=100)
+    'step 25/100  sst 1.600  sts 2.000  lr 1.0e-05  0.50 steps/s  0:02:30 left'
+    """
+    speed = row["steps_per_second"]
+    left = timedelta(seconds=round((goal - row["step"]) / speed))
+    rate = "" if row["lr"] is None else f"lr {row['lr']:.1e}  "
+    return (
+        f"step {row['step']}/{goal}  {losses_line(row['loss'])}  {rate}"
+        f"{speed:.2f} steps/s  {left} left"
+    )
+
+
+def losses_line(losses: Mapping[str, float]) -> str:
+    """Losses by task in one line.
+
+    >>> losses_line({"sst": 1.6, "sts": 2.0})
+    'sst 1.600  sts 2.000'
+    """
+    return "  ".join(f"{task} {loss:.3f}" for task, loss in losses.items())
 
 
 def score_line(scores: Mapping[str, float], mean: float, leaderboard: float) -> str:

@@ -9,6 +9,7 @@ output directory, its lock, the stages before the tasks, the logs. What one refu
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from bert_mtl_demo.batching import build_batches
 from bert_mtl_demo.config import Config
 from bert_mtl_demo.data import Skipped, Splits, load
 from bert_mtl_demo.data.distribution import announce
-from bert_mtl_demo.data.tokenization import EncodedSet, encode, unknown_words
+from bert_mtl_demo.data.tokenization import EncodedSet, cut_texts, encode, unknown_words
 from bert_mtl_demo.errors import CheckpointError, StorageError
 from bert_mtl_demo.model.encoder import Source, blank_encoder, load_encoder, load_tokenizer, locate
 from bert_mtl_demo.model.multitask import MultitaskModel, new_model
@@ -30,11 +30,12 @@ from bert_mtl_demo.model.pooling import needs_pooler
 from bert_mtl_demo.model.vocabulary import trim
 from bert_mtl_demo.pretraining import pretrained
 from bert_mtl_demo.pretraining.cache import cache_directory
-from bert_mtl_demo.printing import printable
-from bert_mtl_demo.runtime import Interrupts, Precision, seed_all
+from bert_mtl_demo.printing import printable, wrapped
+from bert_mtl_demo.runtime import Interrupts, Precision, choose_precision, seed_all
 from bert_mtl_demo.training.checkpoint import RunDirectory, load_state, load_weights
 from bert_mtl_demo.training.claim import existing_directory, new_directory
 from bert_mtl_demo.training.data_parallel import draw_apart, refuse_comparing, warnings
+from bert_mtl_demo.training.display import Console, Display
 from bert_mtl_demo.training.features import with_features
 from bert_mtl_demo.training.logs import Log, RunLog, check, cut
 from bert_mtl_demo.training.processes import ALONE, Processes
@@ -118,8 +119,8 @@ def _claimed(life: ExitStack, directory: AbstractContextManager[Path], processes
 def _begun(config: Config, source: Source, run: RunDirectory, processes: Processes) -> _Parts:
     """The parts of a new run."""
     device = processes.device(config.device)
-    _announce(config, run, processes)
-    config = labelled(config)
+    _announce(config, processes)
+    config = labelled(replace(config, amp=choose_precision(config.amp, device)))
     splits, skipped = load_splits(config)
     if processes.is_main:  # the others get the weights that come of it
         announce(splits)
@@ -127,16 +128,20 @@ def _begun(config: Config, source: Source, run: RunDirectory, processes: Process
     tokenizer = load_tokenizer(source)
     encoder = load_encoder(source, pooler=needs_pooler(config), layers=config.encoder_layers)
     config = portable(config)
-    sets = _encode(config, splits, tokenizer)
+    sets = _encode(config, splits, tokenizer, processes)
     if processes.is_main:
         for sentence in unknown_words(sets[0], tokenizer.unk_token_id):
             print(f"warning: {sentence}")
+        for part, split in zip(sets, ("train", "dev"), strict=True):
+            for sentence in cut_texts(part, split):
+                print(wrapped(f"note: {sentence}"))
     model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     sets = _with_features(config, model, sets, precision)
     build_batches(config, sets[0])  # the trainer's are others; these may refuse, while they can
     if processes.is_main:
         run.create(config, encoder, tokenizer)
+        print(printable(f"writing to {run.path}"))
         _tell_skipped(skipped)
         run.save_data(splits, skipped)
     return _Parts(config, run, model, sets, precision)
@@ -176,7 +181,7 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
     told = edited(saved, state.get("settings", {}), run.config)  # 0.1.0 kept none
     run.refuse_changed(state.get("files", {}))
     told += check(run, state["logs"], config.tasks) + _check_best(run, state)
-    _announce(config, run, processes, told)
+    _announce(config, processes, told)
     splits, skipped = load_splits(config)
     whole = run.data_digest() == state["data_file"] if "data_file" in state else run.load_data()
     if processes.is_main and not whole:
@@ -185,7 +190,7 @@ def _continued(run: RunDirectory, settings: Mapping[str, Any], processes: Proces
         run.save_data(splits, skipped)
     tokenizer = load_tokenizer(Source(str(run.encoder), local=True))
     encoder = blank_encoder(run.encoder, pooler=needs_pooler(config))
-    sets = _encode(config, splits, tokenizer)
+    sets = _encode(config, splits, tokenizer, processes)
     model = _build(config, encoder, sets, device)
     precision = Precision(config.amp, device)
     if config.cache_features:  # of the encoder as it was trained, or not at all
@@ -230,16 +235,16 @@ def load_splits(config: Config) -> tuple[dict[str, Splits], list[Skipped]]:
     return {name: parts.limited(*limits) for name, parts in splits.items()}, skipped
 
 
-def _announce(
-    config: Config, run: RunDirectory, processes: Processes, told: Sequence[str] = ()
-) -> None:
+def _announce(config: Config, processes: Processes, told: Sequence[str] = ()) -> None:
     if not processes.is_main:
         return
+    if config.amp == "auto" and choose_precision("auto", processes.device(config.device)) != "off":
+        print("in bfloat16, which this device computes in; --amp off for float32")
     together = f", in {processes.size} processes" if processes.size > 1 else ""
     print(
         printable(
             f"{config.method} on {', '.join(config.tasks)} ({config.sources}), encoder "
-            f"{config.encoder}{together}\nwriting to {run.path}"
+            f"{config.encoder}{together}"
         )
     )
     for sentence in [*told, *config.warnings(), *warnings(config, processes)]:
@@ -254,7 +259,13 @@ def _tell_skipped(skipped: Sequence[Skipped]) -> None:
         print(f"skipped {len(skipped)} rows in all; data.json lists them")
 
 
-def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Encoded:
+def _encode(
+    config: Config, splits: Mapping[str, Splits], tokenizer: Any, processes: Processes
+) -> Encoded:
+    texts = sum(len(splits[name].train) for name in config.trained)
+    texts += sum(len(splits[name].dev) for name in config.tasks)
+    display = Console() if processes.is_main else Display()
+
     def encoded(part: str, names: Sequence[str]) -> dict[str, EncodedSet]:
         return {
             name: encode(
@@ -263,15 +274,17 @@ def _encode(config: Config, splits: Mapping[str, Splits], tokenizer: Any) -> Enc
                 tokenizer,
                 config.max_length,
                 config.pairs,
+                done=done,
             )
             for name in names
         }
 
-    train = {
-        name: replace(examples, whole=splits[name].whole)
-        for name, examples in encoded("train", config.trained).items()
-    }
-    return train, encoded("dev", config.tasks)
+    with display.counting(f"tokenizing {texts:,} examples", texts) as done:
+        train = {
+            name: replace(examples, whole=splits[name].whole)
+            for name, examples in encoded("train", config.trained).items()
+        }
+        return train, encoded("dev", config.tasks)
 
 
 def _with_features(
@@ -287,6 +300,7 @@ def _with_features(
 
 def _build(config: Config, encoder: Any, sets: Encoded, device: torch.device) -> MultitaskModel:
     """The model on its device; from here on nothing else may draw, dropout comes next."""
+    importlib.import_module("bert_mtl_demo.training.metrics")  # which draws when it is imported
     seed_all(config.seed)
     model = new_model(config, encoder)
     if config.trim_vocabulary:
@@ -298,12 +312,12 @@ def _build(config: Config, encoder: Any, sets: Encoded, device: torch.device) ->
 def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcome:
     """Build the trainer, restore its state, and run it."""
     run, state = parts.run, parts.state
-    say = _say if processes.is_main else _nothing
+    display = Console() if processes.is_main else Display()
     # Before the state is restored: what TensorBoard imports draws from Python's generator.
     log = processes.agree(lambda: _open_log(run, state) if processes.is_main else Log())
     try:
         parted = (parts.config, parts.model, *parts.sets, run, log, parts.precision)
-        trainer = Trainer(*parted, say, processes, method)
+        trainer = Trainer(*parted, display, processes, method)
         if state is not None:
             processes.agree(lambda: _restore(trainer, state, run))
         outcome = _fit(trainer, run)
@@ -317,15 +331,6 @@ def _train(parts: _Parts, processes: Processes, method: Method | None) -> Outcom
 
 def _open_log(run: RunDirectory, state: Mapping[str, Any] | None) -> Log:
     return RunLog(run, step=state["progress"]["step"] if state else 0)
-
-
-def _say(line: str) -> None:
-    """Print a line, above a bar if there is one."""
-    tqdm.write(printable(line))
-
-
-def _nothing(line: str) -> None:
-    """Print nothing."""
 
 
 def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> None:
@@ -348,13 +353,9 @@ def _restore(trainer: Trainer, state: Mapping[str, Any], run: RunDirectory) -> N
 
 
 def _fit(trainer: Trainer, run: RunDirectory) -> Outcome:
-    # None: no bar unless stdout is a terminal, only the lines.
-    hidden = None if trainer.processes.is_main else True
-    bar = tqdm(
-        total=trainer.goal, initial=trainer.progress.step, unit="step", disable=hidden, leave=False
-    )
-    with Interrupts() as stop, bar:
-        done = trainer.fit(stop, tick=bar.update)
+    trainer.say(trainer.described())
+    with Interrupts() as stop, trainer.display.steps(trainer.goal, trainer.progress.step):
+        done = trainer.fit(stop)
         # All stay in this block until the state is written: a signal reaches one after the other.
         trainer.processes.barrier()
     # A signal during the very last evaluation came too late to stop anything.

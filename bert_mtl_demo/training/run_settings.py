@@ -20,7 +20,7 @@ from bert_mtl_demo.user_tasks import file_of, user_tasks, written
 # the tables of a user's tasks). The data are compared.
 EXTENDABLE = (
     *("epochs", "max_steps", "checkpoint_every", "max_nonfinite"),
-    *("data", "device", "cache"),
+    *("data", "map", "device", "cache"),
 )
 # Which task a step has depends on how many epochs there are, so they cannot become more.
 PLANNED = ("sequential", "annealed")
@@ -106,15 +106,23 @@ def refuse_module_names(config: Config) -> None:
 
 def labelled(config: Config) -> Config:
     """The settings with the labels of a user's tasks, and with absolute paths of their tables."""
+    config = _placed(config)
     tables = [_at(task, _absolute(file_of(task))) for task in config.task]
     return replace(config, task=tuple(with_labels(task) for task in tables))
 
 
 def portable(config: Config) -> Config:
     """The settings with a data directory spelled out, so that a run resumes from anywhere."""
+    config = _placed(config)
     if config.data in ("sample", "hub"):
         return config
     return replace(config, data=_absolute(config.data))
+
+
+def _placed(config: Config) -> Config:
+    """The settings with absolute paths of the tables that `map` names, below the data if any."""
+    directory = Path() if config.data in ("sample", "hub") else Path(config.data).expanduser()
+    return replace(config, map=tuple(table.below(directory) for table in config.map))
 
 
 def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
@@ -123,6 +131,8 @@ def extended(saved: Config, settings: Mapping[str, Any], path: Path) -> Config:
     >>> extended(Config(), {"max_steps": 40, "lr": Config().lr}, Path("runs/first")).max_steps
     40
     """
+    if settings.get("amp") == "auto":  # which it was at the start
+        settings = {name: value for name, value in settings.items() if name != "amp"}
     wanted = Config.from_mapping({**saved.to_dict(), **settings})
     wanted = replace(wanted, task=_moved(saved.task, wanted.task))
     for name in settings:

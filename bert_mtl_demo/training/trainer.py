@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,7 @@ from bert_mtl_demo.runtime import Interrupts, Precision, peak_memory
 from bert_mtl_demo.tasks import leaderboard_score, mean_score
 from bert_mtl_demo.training.checkpoint import RunDirectory, save_state, save_weights
 from bert_mtl_demo.training.data_parallel import Shard, begin_alike, random_states, restore_random
+from bert_mtl_demo.training.display import Console, Display
 from bert_mtl_demo.training.inference import Answers, score_all
 from bert_mtl_demo.training.logs import Log
 from bert_mtl_demo.training.optimizer import build_optimizer, build_scheduler
@@ -51,7 +52,7 @@ class Trainer:
         run: where checkpoints go.
         log: where lines go.
         precision: autocast, scaler and device.
-        say: prints one line of text.
+        display: what is shown of it while it runs; None: lines on stdout.
         processes: those that train together; the model gets the weights of the first.
         method: of surgery, in place of the one that the settings name.
     """
@@ -65,12 +66,14 @@ class Trainer:
         run: RunDirectory,
         log: Log,
         precision: Precision,
-        say: Callable[[str], None] = print,
+        display: Display | None = None,
         processes: Processes = ALONE,
         method: Method | None = None,
     ) -> None:
         self.config, self.model, self.train_sets, self.dev_sets = config, model, train, dev
-        self.run, self.log, self.precision, self.say = run, log, precision, say
+        self.run, self.log, self.precision = run, log, precision
+        self.display = Console() if display is None else display
+        self.say = self.display.say
         self.processes = processes
         self.batches = build_batches(config, train)
         self.steps_per_epoch = self.batches.steps_per_epoch
@@ -110,7 +113,18 @@ class Trainer:
         """The epoch, from 1, that the last step taken belongs to."""
         return max(1, math.ceil(self.progress.step / self.steps_per_epoch))
 
-    def fit(self, stop: Interrupts, tick: Callable[[], None] = lambda: None) -> bool:
+    def described(self) -> str:
+        """The sizes of model and run, the device and the precision, in a line."""
+        trained = sum(parameter.numel() for parameter in self.trained)
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        share = "" if trained == weights else f", {trained:,} trained"
+        left = "" if self.progress.step == 0 else f", {self.progress.step:,} done"
+        return (
+            f"{weights:,} parameters{share}; {self.goal:,} steps{left}, "
+            f"{self.steps_per_epoch:,} an epoch; {self.precision}"
+        )
+
+    def fit(self, stop: Interrupts) -> bool:
         """Train until done or told to stop; True when done."""
         self.model.train()
         self._restart_clock()
@@ -124,7 +138,7 @@ class Trainer:
             if self.progress.step >= self.goal:
                 return True
             self.step()
-            tick()
+            self.display.tick()
             if self._told_to(stop):
                 self.save()
                 return False
@@ -230,18 +244,18 @@ class Trainer:
     def _write_window(self) -> None:
         seconds, data_seconds = time.perf_counter() - self._clock, self._data_seconds
         self._restart_clock()
-        self.log.write(
-            {
-                "kind": "train",
-                "step": self.progress.step,
-                "epoch": self.epoch,
-                **self.window.summary(),
-                **self._learned_weights(),
-                "seconds": seconds,
-                "steps_per_second": self.window.steps / seconds,
-                "data_seconds": data_seconds,
-            }
-        )
+        row = {
+            "kind": "train",
+            "step": self.progress.step,
+            "epoch": self.epoch,
+            **self.window.summary(),
+            **self._learned_weights(),
+            "seconds": seconds,
+            "steps_per_second": self.window.steps / seconds,
+            "data_seconds": data_seconds,
+        }
+        self.log.write(row)
+        self.display.window(row, self.goal)
         self.log.write_conflicts(self.optimizer.conflicts, self.progress.step, self.epoch)
         self.window = Window()
 
@@ -260,7 +274,9 @@ class Trainer:
     def evaluate(self) -> None:
         """Score dev, and keep the weights if they are the best so far."""
         begun = time.perf_counter()
-        answers = score_all(self.model, self.scored_sets, self.precision, self.processes)
+        answers = score_all(
+            self.model, self.scored_sets, self.precision, self.processes, self.display
+        )
         scores = self._scores(answers, REPORTED)
         for name, dev in answers.items():
             if dev.is_constant():
@@ -322,7 +338,14 @@ class Trainer:
         """What is logged where a setting asks for it: the selecting score, and scores on train."""
         extra: dict[str, Any] = {"chosen_by": chosen_by} if self.config.dev_half else {}
         if self.train_subsets:
-            answers = score_all(self.model, self.train_subsets, self.precision, self.processes)
+            answers = score_all(
+                self.model,
+                self.train_subsets,
+                self.precision,
+                self.processes,
+                self.display,
+                "train",
+            )
             extra["train_scores"] = {
                 name: answer.score(self.train_subsets[name].labels)
                 for name, answer in answers.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -53,6 +54,13 @@ class SingleProcess:
     def restored(self, update: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """See :class:`Placement`."""
         return update
+
+
+def _row(grads: Grads, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return a task's gradient of each parameter; to hash parameters would take longer."""
+    if len(grads) == len(parameters) and all(map(is_, grads, parameters)):
+        return list(grads.values())
+    return [grads.get(parameter) for parameter in parameters]
 
 
 class StepGradients(NamedTuple):
@@ -194,7 +202,7 @@ class Processes:
             placement = Averaged(self._averaging.exchange, averages)
             return StepGradients(averages, active, placement, averaged=True)
         by_task = [captures.get(task, {}) for task in self._tasks]
-        columns = [[grads.get(parameter) for grads in by_task] for parameter in parameters]
+        columns = list(zip(*(_row(grads, parameters) for grads in by_task), strict=True))
         active = [task in captures for task in self._tasks]
         if self._roll is None:
             return StepGradients(columns, active, SingleProcess(), averaged=False)

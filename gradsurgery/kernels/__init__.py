@@ -1,9 +1,11 @@
 """The two functions that touch gradients: ``gram`` reads them once, ``combine_`` writes them once.
 
 Everything device-specific lives behind these two. :mod:`gradsurgery.kernels.eager` is the
-definition of correct and runs everywhere; on a GPU with triton, :mod:`gradsurgery.kernels.fused`
-takes its place, and agrees with it on the same tests. The environment variable
-``GRADSURGERY_KERNELS`` (``auto``, ``eager``, ``fused``) overrides the choice.
+definition of correct and runs everywhere. On the CPU with a C compiler
+:mod:`gradsurgery.kernels.native` takes its place, on a GPU with triton
+:mod:`gradsurgery.kernels.fused`: both walk tables of addresses, and pass the same tests.
+The environment variable ``GRADSURGERY_KERNELS`` (``auto``, ``eager``, ``fused``) overrides the
+choice; ``GRADSURGERY_NATIVE=0`` does without C.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels import eager
+from gradsurgery.kernels import eager, native
 from gradsurgery.kernels.layout import Column, Columns
 
 __all__ = ["Column", "Columns", "combine_", "fused_on", "gram"]
@@ -52,21 +54,27 @@ def fused_on(device: torch.device, tasks: int) -> bool:
     Raises:
         ValueError: when ``GRADSURGERY_KERNELS`` is none of its values.
     """
+    choice = _choice()
+    automatic = choice == "auto" and device.type == "cuda" and _has_triton()
+    return (automatic or choice == "fused") and tasks <= MOST_TASKS
+
+
+def _choice() -> str:
     choice = os.environ.get("GRADSURGERY_KERNELS", "auto")
     if choice not in CHOICES:
         raise ValueError(f"GRADSURGERY_KERNELS is one of {', '.join(CHOICES)}, not {choice!r}")
-    if choice == "auto":
-        choice = "fused" if device.type == "cuda" and _has_triton() else "eager"
-    return choice == "fused" and tasks <= MOST_TASKS
+    return choice
 
 
 def _implementation(columns: Columns, tasks: int) -> ModuleType:
     present = next((grad for column in columns for grad in column if grad is not None), None)
-    if present is None or not fused_on(present.device, tasks):
+    if present is None:
         return eager
-    from gradsurgery.kernels import fused
+    if fused_on(present.device, tasks):
+        from gradsurgery.kernels import fused
 
-    return fused
+        return fused
+    return native if present.is_cpu and _choice() == "auto" and native.available() else eager
 
 
 @functools.cache

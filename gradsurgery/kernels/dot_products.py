@@ -1,10 +1,9 @@
-"""Pairwise dot products of K vectors, by the fastest available implementation.
+"""Pairwise dot products of K vectors in plain torch.
 
-On the CPU float32, bf16 and fp16 go to :mod:`gradsurgery.kernels.native`, where that could be
-compiled. Otherwise up to ``FEW`` vectors are multiplied pair by pair with ``torch.dot``, 64K
-elements at a time; more are laid side by side in a panel that is multiplied with its transpose, 4K
-elements at a time. float32 adds up along those lengths, so those two are right to 1e-7 on usual
-data, and to 2e-5 on the worst, equal elements.
+Up to ``FEW`` vectors are multiplied pair by pair with ``torch.dot``, 64K elements at a time; more
+are laid side by side in a panel that is multiplied with its transpose, 4K elements at a time.
+float32 adds up along those lengths, so both are right to 1e-7 on usual data, and to 2e-5 on the
+worst, equal elements.
 
 Sizes were measured on two cores (docs/log.md). Fresh memory costs the CPU several times what a warm
 copy does, hence one scratch for all blocks.
@@ -17,8 +16,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-
-from gradsurgery.kernels import native
 
 #: Up to this many vectors go pair by pair, which also gives equal vectors equal products.
 FEW = 8
@@ -43,8 +40,7 @@ class Products:
 
     def __init__(self, tasks: int, dtype: torch.dtype, device: torch.device) -> None:
         self._tasks, self._dtype, self._device = tasks, dtype, device
-        self._native = dtype == torch.float32 and device.type == "cpu" and native.available()
-        self._paired = self._native or tasks <= FEW
+        self._paired = tasks <= FEW
         self._memory = torch.empty(0, dtype=dtype, device=device)
         self.block = BLOCK if self._paired else max(PANEL // tasks // DEPTH * DEPTH, DEPTH)
         if device.type != "cpu":
@@ -65,16 +61,13 @@ class Products:
     def _blocks(self, run: Sequence[Tensor]) -> Iterable[Sequence[Tensor]]:
         """Cut the vectors together into blocks, all of nearly one length."""
         length = len(run[0])
-        uncut = self._native and run[0].dtype in native.DTYPES  # cut and widened there
-        if uncut or length <= self.block:
+        if length <= self.block:
             return [run]
         count = -(-length // self.block)
         return zip(*(torch.chunk(vector, count) for vector in run), strict=True)
 
     def _pairs(self, block: Sequence[Tensor]) -> list[Tensor]:
         """Return the products i <= j, ``[K (K + 1) / 2]``."""
-        if self._native and block[0].dtype in native.DTYPES:
-            return [native.products(block)]
         if block[0].dtype != self._dtype:
             wide = self._scratch(len(block[0]))
             block = [row.copy_(piece) for row, piece in zip(wide, block, strict=True)]

@@ -8,7 +8,7 @@ them, so that each gradient is read from memory once. Small tensors are taken ma
 
 bf16 and fp16 are widened to float32 block by block, and rounded once on the way back. Where a
 weight is beyond float32's range, as that of a gradient of subnormal numbers can be, the sum is in
-float64.
+float64. A device without float64 sends sums to the host, see :mod:`gradsurgery.kernels.narrow`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradsurgery.kernels import narrow
 from gradsurgery.kernels.dot_products import Products
 from gradsurgery.kernels.layout import Columns, Group, blocks, groups, runs, side_by_side
+from gradsurgery.transfer import float64_device
 
 #: A float32 sum of squares outside this range may have lost terms to underflow or overflow.
 SAFE = (1e-22, 1e37)
@@ -49,7 +51,8 @@ def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> T
         tasks: the number of tasks K.
 
     Returns:
-        ``[S, K, K]`` float64 on the gradients' device (the CPU where there is none). Rows and
+        ``[S, K, K]`` float64 on the gradients' device (the CPU where there is none, or no float64
+        on it). Rows and
         columns of absent gradients are zero. Non-finite gradients give non-finite entries; finite
         float32 ones never do, whatever their scale.
     """
@@ -57,12 +60,7 @@ def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> T
     shape = (count, tasks, tasks)
     if not vectors:
         return torch.zeros(shape, dtype=torch.float64, device="cpu")
-    dots = _dots(vectors, torch.float32)
-    doubtful = _doubtful(vectors, dots)
-    for number, again in zip(
-        doubtful, _dots([vectors[n] for n in doubtful], torch.float64), strict=True
-    ):
-        dots[number] = again
+    dots = _measured(vectors)
     values = torch.cat([d.flatten() for d in dots])
     cells = [
         (group.segment * tasks + i) * tasks + j
@@ -101,7 +99,7 @@ def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list
         if present:
             tensors, mixture = [g for g, _ in present], tuple(w for _, w in present)
             if extreme[segment]:
-                _mix_(tensors, mixture, torch.float64)
+                _mix_wide_(tensors, mixture)
             elif _together(tensors[0]):
                 together.setdefault(mixture, []).append(tensors)
             else:
@@ -117,6 +115,20 @@ def _extreme(weights: Tensor) -> list[bool]:
     ordinary = ((size >= ORDINARY[0]) & (size <= ORDINARY[1])) | (size == 0)
     extreme: list[bool] = (~ordinary).any(-1).tolist()
     return extreme
+
+
+def _measured(vectors: Sequence[Group]) -> list[Tensor]:
+    """Return the dot products of each group's k tasks, ``[k, k]`` float64."""
+    device = vectors[0].columns[0][0].device
+    if float64_device(device) != device:
+        return narrow.dots(vectors, SAFE)
+    dots = _dots(vectors, torch.float32)
+    doubtful = _doubtful(vectors, dots)
+    for number, again in zip(
+        doubtful, _dots([vectors[n] for n in doubtful], torch.float64), strict=True
+    ):
+        dots[number] = again
+    return dots
 
 
 def _dots(vectors: Sequence[Group], least: torch.dtype) -> list[Tensor]:
@@ -161,6 +173,16 @@ def _mix_many_(columns: Sequence[Sequence[Tensor]], weights: Sequence[float]) ->
         torch._foreach_mul_(first, weights[0])
     for other, weight in zip(others, weights[1:], strict=True):
         torch._foreach_add_(first, other, alpha=weight)
+
+
+def _mix_wide_(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """Write the weighted sum into the first, added up in float64, on the CPU if need be."""
+    first = tensors[0]
+    if float64_device(first.device) != first.device:
+        tensors = [tensor.cpu() for tensor in tensors]
+    _mix_(tensors, weights, torch.float64)
+    if tensors[0] is not first:
+        first.copy_(tensors[0])
 
 
 def _mix_(

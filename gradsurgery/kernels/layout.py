@@ -99,9 +99,16 @@ def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor] | None:
     if all(t.is_contiguous() for t in tensors):
         return [real(t).view(-1) for t in tensors]
     tensors = [real(t) for t in tensors]
-    if len({t.stride() for t in tensors}) == 1 and dense(tensors[0]):
+    if same_walk(tensors):
         return [t.as_strided((t.numel(),), (1,)) for t in tensors]
     return None
+
+
+def same_walk(tensors: Sequence[Tensor]) -> bool:
+    """Whether the memory of all, walked from its start, visits the same elements together."""
+    return all(t.is_contiguous() for t in tensors) or (
+        len({t.stride() for t in tensors}) == 1 and dense(tensors[0])
+    )
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -1,124 +1,162 @@
-"""Pairwise dot products of K vectors on the CPU, in C, compiled once with the system's compiler.
+"""The two passes in C, on the CPU: one call each over all tensors, dtypes and segments.
 
-Torch has no operation that reads K vectors once for all their dot products: K (K + 1) / 2 calls of
-``torch.dot`` take about twice the time of the memory traffic (docs/log.md). ``native.c`` does,
-without dependencies. It is compiled on first use (a few seconds), kept in the user's cache folder,
-called through ctypes, and runs on torch's own threads.
+``native.c`` walks a table of the addresses at which autograd left the gradients, on torch's own
+threads, which share elements and not tensors. For one number of threads the bits repeat.
 
-Without a compiler, or with ``GRADSURGERY_NATIVE=0``, :func:`available` is False and the callers do
-without.
+The table is collected at each pass: addresses change from step to step, and reading them costs
+what asking would whether they did. That is Python, so the K gradients of a parameter are asked only
+for what may differ among them: address and strides. What cannot be walked in one order of memory,
+and complex gradients, go to :mod:`gradsurgery.kernels.eager`, the definition of correct.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
+from array import array
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-shared", "-fPIC")
-#: Threads; and PLAIN code for one processor type where there are no function clones.
-OPTIONAL = (("-fopenmp",), ("-fopenmp", "-DPLAIN"), ("-DPLAIN",))
+from gradsurgery.kernels import compiled, eager
+from gradsurgery.kernels.layout import Columns, same_walk
 
-#: What ``native.c`` reads.
-DTYPES = (torch.float32, torch.bfloat16)
+#: What ``native.c`` reads, and the numbers it knows them by.
+KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-#: Vectors that are multiplied with each other at a time; its ``TILE``.
-TILE = 4
+#: Bytes that are worth a thread: handing them over costs what some ten thousand elements do.
+SHARE = 1 << 20
 
-#: Elements that are worth a thread: handing them over costs what some ten thousand do.
-SHARE = 1 << 18
+#: A gradient that is not contiguous, and one that ``native.c`` does not read.
+_ELSEWHERE, _UNKNOWN = -1, 255
 
-_log = logging.getLogger(__name__)
-
-
-def available() -> bool:
-    """Whether the compiled code can be used; the first call compiles it."""
-    return os.environ.get("GRADSURGERY_NATIVE", "1") != "0" and _library() is not None
+available = compiled.available
 
 
-def products(vectors: Sequence[Tensor]) -> Tensor:
-    """Return ``[K (K + 1) / 2]`` float64, the dot products of the pairs i <= j, row by row.
-
-    Args:
-        vectors: K contiguous tensors ([N] each) of one of ``DTYPES`` on the CPU.
+@torch.no_grad()
+def gram(columns: Columns, segments: Sequence[int], count: int, tasks: int) -> Tensor:
+    """Return ``[S, K, K]`` float64, see :func:`gradsurgery.kernels.eager.gram`.
 
     Raises:
+        IndexError: for a segment outside of ``range(count)``.
         MemoryError: when K^2 numbers per thread find no room.
     """
-    length, tasks = len(vectors[0]), len(vectors)
-    parts = max(1, min(torch.get_num_threads(), length // SHARE))
-    out = torch.empty(parts, tasks * (tasks + 1) // 2, dtype=torch.float64, device="cpu")
-    library = _library()
-    assert library is not None
-    addresses = [vector.data_ptr() for vector in vectors]
-    addresses += addresses[-1:] * (-tasks % TILE)
-    failed = library.products(
-        tasks,
-        (ctypes.c_void_p * len(addresses))(*addresses),
-        vectors[0].dtype == torch.bfloat16,
-        ctypes.c_int64(length),
-        parts,
-        ctypes.c_void_p(out.data_ptr()),
+    result = torch.zeros(count, tasks, tasks, dtype=torch.float64, device="cpu")
+    others = _walk("gram", columns, segments, _firsts(columns), result)
+    if others:
+        result += eager.gram(*_taken(others, columns, segments), count, tasks)
+    return result
+
+
+@torch.no_grad()
+def combine_(columns: Columns, weights: Tensor, segments: Sequence[int]) -> list[Tensor | None]:
+    """Combine in place, see :func:`gradsurgery.kernels.eager.combine_`.
+
+    Raises:
+        IndexError: for a segment without weights.
+        MemoryError: when K numbers per thread find no room.
+    """
+    combined = _firsts(columns)
+    weights = weights.to("cpu", torch.float64).contiguous()
+    others = _walk("combine", columns, segments, combined, weights)
+    if others:
+        some, homes = _taken(others, columns, segments)
+        eager.combine_(some, weights, homes)
+    increment_version([grad for grad in combined if grad is not None])  # as torch's operators do
+    return combined
+
+
+def _walk(
+    name: str,
+    columns: Columns,
+    segments: Sequence[int],
+    firsts: Sequence[Tensor | None],
+    numbers: Tensor,
+) -> list[int]:
+    """Call a function of the library, and return the parameters that it has to leave to others.
+
+    Args:
+        name: of the function.
+        columns: ``[P][K]``.
+        segments: the segment of each parameter.
+        firsts: the first gradient of each parameter, None where it has none.
+        numbers: ``[S, K, ...]`` float64, its last argument.
+    """
+    # Each look at a tensor that has left the cache costs more than the next ones: all at once.
+    addresses = [
+        0 if grad is None else grad.data_ptr() if grad.is_contiguous() else _ELSEWHERE
+        for column in columns
+        for grad in column
+    ]
+    kinds = [
+        _UNKNOWN if grad is None or not grad.is_cpu else KINDS.get(grad.dtype, _UNKNOWN)
+        for grad in firsts
+    ]
+    if _ELSEWHERE in addresses or _UNKNOWN in kinds:
+        others = [p for p, column in enumerate(columns) if not _fits(column)]
+        if others:
+            rest = sorted(set(range(len(columns))) - set(others))
+            _walk(name, *_taken(rest, columns, segments), [firsts[p] for p in rest], numbers)
+            return others
+        addresses = [
+            0 if grad is None else grad.data_ptr() for column in columns for grad in column
+        ]
+    sizes = [grad.numel() for grad in firsts if grad is not None]
+    _call(name, addresses, sizes, segments, bytes(kinds), numbers)
+    return []
+
+
+def _call(
+    name: str,
+    addresses: Sequence[int],
+    sizes: Sequence[int],
+    segments: Sequence[int],
+    kinds: bytes,
+    numbers: Tensor,
+) -> None:
+    """Call a function of the library on a table: addresses ``[P x K]``, the rest ``[P]``."""
+    count, tasks = numbers.shape[:2]
+    tables = (array("q", addresses), array("q", sizes), array("q", segments))
+    failed = getattr(compiled.library(), name)(
+        ctypes.c_int64(len(sizes)),
+        ctypes.c_int64(tasks),
+        *(ctypes.c_void_p(table.buffer_info()[0]) for table in tables),
+        kinds,
+        ctypes.c_int64(count),
+        torch.get_num_threads(),
+        ctypes.c_int64(SHARE),
+        ctypes.c_void_p(numbers.data_ptr()),
     )
     if failed:
-        raise MemoryError(f"no room for the dot products of {tasks} gradients")
-    return out.sum(0) if parts > 1 else out[0]
+        low, high = min(segments, default=0), max(segments, default=0)
+        raise (
+            MemoryError(f"no room to work on the gradients of {tasks} tasks")
+            if failed == 1
+            else IndexError(f"segments go from 0 to {count - 1}, found {low} to {high}")
+        )
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        _log.info("no C compiler: dot products are taken by torch.dot, which is slower")
-        return None
-    try:
-        _lend_threads()
-        return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # also: no home folder
-        _log.info("compiling %s failed, torch.dot is used instead: %s", SOURCE.name, error)
-        return None
+def _firsts(columns: Columns) -> list[Tensor | None]:
+    """Return the first gradient of each parameter."""
+    return [
+        column[0]
+        if len(column) and column[0] is not None
+        else next((grad for grad in column if grad is not None), None)
+        for column in columns
+    ]
 
 
-def _compiled(compiler: str) -> Path:
-    """Return the shared library, compiled if it is not in the cache folder yet."""
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *FLAGS]).encode()).hexdigest()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradsurgery"
-    target = root / f"native-{platform.machine()}-{key[:16]}.so"
-    if not target.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as folder:
-            fresh = Path(folder) / target.name
-            _compile(compiler, fresh)
-            fresh.replace(target)  # at once: other processes may be compiling too
-    return target
+def _fits(column: Sequence[Tensor | None]) -> bool:
+    """Whether ``native.c`` can walk a parameter's gradients as they lie."""
+    present = [grad for grad in column if grad is not None]
+    return (
+        len(present) > 0 and present[0].is_cpu and present[0].dtype in KINDS and same_walk(present)
+    )
 
 
-def _compile(compiler: str, target: Path) -> None:
-    """Compile with all that helps, or else without what this compiler does not know."""
-    command = [*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(target)]
-    for extras in OPTIONAL:
-        try:
-            subprocess.run([*command, *extras], check=True, capture_output=True, timeout=120)
-            return
-        except subprocess.CalledProcessError:
-            if extras is OPTIONAL[-1]:
-                raise
-
-
-def _lend_threads() -> None:
-    """Let the library use the threads of torch's own OpenMP: a second pool would spin beside it."""
-    for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+def _taken(
+    numbers: Sequence[int], columns: Columns, segments: Sequence[int]
+) -> tuple[Columns, list[int]]:
+    """Return some parameters' columns and segments."""
+    return [columns[p] for p in numbers], [segments[p] for p in numbers]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
+from gradsurgery.methods.components import components
 from gradsurgery.methods.directions import Directions, directions
 
 Scale = Literal["min", "median", "rmse"]
@@ -62,7 +63,7 @@ class AlignedMTL(Method):
         kept = sizes > RANK * sizes[..., :1]
         balanced = vectors.sum(-2) / torch.where(kept, sizes, torch.inf)
         weights = (vectors @ balanced.unsqueeze(-1)).squeeze(-1)
-        return unit.verdict(weights * self._common(sizes, kept), gram.device)
+        return unit.verdict(weights * self._common(sizes, kept))
 
     def _common(self, sizes: Tensor, kept: Tensor) -> Tensor:
         """Return sqrt(l_scale), ``[S, 1]``."""
@@ -82,9 +83,7 @@ def _components(unit: Directions) -> tuple[Tensor, Tensor]:
     of very different length would cost the eigenvalues of G.
     """
     cosines = torch.where(unit.there.unsqueeze(-1), unit.cosines, 0)
-    values, vectors = torch.linalg.eigh(cosines)
-    rounding = RANK * values.shape[-1] * values[..., -1:]
+    values, vectors = components(cosines)
+    rounding = RANK * values.shape[-1] * values[..., :1]
     roots = torch.where(values > rounding, values, 0).sqrt()
-    factor = unit.norms.unsqueeze(-1) * vectors * roots.unsqueeze(-2)
-    left, sizes, _ = torch.linalg.svd(factor)
-    return sizes, left
+    return components(unit.norms.unsqueeze(-1) * vectors * roots.unsqueeze(-2))

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
-from gradsurgery.methods.directions import Directions, directions
+from gradsurgery.methods.directions import Directions, directions, on_cpu
 from gradsurgery.methods.mgda import shortest
 from gradsurgery.methods.projection import CANCELLED
-from gradsurgery.methods.quadratic import nonnegative, solve_free
+from gradsurgery.methods.quadratic import broken, nonnegative, solve_free
 
 #: The radius is met within this, relative; Newton's method converges quadratically.
 PRECISION = 1e-12
@@ -63,7 +63,7 @@ class CAGrad(Method):
 
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (3)."""
-        unit = directions(gram, present)
+        unit = directions(*on_cpu(gram, present))
         start = unit.mean * unit.norms
         detour = _detour(unit, start, self.c * unit.square(start).sqrt())
         return unit.verdict(unit.mean + unit.weights(detour), gram.device)
@@ -96,45 +96,48 @@ def _detour(unit: Directions, start: Tensor, radius: Tensor) -> Tensor:
         bound = torch.where(stuck, bound.clamp(max=0), bound)
         searched = searched & ~reached
     if searched.all():
-        return _reach(unit, along, radius, bound)
+        return _reach(unit, along, radius, bound, hull > 0)
     index = searched.squeeze(-1).nonzero().squeeze(-1)
     if len(index):
         part = unit.segments(index)
-        detour[index] = _reach(part, along[index], radius[index], bound[index])
+        detour[index] = _reach(part, *(value[index] for value in (along, radius, bound, hull > 0)))
     return detour
 
 
-def _reach(unit: Directions, along: Tensor, radius: Tensor, t: Tensor) -> Tensor:
-    """Lower ``t`` until the closest d with d . u_k >= t * unit.inverse lies at ``radius``."""
-    z, free, low = torch.zeros_like(along), None, torch.full_like(t, -torch.inf)
+def _reach(unit: Directions, along: Tensor, radius: Tensor, t: Tensor, free: Tensor) -> Tensor:
+    """Lower ``t`` until the closest d with d . u_k >= t * unit.inverse lies at ``radius``.
+
+    ``free`` is a guess at the tasks whose constraints are tight.
+    """
+    inverse, low = unit.inverse, torch.full_like(t, -torch.inf)
+    z = nonnegative(unit.cosines, t * inverse - along, free)
     for _ in range(ROUNDS):
-        z = nonnegative(unit.cosines, t * unit.inverse - along, free)
         distance = unit.square(z).sqrt()
         off = distance - radius
         rounding = EPSILON * z.sum(-1, keepdim=True) ** 2 / radius
         if bool((off.abs() <= PRECISION * radius + rounding).all()):
             break
+        low = torch.where(off < 0, t, low)  # known to be less than the answer
+        # As long as the same constraints stay tight, z is linear in t:
         free = z > 0
-        low = torch.where(off < 0, t, low)
-        t = _next(unit, z, free, t, low, radius)
+        growth = solve_free(unit.cosines, inverse, free)
+        step = _step(t - low, z * inverse, growth * inverse, distance, off)
+        t, z = t + step, z + step * growth
+        linear = t * inverse - along
+        wrong = broken(unit.cosines, linear, z, free)
+        z = nonnegative(unit.cosines, linear, free ^ wrong) if wrong.any() else z.clamp(min=0)
     return z
 
 
-def _next(
-    unit: Directions, z: Tensor, free: Tensor, t: Tensor, low: Tensor, radius: Tensor
-) -> Tensor:
-    """Return where the distance would be ``radius`` if the same constraints stayed tight.
+def _step(room: Tensor, slope: Tensor, bend: Tensor, distance: Tensor, off: Tensor) -> Tensor:
+    """Return how far t is to move for the distance to become shorter by ``off``.
 
-    Where that is no more than ``low``, which is known to be less, Newton's step does not overshoot.
+    Half of the slope of the squared distance is the sum of ``slope``, half of its curvature that of
+    ``bend``, while the same constraints stay tight. Where that goes down by ``room`` or more, it is
+    Newton's step, which does not overshoot.
     """
-    inverse = unit.inverse
-    growth = solve_free(unit.cosines, inverse, free)  # dz/dt
-    square = unit.square(z)
-    excess = square - radius**2
-    half = (z * inverse).sum(-1, keepdim=True)  # of the slope of the squared distance
-    bend = (growth * inverse).sum(-1, keepdim=True)
-    root = (half**2 - bend * excess).clamp(min=0).sqrt()
-    exact = t - excess / (half + root)
-    newton = t - (square.sqrt() - radius) * square.sqrt() / half
-    better = torch.where(exact > low, exact, newton)
-    return torch.where(half > 0, better, t)
+    half, half_bend = (value.sum(-1, keepdim=True) for value in (slope, bend))
+    excess = off * (2 * distance - off)  # of the squared distance
+    root = (half**2 - half_bend * excess).clamp(min=0).sqrt()
+    exact, newton = -excess / (half + root), -off * distance / half
+    return torch.where(half > 0, torch.where(-exact < room, exact, newton), 0)

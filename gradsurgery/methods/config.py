@@ -22,10 +22,8 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
+from gradsurgery.methods.components import RANK, ROUNDING, components
 from gradsurgery.methods.directions import directions
-
-#: Eigenvalues of the cosines below this, relative to the largest, are rounding.
-RANK = 1e-12
 
 
 @final
@@ -43,12 +41,15 @@ class ConFIG(Method):
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (2) and (3): U^+ 1 = U' C^+ 1."""
         unit = directions(gram, present)
-        inverse = torch.linalg.pinv(unit.cosines, rtol=RANK, hermitian=True)
-        best = (inverse @ unit.there.double().unsqueeze(-1)).squeeze(-1)
+        sizes, vectors = components(unit.cosines)
+        ones = (vectors.mT @ unit.there.double().unsqueeze(-1)).squeeze(-1)
+        # Opposed gradients have no component along 1; that of rounding would be a direction.
+        kept = (sizes > RANK * sizes[..., :1]) & (ones.abs() > ROUNDING * sizes.shape[-1])
+        best = (vectors @ torch.where(kept, ones / sizes, 0).unsqueeze(-1)).squeeze(-1)
         projections = (unit.norms * unit.dot(best)).sum(-1, keepdim=True)  # times |U^+ 1|
         square = unit.square(best)
         length = torch.where(square > 0, projections / square, 0)
-        return unit.verdict(unit.weights(length * best), gram.device)
+        return unit.verdict(unit.weights(length * best))
 
     def __repr__(self) -> str:
         return "ConFIG()"

@@ -1,9 +1,9 @@
-"""Unit gradients: a Gram matrix as cosines and norms, on the CPU.
+"""Unit gradients: a Gram matrix as cosines and norms.
 
 What a method asks of a Gram matrix is easier asked of unit gradients u_k = g_k / |g_k|: their
-matrix has a diagonal of ones whatever the losses' scales are. The methods that do so run a handful
-of K x K factorizations, and some iterate until a condition holds. On a GPU each of those would wait
-for the device; so the Gram matrix is copied to the CPU, which waits once.
+matrix has a diagonal of ones whatever the losses' scales are. Some of the methods that do so
+iterate until a condition holds. On a GPU each look at one would wait for the device; these copy the
+Gram matrix to the CPU first, which waits once. The others stay where it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradsurgery.transfer import to_device
 
 
 class Directions(NamedTuple):
-    """The directions of K gradients, and how long they are. Everything lies on the CPU.
+    """The directions of K gradients, and how long they are.
 
     Attributes:
         cosines: ``[S, K, K]``; without a direction, a gradient's row is that of the identity.
@@ -52,7 +52,7 @@ class Directions(NamedTuple):
 
     def dot(self, parts: Tensor) -> Tensor:
         """Return the dot products ``[S, K]`` of u_k with ``sum_k parts[k] * u_k``."""
-        return (self.cosines @ parts.unsqueeze(-1)).squeeze(-1)
+        return torch.bmm(self.cosines, parts.unsqueeze(-1)).squeeze(-1)
 
     def square(self, parts: Tensor) -> Tensor:
         """Return the squared length ``[S, 1]`` of ``sum_k parts[k] * u_k``."""
@@ -62,16 +62,20 @@ class Directions(NamedTuple):
         """Return the weights of the gradients whose sum is ``longest * sum_k parts[k] * u_k``."""
         return torch.where(self.there, parts / self.norms, 0)
 
-    def verdict(self, weights: Tensor, device: torch.device) -> Verdict:
-        """Return the verdict on a device: an absent task has weight zero, and there is no state."""
-        return Verdict(to_device(torch.where(self.present, weights, 0), device), None, {})
+    def verdict(self, weights: Tensor, device: torch.device | None = None) -> Verdict:
+        """Return the verdict: an absent task has weight zero, and there is no state.
+
+        ``device`` is where the weights are wanted that were found on the CPU.
+        """
+        weights = torch.where(self.present, weights, 0)
+        return Verdict(weights if device is None else to_device(weights, device), None, {})
 
 
 def directions(gram: Tensor, present: Tensor) -> Directions:
     """Split a Gram matrix into cosines and norms.
 
     Args:
-        gram: ``[S, K, K]`` float64, on any device; rows and columns of absent tasks are zero.
+        gram: ``[S, K, K]`` float64; rows and columns of absent tasks are zero.
         present: ``[S, K]`` bool.
 
     Example:
@@ -80,8 +84,7 @@ def directions(gram: Tensor, present: Tensor) -> Directions:
         >>> unit.cosines[0, 0].tolist(), unit.norms.tolist(), unit.zero.tolist()
         ([1.0, -0.6, 0.0], [[0.2, 1.0, 0.0]], [[False, False, True]])
     """
-    both = torch.cat([gram, present.unsqueeze(-1)], -1).cpu()  # one copy: one wait
-    gram, present = both[..., :-1].nan_to_num(0, 0, 0), both[..., -1] > 0
+    gram = gram.nan_to_num(0, 0, 0)
     norms = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
     there = norms > 0
     lengths = torch.where(there, norms, torch.inf)
@@ -91,6 +94,12 @@ def directions(gram: Tensor, present: Tensor) -> Directions:
     longest = torch.where(longest > 0, longest, 1)
     inverse = torch.where(there, lengths.amin(-1, keepdim=True) / lengths, 0)
     return Directions(cosines, norms / longest, longest, inverse, present, there)
+
+
+def on_cpu(gram: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both on the CPU, by one copy: one wait."""
+    both = torch.cat([gram, present.unsqueeze(-1)], -1).cpu()
+    return both[..., :-1], both[..., -1] > 0
 
 
 def uniform(among: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing import final
 from torch import Tensor
 
 from gradsurgery.methods.base import State, Verdict
-from gradsurgery.methods.directions import directions
+from gradsurgery.methods.directions import directions, on_cpu
 from gradsurgery.methods.preference import Preferring
 from gradsurgery.methods.quadratic import nonnegative
 
@@ -46,7 +46,7 @@ class DualProj(Preferring):
 
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by the dual problem."""
-        unit = directions(gram, present)
+        unit = directions(*on_cpu(gram, present))
         preference = self.preference_of(unit.present)
         beyond = nonnegative(unit.cosines, -unit.dot(preference * unit.norms))
         return unit.verdict(preference + unit.weights(beyond), gram.device)

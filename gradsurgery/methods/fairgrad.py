@@ -29,7 +29,7 @@ from torch import Tensor
 
 from gradsurgery.methods.balance import balance
 from gradsurgery.methods.base import Method, State, Verdict
-from gradsurgery.methods.directions import directions
+from gradsurgery.methods.directions import directions, on_cpu
 
 
 @final
@@ -60,7 +60,7 @@ class FairGrad(Method):
 
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (4), which for z = w |g| reads C z = |g|^(1/alpha - 1) z^(-1/alpha)."""
-        unit, power = directions(gram, present), 1 / self.alpha
+        unit, power = directions(*on_cpu(gram, present)), 1 / self.alpha
         factors = torch.where(unit.there, unit.norms, 1) ** (power - 1)
         fair = balance(unit.cosines, factors, power)
         weights = unit.weights(fair) * unit.longest ** (-2 / (1 + power))

@@ -63,37 +63,46 @@ def gradvac(
         >>> verdict.weights.tolist(), verdict.state["target"][0, 1].item()
         ([1.75, 1.75], 0.3)
     """
-    visits, target = Visits(gram), target.clone()
-    count = (visits.norms > 0).sum(-1).clamp(min=1)  # of the gradients that are there
-    bound = (CAP * gram.sum((-1, -2)).clamp(min=0).sqrt() / count)[..., None]  # 100 |s| / K
-    rows = torch.arange(gram.shape[-1], device=gram.device)
-    for partner in order.unbind(-1):
-        dot, norm, other = visits.measure(partner)
-        acts = visits.acts(partner, norm, other)
-        cosine = torch.where(acts, dot / (norm * other), 0).clamp(-1, 1)
+    visits = Visits(gram, order)
+    count = (visits.norms > 0).sum(-1, keepdim=True).clamp(min=1)  # of the gradients that are there
+    bound = CAP * gram.sum((-1, -2), keepdim=True).clamp(min=0).sqrt() / count  # 100 |s| / K
+    wanted = target.gather(-1, visits.order)
+    t = wanted.clamp(max=HIGHEST)
+    root = ((1 - t) * (1 + t)).sqrt()
+    altered, moving, cosines = [], [], []
+    for (partner, other, possible), goal, goal_root in zip(
+        visits, torch.split(t, 1, -1), torch.split(root, 1, -1), strict=True
+    ):
+        dot, square, pieces = visits.measure(partner)
+        least = (CANCELLED * pieces) ** 2
+        acts = possible & (square > least)  # elsewhere, what follows has no meaning
+        norm = torch.where(acts, square, 1).sqrt()
+        dot = torch.where(dot.abs() > CANCELLED**2 * pieces * other, dot, 0)
+        cosine = (dot / (norm * other)).clamp(-1, 1)
         across = norm * (1 - cosine**2).sqrt()  # length of g_i' across g_j: no visit changes it
-        wanted = target[..., rows, partner]
-        along = _along(across, wanted, bound)
+        along, before = _along(across, goal, goal_root, bound), dot / other
         # At the bound already: what is left to add is zero, or what rounding makes of it.
-        full = (dot >= 0) & ((bound - norm) * bound <= (CANCELLED * visits.pieces()) ** 2)
-        alter = acts & (dot / other < along) & ~full
-        visits.add(partner, (along - dot / other) / other, alter)
-        moves = acts if update == "always" else alter
-        target[..., rows, partner] = torch.where(moves, (1 - beta) * wanted + beta * cosine, wanted)
-    return visits.verdict({"target": target})
+        grows = (dot < 0) | ((bound - norm) * bound > least)
+        alter = acts & (before < along) & grows
+        visits.add(partner, (along - before) / other, alter)
+        altered.append(alter)
+        moving.append(acts if update == "always" else alter)
+        cosines.append(cosine)
+    cosine, moves = visits.by_task(cosines), visits.by_task(moving)
+    target = torch.where(moves, (1 - beta) * target + beta * cosine, target)
+    return Verdict(visits.weights, visits.by_task(altered), {"target": target})
 
 
-def _along(across: Tensor, target: Tensor, bound: Tensor) -> Tensor:
+def _along(across: Tensor, target: Tensor, root: Tensor, bound: Tensor) -> Tensor:
     """Return the length along g_j that g_i' is to have, given its length ``across`` g_j.
 
-    Equation (2) in other words: ``along / |g_i'| = t``, so ``along = across t / sqrt(1 - t^2)``;
-    where that would exceed ``bound``, what makes ``|g_i'|`` exactly ``bound``.
+    Equation (2) in other words: ``along / |g_i'| = t``, so ``along = across t / sqrt(1 - t^2)``,
+    which has the ``root``; where that would exceed ``bound``, what makes ``|g_i'|`` exactly
+    ``bound``.
     """
-    t = target.clamp(max=HIGHEST)
-    free = across * t / ((1 - t) * (1 + t)).sqrt()
     capped = ((bound - across).clamp(min=0) * (bound + across)).sqrt()
     # A target of -1 gives minus infinity, or NaN where nothing lies across: no cosine is below it.
-    return torch.where(t > 0, torch.minimum(free, capped), free)
+    return torch.minimum(across * target / root, capped)
 
 
 @final

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
-from gradsurgery.methods.directions import Directions, directions, uniform
+from gradsurgery.methods.directions import Directions, directions, on_cpu, uniform
 from gradsurgery.methods.quadratic import nonnegative
 
 
@@ -42,7 +42,7 @@ class MGDA(Method):
 
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (3)."""
-        unit = directions(gram, present)
+        unit = directions(*on_cpu(gram, present))
         stopped = unit.zero.any(-1, keepdim=True)
         hull = shortest(unit) * unit.inverse
         return unit.verdict(torch.where(stopped, uniform(unit.zero), hull), gram.device)

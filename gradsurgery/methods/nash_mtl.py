@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gradsurgery.methods.balance import balance
 from gradsurgery.methods.base import Method, State, Verdict
-from gradsurgery.methods.directions import directions
+from gradsurgery.methods.directions import directions, on_cpu
 
 
 @final
@@ -45,7 +45,7 @@ class NashMTL(Method):
 
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (2)."""
-        unit = directions(gram, present)
+        unit = directions(*on_cpu(gram, present))
         fair = balance(unit.cosines, torch.ones_like(unit.norms), 1)
         return unit.verdict(unit.weights(fair) / unit.longest, gram.device)
 

@@ -15,7 +15,7 @@ from typing import final
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
-from gradsurgery.methods.projection import Visits
+from gradsurgery.methods.projection import CANCELLED, Visits
 
 
 def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
@@ -36,12 +36,14 @@ def pcgrad(gram: Tensor, order: Tensor) -> Verdict:
         >>> pcgrad(gram, torch.tensor([[0, 1], [0, 1]])).weights.tolist()
         [2.0, 1.5]
     """
-    visits = Visits(gram)
-    for partner in order.unbind(-1):
-        dot, norm, other = visits.measure(partner)
-        conflict = visits.acts(partner, norm, other) & (dot < 0)
+    visits, altered = Visits(gram, order), []
+    for partner, other, possible in visits:
+        dot, square, pieces = visits.measure(partner)
+        there = possible & (square > (CANCELLED * pieces) ** 2)
+        conflict = there & (dot < -(CANCELLED**2) * pieces * other)
         visits.add(partner, -dot / other**2, conflict)
-    return visits.verdict({})
+        altered.append(conflict)
+    return Verdict(visits.weights, visits.by_task(altered), {})
 
 
 @final

@@ -7,10 +7,10 @@ for vectors of any length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
-
-from gradsurgery.methods.base import State, Verdict
 
 #: A modified gradient shorter than this, relative to the pieces it was summed from, is rounding
 #: noise of a cancellation: it counts as zero. Relative, so scaling all losses changes no decision.
@@ -18,62 +18,71 @@ CANCELLED = 1e-6
 
 
 class Visits:
-    """The modified gradients as rows of coefficients of the original ones.
+    """The modified gradients as rows of coefficients of the original ones, and their K visits.
 
     Row i of ``coefficients[..., K, K]`` expresses g_i' in the original gradients. The K rows never
     read each other (the papers project against the *originals*), so the K visits of one position of
-    the order happen at once.
+    the order happen at once; and each pair of tasks meets once, so that what only depends on the
+    pair is computed for all positions at once. Columns of ``order``, ``others`` and ``possible``
+    are positions: at position p, i visits j = order[i, p].
+
+    Args:
+        gram: ``[..., K, K]`` float64.
+        order: ``[K, K]`` int64, each row a permutation of the tasks.
+
+    Raises:
+        ValueError: for a ``gram`` of another dtype, or that is not square.
 
     Example:
         >>> gram = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)
-        >>> visits = Visits(gram)
-        >>> dot, norm, other = visits.measure(torch.tensor([1, 0]))
-        >>> dot.tolist()
-        [-1.0, -1.0]
+        >>> visits = Visits(gram, torch.tensor([[1, 0], [0, 1]]))
+        >>> partner, other, _ = next(iter(visits))
+        >>> visits.measure(partner)[0].tolist()
+        [[-1.0], [-1.0]]
     """
 
-    def __init__(self, gram: Tensor) -> None:
+    def __init__(self, gram: Tensor, order: Tensor) -> None:
         if gram.dtype != torch.float64 or gram.shape[-1] != gram.shape[-2]:
             raise ValueError(
                 f"gram must be float64 of shape [..., K, K], not {gram.dtype} {list(gram.shape)}"
             )
-        self.gram = gram
-        self.norms = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()  # [..., K]
-        self.coefficients = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).repeat(
+        tasks, device = gram.shape[-1], gram.device
+        self.gram, self.order = gram, order.expand(gram.shape)
+        self.norms = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().unsqueeze(-2)
+        self.others = self.norms.expand(gram.shape).gather(-1, self.order)  # |g_j|
+        itself = order == torch.arange(tasks, device=device).unsqueeze(-1)
+        self.possible = (self.others > 0) & ~itself  # two tasks, and j has a direction
+        self.coefficients = torch.eye(tasks, dtype=gram.dtype, device=device).repeat(
             *gram.shape[:-2], 1, 1
         )
-        self.altered = torch.zeros_like(gram, dtype=torch.bool)
-        self._rows = torch.arange(gram.shape[-1], device=gram.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield j, |g_j| and whether a visit is possible, ``[..., K, 1]``, for each position."""
+        columns = (self.order, self.others, self.possible)
+        return zip(*(torch.split(values, 1, -1) for values in columns), strict=True)
 
     def measure(self, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return g_i' . g_j, |g_i'| and |g_j| ([..., K] each) for j = partner[i].
+        """Return g_i' . g_j, |g_i'|^2, and the length of the pieces that g_i' was summed from.
 
-        Where g_i' has been cancelled down to rounding noise its norm is exactly zero, and a dot
-        product within rounding noise of zero is exactly zero.
+        The pieces, sum_k |c_k||g_k|, tell rounding from what is there: up to ``CANCELLED`` times
+        their length, g_i' has been cancelled, and up to the square of that, times |g_j|, the dot
+        product is zero. Each is ``[..., K, 1]``.
         """
         projected = self.coefficients @ self.gram
-        pieces = self.pieces()
-        square = (projected * self.coefficients).sum(-1)
-        norm = torch.where(square > (CANCELLED * pieces) ** 2, square, 0).sqrt()
-        other = self.norms[..., partner]
-        dot = projected[..., self._rows, partner]
-        noise = CANCELLED**2 * pieces * other
-        return torch.where((norm > 0) & (dot.abs() > noise), dot, 0), norm, other
-
-    def pieces(self) -> Tensor:
-        """Return the length of what each g_i' was summed from, sum_k |c_k||g_k|, ``[..., K]``."""
-        return (self.coefficients.abs() * self.norms[..., None, :]).sum(-1)
-
-    def acts(self, partner: Tensor, norm: Tensor, other: Tensor) -> Tensor:
-        """Return where ([..., K] bool) i and j = partner[i] are two gradients with directions."""
-        return (partner != self._rows) & (norm > 0) & (other > 0)
+        square = (projected * self.coefficients).sum(-1, keepdim=True)
+        pieces = (self.coefficients.abs() * self.norms).sum(-1, keepdim=True)
+        return projected.gather(-1, partner), square, pieces
 
     def add(self, partner: Tensor, amount: Tensor, where: Tensor) -> None:
-        """Add ``amount * g_j`` to g_i' for j = partner[i], where ``where``."""
-        step = torch.where(where, amount, 0)
-        self.coefficients[..., self._rows, partner] += step
-        self.altered[..., self._rows, partner] |= where
+        """Add ``amount * g_j`` to g_i', where ``where``."""
+        self.coefficients.scatter_add_(-1, partner, torch.where(where, amount, 0))
 
-    def verdict(self, state: State) -> Verdict:
-        """Sum the modified gradients over i: the weights are the column sums."""
-        return Verdict(self.coefficients.sum(-2), self.altered, state)
+    def by_task(self, positions: Sequence[Tensor]) -> Tensor:
+        """Return what each position brought, K times ``[..., K, 1]``, by task: ``[..., K, K]``."""
+        values = torch.cat(list(positions), -1)
+        return torch.empty_like(values).scatter_(-1, self.order, values)
+
+    @property
+    def weights(self) -> Tensor:
+        """The sum of the modified gradients over i: column sums, ``[..., K]``."""
+        return self.coefficients.sum(-2)

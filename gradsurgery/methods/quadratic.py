@@ -45,7 +45,7 @@ def nonnegative(matrix: Tensor, linear: Tensor, free: Tensor | None = None) -> T
         [[3.0, 0.0]]
     """
     matrix = matrix.expand(len(linear), -1, -1)
-    x, free, solved = _exchange(matrix, linear, linear > 0 if free is None else free)
+    x, free, solved = _exchange(matrix, linear, linear > 0 if free is None else free, ROUNDS)
     if not solved.all():
         rest = ~solved
         x[rest], free[rest] = _active_set(matrix[rest], linear[rest], x[rest])
@@ -54,25 +54,28 @@ def nonnegative(matrix: Tensor, linear: Tensor, free: Tensor | None = None) -> T
     return torch.where(keeps, refined.clamp(min=0), x)
 
 
-def _exchange(matrix: Tensor, linear: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _exchange(
+    matrix: Tensor, linear: Tensor, free: Tensor, rounds: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Exchange all at once; return x, the free variables, and where ``[B]`` that is the answer."""
-    x, free = torch.zeros_like(linear), free.clone()
-    left = torch.arange(len(linear), device=linear.device)
-    a, b, f = matrix, linear, free
-    for _ in range(ROUNDS):
-        trial = solve_free(a, b, f)
-        wrong = torch.where(f, trial, _gradient(a, b, trial)) < -_tolerance(b, trial)
-        x[left] = trial.clamp(min=0)
-        open_ = wrong.any(-1)
-        if not open_.any():
-            return x, free, torch.ones(len(linear), dtype=torch.bool, device=linear.device)
-        if not open_.all():
-            left, a, b, f, wrong = (value[open_] for value in (left, a, b, f, wrong))
-        f = f ^ wrong
-        free[left] = f
-    solved = torch.ones(len(linear), dtype=torch.bool, device=linear.device)
-    solved[left] = False
+    trial = solve_free(matrix, linear, free)
+    wrong = broken(matrix, linear, trial, free)
+    x, solved = trial.clamp(min=0), ~wrong.any(-1)
+    if rounds == 1 or solved.all():
+        return x, free, solved
+    free = free ^ wrong
+    if not solved.any():
+        return _exchange(matrix, linear, free, rounds - 1)
+    left = ~solved
+    again = _exchange(matrix[left], linear[left], free[left], rounds - 1)
+    for values, fresh in zip((x, free, solved), again, strict=True):
+        values[left] = fresh
     return x, free, solved
+
+
+def broken(matrix: Tensor, linear: Tensor, x: Tensor, free: Tensor) -> Tensor:
+    """Return the variables ``[B, K]`` bool that keep ``x``, solved on ``free``, from the answer."""
+    return torch.where(free, x, _gradient(matrix, linear, x)) < -_tolerance(linear, x)
 
 
 def _active_set(matrix: Tensor, linear: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,15 +106,14 @@ def _active_set(matrix: Tensor, linear: Tensor, x: Tensor) -> tuple[Tensor, Tens
 
 def solve_free(matrix: Tensor, right: Tensor, free: Tensor) -> Tensor:
     """Solve ``A_FF x_F = right_F`` (``[B, K]``); zero outside of F."""
-    both = free.unsqueeze(-1) & free.unsqueeze(-2)
-    part = torch.where(both, matrix, 0)
+    part = matrix * (free.unsqueeze(-1) & free.unsqueeze(-2))
     part.diagonal(dim1=-2, dim2=-1).add_(torch.where(free, RIDGE, 1.0))
     solution: Tensor = torch.linalg.solve_ex(part, torch.where(free, right, 0))[0]
     return solution
 
 
 def _gradient(matrix: Tensor, linear: Tensor, x: Tensor) -> Tensor:
-    return (matrix @ x.unsqueeze(-1)).squeeze(-1) - linear
+    return torch.bmm(matrix, x.unsqueeze(-1)).squeeze(-1) - linear
 
 
 def _tolerance(linear: Tensor, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.base import Method, State, Verdict
+from gradsurgery.methods.components import symmetric_components
 
 #: What a method is decided with: itself, or its kernel.
 Decide = Callable[[Method, Tensor, State, Mapping[str, Tensor]], Verdict]
@@ -119,9 +120,9 @@ def _of_vectors(gram: Tensor) -> Tensor:
     unit = torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
     cosine = torch.where(unit | (product == 0), unit.to(gram.dtype), gram / product)
     cosine = torch.where(cosine.isfinite(), cosine, 0)  # a step that is not finite is dropped later
-    values, vectors = torch.linalg.eigh(cosine)
+    values, vectors = symmetric_components(cosine)
     clipped = (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
     scale = clipped.diagonal(dim1=-2, dim2=-1).sqrt()
     clipped = clipped / (scale[:, :, None] * scale[:, None, :]) * product
     clipped = torch.where(unit, gram, (clipped + clipped.mT) / 2)
-    return torch.where(values[:, :1, None] < -ROUNDING, clipped, gram)
+    return torch.where(values[:, -1:, None] < -ROUNDING, clipped, gram)

@@ -21,7 +21,7 @@ from typing import final
 from torch import Tensor
 
 from gradsurgery.methods.base import State, Verdict
-from gradsurgery.methods.directions import directions
+from gradsurgery.methods.directions import directions, on_cpu
 from gradsurgery.methods.preference import Preferring
 from gradsurgery.methods.quadratic import nonnegative
 
@@ -46,7 +46,7 @@ class UPGrad(Preferring):
 
     def __call__(self, gram: Tensor, *, present: Tensor, state: State) -> Verdict:
         """Decide by (4): row k of v is the projection of u_k."""
-        unit = directions(gram, present)
+        unit = directions(*on_cpu(gram, present))
         preference = self.preference_of(unit.present)
         tasks = preference.shape[-1]
         matrix = unit.cosines.repeat_interleave(tasks, 0)

@@ -50,7 +50,7 @@ REFUSED = [
     (["--data", ""], ["data = ", "not empty"]),
     (["--seed", "-1"], ["seed = -1"]),
     (["--device", "quantum"], ["device = quantum"]),
-    (["--device", "meta"], ["only cpu and cuda"]),
+    (["--device", "meta"], ["only cpu, cuda, mps, xpu"]),
     (["--device", "cuda:99"], ["device = cuda:99", "CUDA devices"]),
     (["--encoder", "minlm"], ["unknown encoder 'minlm'", "not a directory", "config.json"]),
     (["--encoder", "/no/such/place"], ["unknown encoder '/no/such/place'"]),
@@ -143,7 +143,7 @@ def test_every_choice_has_its_builder_and_every_builder_its_choice():
         "method": BUILDERS,
         "batching": SCHEMES,
         "pooling": POOLINGS,
-        "amp": PRECISIONS,
+        "amp": ["auto", *PRECISIONS],
         "sts_head": [name for name in HEADS if not name.startswith("classify")],
     }
     for name, table in tables.items():

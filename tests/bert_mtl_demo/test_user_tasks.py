@@ -329,7 +329,7 @@ def test_a_run_trains_reports_evaluates_and_predicts(
     names = [*(["sst"] if "sst" in tasks else []), "mood", "near", "same", "stars"]
     assert sorted(config.tasks) == sorted(names)
 
-    assert "| best |" in write_report(path)
+    assert "  best\n" in write_report(path)
     assert "mood" in (path / "report.md").read_text("utf-8")
     evaluate.evaluate(path, device="cpu", top=2)
     evaluation = json.loads((path / "evaluation.json").read_text())

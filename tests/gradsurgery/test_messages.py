@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsurgery import GradientSurgery, GradVac
+from gradsurgery import functional as F
 from tests.gradsurgery.problems import TwoHeads, losses_of, same, wrap
 
 TASKS = ("a", "b")
@@ -239,3 +240,35 @@ def test_what_the_base_loaded_of_the_same_kind_is_taken() -> None:
     optimizer.base.load_state_dict(other.state_dict())
     assert same(optimizer.state_dict(), other.state_dict())
     optimizer.join(losses_of(model)).backward()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (torch.ones(4), r"\[3\] torch.float32 on cpu; \[4\] torch.float32 on cpu"),
+        (torch.ones(3).double(), r"\[3\] torch.float64 on cpu"),
+        (torch.ones(3, device="meta"), r"\[3\] torch.float32 on meta"),
+    ],
+    ids=["shape", "dtype", "device"],
+)
+def test_functional_refuses_gradients_of_one_parameter_that_differ(
+    other: Tensor, said: str
+) -> None:
+    """Kernels would read beyond the shorter."""
+    for call in (F.gram, lambda grads: F.combine(grads, torch.ones(3))):
+        with pytest.raises(ValueError, match=f"for parameter 1 differ .*{said}"):
+            call([[None, torch.ones(3)], [torch.ones(2), None], [torch.ones(2), other]])
+
+
+def test_a_parameter_that_is_cast_between_the_tasks_of_a_step() -> None:
+    weight, bias = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1))
+    optimizer = GradientSurgery(torch.optim.SGD([weight, bias], lr=0.1), GradVac(), tasks=TASKS)
+    with optimizer.task("a"):
+        (weight.square().sum() + bias.sum()).backward()
+    weight.data = weight.data.double()
+    with optimizer.task("b"):
+        (weight.sum() + bias.sum()).backward()
+    with pytest.raises(
+        ValueError, match=r"\[3\] have several dtypes \(torch.float32, torch.float6"
+    ):
+        optimizer.combine()

@@ -103,7 +103,8 @@ def test_any_bytes_are_examples_to_predict_or_an_error(content: bytes, pair: boo
         assert message
         return
     assert examples
-    assert all(len(row) == 1 + pair and all(text.strip() for text in row) for row in examples)
+    texts = [row for _, row in examples]
+    assert all(len(row) == 1 + pair and all(text.strip() for text in row) for row in texts)
 
 
 @many

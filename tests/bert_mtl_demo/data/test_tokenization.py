@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import pytest
 import torch
 
 from bert_mtl_demo.data import Examples
-from bert_mtl_demo.data.tokenization import EncodedSet, cross_row, encode, kept_of_pair, pad_rows
+from bert_mtl_demo.data.tokenization import (
+    EncodedSet,
+    Rows,
+    cross_row,
+    encode,
+    kept_of_pair,
+    pad_rows,
+)
 from bert_mtl_demo.tasks import TASKS
 
 CLS, SEP, PAD = 2, 3, 0
@@ -137,3 +145,26 @@ def test_the_fingerprint_is_of_the_data_alone():
     assert before == pairs_of("siamese").fingerprint()
     other = EncodedSet(TASKS["sts"], FIRST, SECOND[::-1], [0.5, 5.0, 2.0], PAD)
     assert before != other.fingerprint()
+
+
+def test_ids_are_kept_in_four_bytes_and_hashed_as_the_lists_they_were():
+    """Runs of earlier versions are resumed by this hash; it is made without a text of all ids."""
+    for second in (None, [[101, 8, 102], [101, 102], [101, 9, 9, 102]]):
+        first = [[101, 7, 102], [101, 102], [101, 30521, 6, 102]]
+        task, labels = TASKS["sts" if second else "sst"], [1, 2, 0]
+        lists = EncodedSet(task, first, second, labels, pad=0)
+        rows = EncodedSet(task, Rows(first), second and Rows(second), labels, pad=0)
+        content = repr((first, second, [float(label) for label in labels]))
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        assert lists.fingerprint() == rows.fingerprint() == digest
+        assert rows.first.flat.dtype == torch.int32
+        assert list(rows.first) == first
+        assert rows.lengths() == lists.lengths()
+        assert rows.tokens() == lists.tokens()
+        ours, theirs = rows.collate([2, 0]), lists.collate([2, 0])
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.mask, theirs.mask)
+        assert ours.ids.dtype == torch.int64
+        assert rows.spread(2) == lists.spread(2)
+    empty = EncodedSet(TASKS["sst"], Rows([]), None, [], pad=0)
+    assert empty.fingerprint() == EncodedSet(TASKS["sst"], [], None, [], pad=0).fingerprint()

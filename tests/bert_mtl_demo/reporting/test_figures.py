@@ -19,15 +19,30 @@ def test_a_rate_has_a_panel_where_it_has_a_meaning() -> None:
         for altered in (2, None)
     }
     assert titles == {2: ["conflicts", "altered"], None: ["conflicts"]}
-    bars = figures.conflicts_by_epoch(totals(2)).axes[1].patches
-    assert [bar.get_height() for bar in bars] == [25.0] * 4
+    assert [axes.get_title() for axes in figures.conflicts_by_epoch(totals(0)).axes] == [
+        "conflicts"  # the sum alters nothing
+    ]
+    (line,) = figures.conflicts_by_epoch(totals(2)).axes[1].lines  # both directions in one
+    assert line.get_xydata().tolist() == [[1, 25.0], [2, 25.0]]
 
 
-def test_losses_stand_in_a_panel_each_from_zero() -> None:
-    rows = [{"kind": "train", "step": n, "loss": {"a": 1 / n, "b": 0.0}} for n in (1, 2)]
+def test_one_epoch_can_be_seen() -> None:
+    row = {"kind": "dev", "epoch": 1, "scores": {"a": 0.5, "b": 0.7}, "mean": 0.6}
+    one = [totals(2)[:2], [{**row, "leaderboard": 0.65}]]
+    for draw, rows in zip((figures.conflicts_by_epoch, figures.scores), one, strict=True):
+        axes = draw(rows).axes[0]
+        lines = [line for line in axes.lines if len(line.get_xdata()) == 1]
+        assert lines
+        assert all(line.get_marker() != "None" for line in lines)
+        assert axes.get_xlim() == (0, 2)
+
+
+def test_losses_stand_in_a_panel_each_on_their_own_scale() -> None:
+    rows = [{"kind": "train", "step": n, "loss": {"a": 5 + 0.1 * n, "b": 0.0}} for n in (1, 2)]
     panels = figures.losses([*rows, {"kind": "dev"}]).axes
     assert [axes.get_title() for axes in panels] == ["a", "b"]
-    assert [axes.get_ylim() for axes in panels] == [(0, 1.1), (0, 1)]
+    low, high = panels[0].get_ylim()
+    assert 5 < low < 5.1 < 5.2 < high < 5.3
 
 
 def test_a_line_leaves_out_what_has_no_value() -> None:

@@ -272,9 +272,33 @@ def test_half_an_environment_is_refused(environment: dict[str, str], part: str) 
         from_environment(environment)
 
 
+def accelerated(monkeypatch: pytest.MonkeyPatch, kind: str, count: int) -> None:
+    """Have this machine say that it has an accelerator."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_auto_is_the_accelerator(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(ALONE.device("auto")) == ("cuda" if torch.cuda.is_available() else "cpu")
+    accelerated(monkeypatch, kind, 1)
+    assert str(ALONE.device("auto")) == str(ALONE.device(kind)) == kind
+    with pytest.raises(ConfigError, match=f"{kind}:1: this machine has 1 {kind.upper()} devices"):
+        ALONE.device(f"{kind}:1")
+    absent = "xpu" if kind == "mps" else "mps"
+    with pytest.raises(ConfigError, match=f"has 0 {absent.upper()} devices"):
+        ALONE.device(absent)
+    if kind != "cuda":
+        with pytest.raises(ConfigError, match=f"in 2 processes: on {kind} there is one"):
+            Processes(0, 2, 0).device("auto")
+    accelerated(monkeypatch, "hpu", 1)  # which nobody has run the demo on
+    assert str(ALONE.device("auto")) == "cpu"
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    accelerated(monkeypatch, "cuda", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert str(Processes(3, 4, 1).device("auto")) == "cuda:1"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradsurgery.kernels import eager
+from gradsurgery.kernels import eager, native
 
 Grads = list[list[Tensor | None]]  # [K][P]
 
@@ -37,25 +37,15 @@ class Kernel:
         return self.name
 
 
-class WithoutNative:
-    """The eager kernels where nothing can be compiled."""
-
-    @staticmethod
-    def gram(*arguments: object) -> Tensor:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("GRADSURGERY_NATIVE", "0")
-            return eager.gram(*arguments)  # type: ignore[arg-type]
-
-    combine_ = staticmethod(eager.combine_)
-
-
 def _kernels() -> list[Kernel]:
     """Triton's interpreter takes a process of its own, which test_fused.py starts."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         from gradsurgery.kernels import fused
 
         return [Kernel("interpreted", fused, most=50_000)]
-    kernels = [Kernel("eager", eager), Kernel("without_native", WithoutNative)]
+    kernels = [Kernel("eager", eager)]
+    if native.available():
+        kernels.append(Kernel("native", native))
     if torch.cuda.is_available():
         from gradsurgery.kernels import fused
 

@@ -27,14 +27,14 @@ def check_optimal(matrix: Tensor, linear: Tensor, x: Tensor) -> None:
     assert ((x * slope).abs() <= 1e-8 * size**2).all()
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 10])
+@pytest.mark.parametrize("rounds", [1, 2, 10])
 @pytest.mark.parametrize(
     ("tasks", "rank"), [(1, 1), (2, 1), (3, 5), (8, 8), (8, 4), (16, 20), (32, 16), (32, 40)]
 )
 def test_the_answer_is_optimal(
     tasks: int, rank: int, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the fast search finds it, or hands over at once or on the way."""
+    """Whether the fast search finds it, or hands over after one round or two."""
     monkeypatch.setattr(quadratic, "ROUNDS", rounds)
     for seed in range(6):
         matrix = cosines(tasks, rank, seed, centred=0.9 * (seed % 2))

@@ -15,7 +15,7 @@ from benchmarks.peers.conditions import CONDITIONS
 from gradsurgery import CAGrad, FairGrad
 from gradsurgery.methods import directions
 from tests.families import FAMILIES
-from tests.methods import METHODS
+from tests.methods import METHODS, ON_DEVICE
 from tests.solutions import ORACLES, hull
 
 Array = np.ndarray
@@ -202,7 +202,38 @@ def test_weights_stay_moderate_where_gradients_oppose_each_other(name: str) -> N
             assert parts.max() <= 2e6 * max(np.linalg.norm(update), 1.0), (angle, other)
 
 
-@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("seed", range(20))
+def test_config_of_opposed_gradients_is_zero(seed: int) -> None:
+    """No direction has a positive cosine with both of a pair, also where rounding points at one."""
+    rng = np.random.default_rng(seed)
+    for pairs in (1, 2, 3):
+        first = rng.standard_normal((pairs, 8))
+        grads = np.concatenate([first, -rng.uniform(0.5, 3, (pairs, 1)) * first])
+        update = weights_of("config", grads) @ grads
+        assert np.linalg.norm(update) <= 1e-9 * np.linalg.norm(grads)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_imtl_g_of_dependent_gradients_has_the_shortest_parts(seed: int) -> None:
+    """Of all weights with equal projections and sum one, those of least sum_k (w_k |g_k|)^2."""
+    rng = np.random.default_rng(seed)
+    for tasks, rank in [(2, 1), (3, 1), (4, 2), (6, 3)]:
+        grads = draw_gradients("low_rank", tasks, 3, seed, spread=3)
+        if rank == 1:
+            grads = np.outer(rng.choice([-1, 1], tasks) * rng.uniform(1, 2, tasks), grads[0])
+        norms = np.linalg.norm(grads, axis=1)
+        units = grads / norms[:, None]
+        # The unknowns: w |g| and the common projection, which costs nothing.
+        equal = np.hstack([units @ units.T, -np.ones((tasks, 1))])
+        _, sizes, right = np.linalg.svd(equal)
+        null = right[(sizes > 1e-9).sum() :, :-1]
+        free = np.linalg.svd(null)[2][: np.linalg.matrix_rank(null, 1e-9)]
+        aim = free.T @ (free @ (1 / norms))
+        expected = aim / (aim @ aim) / norms
+        assert np.allclose(weights_of("imtl_g", grads), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name in ORACLES if ON_DEVICE not in METHODS[name].laws])
 def test_one_copy_to_the_cpu_and_one_back_that_nobody_waits_for(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
