@@ -77,7 +77,7 @@ class Pipeline:
         shapes = [(tuple(p.shape), p.dtype) for p in self.parameters()]
         self.processes = Processes(process_group, self._tasks, {**settings, "parameters": shapes})
         self._segmented: _Segmented = ([], ([], []))
-        self._coded: tuple[_Segmented | None, int] = (None, 0)
+        self._coded: tuple[_Segmented | None, str] = (None, "")
         self._observe_every = observe_every
         counting, segments = observe_every is not None, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
@@ -419,10 +419,11 @@ class Pipeline:
             facts |= {f"{name} of the method": value for name, value in state if name != "rng"}
         return facts
 
-    def _segments_code(self) -> int:
-        """Return a fingerprint of the segments, worked out when they are."""
+    def _segments_code(self) -> str:
+        """Return a fingerprint of the segments, made when they are."""
         if self._coded[0] is not self._segmented:
-            self._coded = self._segmented, consistency.fingerprint(self._segmented)
+            code = consistency.fingerprint(self._segmented)
+            self._coded = self._segmented, f"fingerprint {code:05x}"
         return self._coded[1]
 
 

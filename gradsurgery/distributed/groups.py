@@ -109,20 +109,20 @@ def refuse_different(facts: Mapping[str, object], group: dist.ProcessGroup) -> N
 
 def _refuse(answers: Sequence[Mapping[str, str]], group: dist.ProcessGroup) -> None:
     ranks = dist.get_process_group_ranks(group)
-    first, differences = answers[0], []
-    for name in first:
-        others = [
-            rank for rank, told in zip(ranks, answers, strict=True) if told.get(name) != first[name]
-        ]
+    differences = []
+    for name in dict.fromkeys(name for answer in answers for name in answer):
+        values = [answer.get(name, NOT_LOADED) for answer in answers]
+        others = [rank for rank, value in zip(ranks, values, strict=True) if value != values[0]]
         if others:
-            other = answers[ranks.index(others[0])].get(name)
-            numbers = " and ".join(map(str, others))
-            differences.append(
-                f"{name}: {first[name]} on rank {ranks[0]}, {other} on rank {numbers}"
-            )
+            there = values[ranks.index(others[0])]
+            numbers = ", ".join(map(str, others))
+            differences.append(f"{name}: {values[0]} on rank {ranks[0]}, {there} on rank {numbers}")
     if differences:
         raise RuntimeError(f"the ranks disagree on {'; '.join(differences)}. {REMEDY}")
 
+
+#: Stands for what is told at a rank's first step and after it has loaded a checkpoint.
+NOT_LOADED = "no checkpoint loaded"
 
 REMEDY = (
     "Build the optimizers in the same order, with the same tasks, method, seed and parameters on "

@@ -192,11 +192,11 @@ class Processes:
             RuntimeError: where the ranks disagree.
         """
         if self.count > 1:
-            common = {**common, "parameters": self._parameters.code(parameters)}
+            common = {**common, "parameters": self._parameters.told(parameters)}
             self._device = parameters[0].device
         if self._averaging is not None:
             if self.starts:
-                common["weights"] = consistency.checksum(parameters)
+                common["weights"] = f"fingerprint {consistency.checksum(parameters):05x}"
             averages, active = self._averaging.finish(captures, parameters, common)
             self._same_start = True
             placement = Averaged(self._averaging.exchange, averages)
@@ -309,17 +309,18 @@ class ParameterFacts:
     """What all ranks must have in common of the parameters, worked out again when they change.
 
     Attributes:
-        last: the fingerprint that :meth:`code` returned last.
+        last: what :meth:`told` returned last.
     """
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
-        self.last = 0
+        self.last = ""
 
-    def code(self, parameters: Sequence[Tensor]) -> int:
-        """Return a fingerprint of number, shapes, dtypes, and of which are frozen."""
+    def told(self, parameters: Sequence[Tensor]) -> str:
+        """Return their number, and a fingerprint of shapes, dtypes, and of which are frozen."""
         key = (*map(id, parameters), *[p.requires_grad for p in parameters])
         if key != self._key:
             facts = [(tuple(p.shape), p.dtype, p.requires_grad) for p in parameters]
-            self._key, self.last = key, consistency.fingerprint(facts)
+            code = consistency.fingerprint(facts)
+            self._key, self.last = key, f"{len(facts)} of fingerprint {code:05x}"
         return self.last
