@@ -289,10 +289,21 @@ class GradientSurgery(OptimizerWrapper):
         return join(self._pipeline, named, combine, self._boundary(named, features))
 
     def discard(self) -> None:
-        """Drop what was captured and not combined; ``.grad`` stays as it is."""
+        """Drop what was captured and not combined; ``.grad`` stays as it is.
+
+        With a ``process_group`` a step is one of all ranks, and one rank drops it for all: call
+        this, once, in the place of ``combine()`` or the joined backward. The others find out in
+        theirs, which leaves no gradient, so that their ``step()`` changes nothing; see
+        :attr:`dropped`. ``zero_grad()`` does the same once this rank has begun the step.
+        """
         self._pipeline.refuse_open("discard()")
-        self._pipeline.discard()
+        self._pipeline.discard(begin=True)
         self._pipeline.lifecycle.forgive()
+
+    @property
+    def dropped(self) -> int:
+        """The number of steps that another rank of the ``process_group`` has dropped."""
+        return self._pipeline.dropped
 
     def _boundary(self, losses: dict[str, Tensor], features: Features) -> Boundary:
         """Return where the losses' backward passes stop, after checking that they can."""

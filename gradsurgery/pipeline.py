@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 
 from gradsurgery import features as _features
 from gradsurgery import grouping as _grouping
+from gradsurgery._warnings import warn
 from gradsurgery.capture import Capture
 from gradsurgery.combine import Measured, apply_, deliver, measure
 from gradsurgery.distributed import consistency
+from gradsurgery.distributed.averaging import StepDropped
 from gradsurgery.distributed.placement import Processes
 from gradsurgery.lifecycle import Lifecycle
 from gradsurgery.methods import LossWeighting, Method, State, Sum, Verdict
@@ -79,6 +81,7 @@ class Pipeline:
         self._segmented: _Segmented = ([], ([], []))
         self._coded: tuple[_Segmented | None, str] = (None, "")
         self._observe_every = observe_every
+        self.dropped = 0  # steps that another rank has dropped
         counting, segments = observe_every is not None, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
         self._begin()
@@ -186,13 +189,29 @@ class Pipeline:
         if self.lifecycle.skipped():
             self.drop(f"gradients were cleared before {before}")
 
-    def discard(self) -> None:
-        """Forget the step under way; ``.grad`` stays as it is."""
+    def discard(self, begin: bool = False) -> None:
+        """Forget the step under way; ``.grad`` stays as it is.
+
+        Args:
+            begin: over a process group, have the other ranks drop a step that this one has not
+                begun.
+        """
         self.lifecycle.settle()
         self._capture.clear()
         self._losses.clear()
         self._scale.clear()
-        self.processes.drop(self.parameters())
+        self.processes.drop(self.parameters(), begin)
+
+    def _dropped(self, by: str) -> None:
+        """Forget a step that another rank has dropped; nothing is left in ``.grad``."""
+        for parameter in self.parameters():
+            parameter.grad = None
+        self.discard()
+        self.lifecycle.zeroed()
+        warn(
+            f"{by} dropped this step, so all ranks do: .grad is None, and step() changes nothing. "
+            "Told once; optimizer.dropped counts such steps"
+        )
 
     # ------------------------------------------------------------------ measure, decide, apply
 
@@ -206,6 +225,9 @@ class Pipeline:
         self.refuse_open("combine()")
         try:
             self._combine(losses, scale)
+        except StepDropped as dropped:
+            self.dropped += 1
+            self._dropped(str(dropped))
         except BaseException:
             self._losses.reopen()
             raise

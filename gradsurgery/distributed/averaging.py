@@ -29,6 +29,10 @@ from gradsurgery.transfer import to_device
 #: In the sum over ranks: a gradient that is there, and one that was not sent yet.
 PRESENT, LATE = 1, 1 << 31
 
+#: The numbers by which the ranks agree: two votes, whether anybody changed or is broken, the ranks
+#: that have dropped the step, and the sum of their numbers.
+HEAD = 6
+
 #: Stands for the gradients that no task captured, beside the tasks' names.
 BESIDE = ""
 
@@ -37,6 +41,10 @@ Grads = dict[Tensor, Tensor]  # by parameter
 
 #: What one rank had of each task, and beside them: whether it ran, and which parameters.
 Pattern = list[tuple[bool, frozenset[int]]]
+
+
+class StepDropped(Exception):  # noqa: N818 - what another rank did, no error
+    """A rank has dropped the step that this one was about to combine; says who."""
 
 
 class Table(NamedTuple):
@@ -100,14 +108,25 @@ class Averaging:
         if task in self._sent:
             self._broken.append(task)
 
-    def drop(self, parameters: Sequence[Tensor]) -> None:
-        """Forget the step under way. All ranks have to, and to have begun it.
+    def drop(self, parameters: Sequence[Tensor], begin: bool = False) -> None:
+        """Forget the step under way, if this rank has begun it, and have all ranks forget it.
 
         What they expect of one another still goes out, or the next step's messages would meet this
-        one's.
+        one's; then the others learn of it where they ask who has what, and this rank waits for
+        that.
+
+        Args:
+            parameters: of the optimizer.
+            begin: drop a step that this rank has not begun, too.
         """
-        if self._begun:
+        if self._begun or begin:
             self._send_early({}, parameters, set(self._tasks))
+            head = torch.zeros(HEAD, dtype=torch.int64, device="cpu")
+            head[-2:] = torch.tensor([1, self.exchange.rank])
+            self._summed(head, parameters[0].device)
+        self._forget()
+
+    def _forget(self) -> None:
         for pending in self._sent.values():
             pending.wait()
         self._reset()
@@ -173,6 +192,7 @@ class Averaging:
             ``[P][K]`` averages, and for each task whether any rank ran it.
 
         Raises:
+            StepDropped: when a rank has dropped the step; it is dropped here, too, then.
             RuntimeError: when the ranks' facts differ.
         """
         beside = {p: p.grad for p in parameters if p.grad is not None}
@@ -240,11 +260,19 @@ class Averaging:
         ]
         pattern = [(does, had | missing) for does, had, missing in rows]
         changed = pattern != self._pattern or any(missing for _, _, missing in rows)
-        self._pattern = pattern
         code = consistency.fingerprint(*facts.values())
-        numbers = [*consistency.votes(code), int(changed), len(self._broken)]
+        numbers = [*consistency.votes(code), int(changed), len(self._broken), 0, 0]
         head = torch.tensor(numbers, dtype=torch.int64, device="cpu")
-        *total, changes, broken = self._summed(head, parameters[0].device).tolist()
+        numbers = self._summed(head, parameters[0].device).tolist()
+        *total, changes, broken, dropped, ranks = numbers
+        if dropped:
+            self._forget()
+            raise StepDropped(
+                f"rank {dist.get_global_rank(self.group, ranks)} has"
+                if dropped == 1
+                else f"{dropped} ranks have"
+            )
+        self._pattern = pattern
         if not consistency.unanimous(total, self._ranks):
             # All ranks know now, so all are here to tell what they have.
             groups.refuse_different(facts, self.group)

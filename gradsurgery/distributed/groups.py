@@ -67,12 +67,13 @@ def own_group(group: dist.ProcessGroup, facts: Mapping[str, object]) -> dist.Pro
     ranks = dist.get_process_group_ranks(group)
     named = nullcontext() if len({*counts}) == 1 else _named(ranks, max(counts))
     with named:
-        return dist.new_group(
+        own: dist.ProcessGroup = dist.new_group(
             ranks,
             timeout=timeout_of(group),
             backend=c10d.get_backend_config(group),
             use_local_synchronization=True,
         )
+    return own
 
 
 def gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:
@@ -86,8 +87,8 @@ def told(facts: Mapping[str, object]) -> dict[str, str]:
     """Return each fact as a short text, equal where the facts are.
 
     Example:
-        >>> told({"tasks": ("a", "b"), "parameters": 12 * ["weight"]})
-        {'tasks': "('a', 'b')", 'parameters': 'of fingerprint 3e2b7'}
+        >>> told({"tasks": ("a", "b"), "segments": 12 * ["encoder.layer"]})
+        {'tasks': "('a', 'b')", 'segments': 'of fingerprint 6b3f8'}
     """
     texts = {name: repr(fact) for name, fact in facts.items()}
     return {
@@ -157,7 +158,7 @@ def _named(ranks: Sequence[int], count: int) -> Iterator[None]:
         )
     original = c10d._process_group_name
     name = f"gradsurgery_{'_'.join(map(str, ranks))}_{count}"
-    c10d._process_group_name = lambda *_, **__: name
+    setattr(c10d, "_process_group_name", lambda *_, **__: name)  # noqa: B010
     try:
         yield
     finally:

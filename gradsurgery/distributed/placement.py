@@ -140,10 +140,15 @@ class Processes:
         """Whether gradients are averaged here, a part of them while tasks still run."""
         return self._averaging is not None
 
-    def drop(self, parameters: Sequence[Tensor]) -> None:
-        """Forget the step under way."""
+    def drop(self, parameters: Sequence[Tensor], begin: bool = False) -> None:
+        """Forget the step under way; over a process group, on all ranks.
+
+        Args:
+            parameters: of the optimizer.
+            begin: over a process group, drop a step that this rank has not begun, too.
+        """
         if self._averaging is not None:
-            self._averaging.drop(parameters)
+            self._averaging.drop(parameters, begin)
         if self._roll is not None:
             self._roll.clear()
 
@@ -193,10 +198,10 @@ class Processes:
         """
         if self.count > 1:
             common = {**common, "parameters": self._parameters.told(parameters)}
-            self._device = parameters[0].device
-        if self._averaging is not None:
             if self.starts:
                 common["weights"] = f"fingerprint {consistency.checksum(parameters):05x}"
+            self._device = parameters[0].device
+        if self._averaging is not None:
             averages, active = self._averaging.finish(captures, parameters, common)
             self._same_start = True
             placement = Averaged(self._averaging.exchange, averages)

@@ -178,6 +178,7 @@ rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
                         timeout=timedelta(seconds=30))
+torch.manual_seed(0)
 model = torch.nn.Linear(3, 2)
 base = torch.optim.SGD(model.parameters(), lr=0.1)
 optimizer = GradientSurgery(base, PCGrad(), tasks=("a", "b"), process_group=dist.group.WORLD)
