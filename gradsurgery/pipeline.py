@@ -264,7 +264,7 @@ class Pipeline:
             combined = apply_(measured, weights, alone)
         else:
             self._ahead.keep(measured, names, self.conflicts)
-            own = self._reuse.own_factors() if self._reuse.decided else {}
+            own = self._reuse.own_factors
             self.discard()
             self.lifecycle.begin_delivery()
             combined = [column[0] if column else None for column in measured.grads]

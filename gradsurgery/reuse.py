@@ -1,10 +1,10 @@
 """Reuse: steps that keep the last measured step's weights and run one backward pass, PSMGD.
 
 A measured step runs K backward passes and decides the weights w. The R - 1 steps after it run one,
-of sum_k w_k loss_k (Xu, Liu and Liu, "PSMGD: Periodic Stochastic Multi-Gradient Descent for Fast
-Multi-Objective Optimization", AAAI 2025, algorithm 1, there for MGDA). A parameter of an only task
-k receives w_k g_k in that pass, and is divided by w_k after it: its gradient is that of a measured
-step. Which parameters have an only task is what the measured step saw.
+of sum_k w_k loss_k (Xu, Ju, Liu and Yang, "PSMGD: Periodic Stochastic Multi-Gradient Descent for
+Fast Multi-Objective Optimization", AAAI 2025). A parameter of an only task k receives
+w_k g_k in that pass, and is divided by w_k after it: its gradient is what it is in a measured step.
+Which parameters have an only task is what the measured step saw.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Reuse:
         """Forget the step under way."""
         self._means: StepLossMeans | None = None
         self._decided: Kept | None = None
+        #: What gradients of parameters with an only task are to be multiplied by, where not one.
+        self.own_factors: dict[int, float] = {}
 
     @property
     def possible(self) -> bool:
@@ -97,8 +99,9 @@ class Reuse:
         apart = apart or not kept.fit(parameters)
         self._means = self._processes.mean_losses(none, present, apart)
         same = self._means.active == kept.active
-        if same and not self._means.apart and kept.own_factors(self._divisor(kept)) is not None:
-            self._decided = kept
+        factors = kept.own_factors(self._divisor(kept))
+        if same and not self._means.apart and factors is not None:
+            self._decided, self.own_factors = kept, factors
 
     def check_task(self, task: str) -> None:
         """Check that a later micro-batch of a step with one backward pass may have ``task``.
@@ -134,11 +137,6 @@ class Reuse:
         shares = self._means.factors.cpu()
         values = torch.tensor(weights, dtype=torch.float64, device="cpu") * shares
         return dict(zip(self._tasks, values, strict=True))
-
-    def own_factors(self) -> dict[int, float]:
-        """Return what gradients of parameters with an only task are to be multiplied by."""
-        assert self._decided is not None
-        return self._decided.own_factors(self._divisor(self._decided)) or {}
 
     def keep(
         self, measured: Measured, segments: Sequence[str], conflicts: ConflictStatistics
