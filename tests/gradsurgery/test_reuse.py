@@ -28,6 +28,7 @@ from gradsurgery import (
     SurgeryWarning,
     report,
 )
+from gradsurgery.kept import SHARED, Kept
 from tests.gradsurgery.problems import (
     TwoHeads,
     losses_of,
@@ -475,3 +476,25 @@ def test_a_second_segment_is_refused_when_it_comes() -> None:
     group = {"params": [(f"upper.{n}", p) for n, p in upper.named_parameters()]}
     refused("makes 2 segments", lambda: optimizer.add_param_group(group))
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "finite", "usable"),
+    [
+        ([0.5, 2.0], True, True),
+        ([0.5, 2.0], False, False),  # as the fused kernels find out without the host
+        ([1e39, 2.0], True, False),
+        ([0.0, 2.0], True, True),  # task a has no parameters of its own
+        ([0.5, 1e-9], True, False),
+    ],
+)
+def test_weights_that_no_loss_can_be_multiplied_by_are_not_used(
+    weights: list[float], finite: bool, usable: bool
+) -> None:
+    values, own = torch.tensor(weights).double(), torch.ones(2).double()
+    both = [True, True]
+    kept = Kept(values, own, torch.tensor(finite), both, both, [SHARED, 1])
+    assert (kept.own_factors(1) is not None) is usable
+    restored = Kept.restored(kept.saved(), 2)
+    assert restored is not None
+    assert restored.saved() == kept.saved()
