@@ -491,7 +491,7 @@ def test_a_second_segment_is_refused_when_it_comes() -> None:
 def test_weights_that_no_loss_can_be_multiplied_by_are_not_used(
     weights: list[float], finite: bool, usable: bool
 ) -> None:
-    values, own = torch.tensor(weights).double(), torch.ones(2).double()
+    values, own = torch.tensor([weights, [1.0, 1.0]], dtype=torch.float64)
     both = [True, True]
     kept = Kept(values, own, torch.tensor(finite), both, both, [SHARED, 1])
     assert (kept.own_factors(1) is not None) is usable
