@@ -5,7 +5,8 @@ K backward passes one after the other, each captured for its task, and combines.
 does to the joined loss on the way (scale it for AMP, divide it by K or by accumulation steps)
 reaches every task's gradient as the factor that the engine hands to backward.
 
-Where the losses alone decide on their weights, one backward pass of the weighted losses does.
+Where the losses alone decide on their weights, or those of an earlier step are reused, one backward
+pass of the weighted losses does.
 
 With features, the K passes stop at the output of a shared trunk, and one goes on through it: see
 :mod:`gradsurgery.features`.
@@ -150,7 +151,7 @@ class _Backwards:
         self.refuse_summed(losses)
         self.pipeline.lifecycle.ran()
         try:
-            if self.combine and self.pipeline.weigh(losses):
+            if self.pipeline.weigh(losses, self.combine):
                 self.weighted(losses, scale)
             else:
                 self.surgery(losses, scale)
@@ -183,7 +184,8 @@ class _Backwards:
             torch.autograd.backward(
                 list(losses.values()), grads, retain_graph=self.retain, inputs=self.inputs
             )
-        self.pipeline.combine(scale=scale)
+        if self.combine:
+            self.pipeline.combine(scale=scale)
 
     def surgery(self, losses: dict[str, Tensor], scale: Tensor) -> None:
         """Run K backward passes."""

@@ -74,7 +74,15 @@ class GradientSurgery(OptimizerWrapper):
             pairs keep theirs. The statistics stay this step's.
         observe_every: methods of the losses alone run one backward pass under :meth:`join`, which
             measures no conflict; with N, every Nth step runs one pass for each task and measures
-            them. It changes no update. None for never. Other methods measure at every step.
+            them. It changes no update. None for never. Other methods measure at every step, or as
+            ``every`` says.
+        every: R to decide the weights at every Rth step and to keep them for the R - 1 steps after
+            it, which run one backward pass of sum_k w_k loss_k under :meth:`join` (PSMGD): the
+            weights of their updates are up to R - 1 steps old. Parameters of one task get what they
+            always get: the pass gives them w_k g_k, and w_k is divided out. A step is measured all
+            the same where other tasks run than in the last measured one, where parameters were
+            added or unfrozen, where w_k is zero and the task has parameters of its own, and under
+            :meth:`task`. For one segment.
 
     Attributes:
         base: the wrapped optimizer; of several, one that stands for all of them.
@@ -87,7 +95,8 @@ class GradientSurgery(OptimizerWrapper):
         TypeError: when ``base`` or ``method`` is not what it should be.
         ValueError: for task names that are no names, or repeated, an unknown grouping,
             ``task_only`` or ``reduction``, two parameters of one name in a grouping by name, a
-            ``smoothing`` outside [0, 1), an ``observe_every`` below 1, options that a method of the
+            ``smoothing`` outside [0, 1), an ``observe_every`` or ``every`` below 1, an ``every``
+            with several segments, options that a method of the
             losses alone cannot have, no base, a parameter that two bases hold, or LBFGS beside
             others.
 
@@ -117,6 +126,7 @@ class GradientSurgery(OptimizerWrapper):
         reduction: Literal["sum", "mean"] = "sum",
         smoothing: float = 0.0,
         observe_every: int | None = None,
+        every: int = 1,
     ) -> None:
         bases = _checked_bases(base)
         check_method(method)
@@ -126,10 +136,9 @@ class GradientSurgery(OptimizerWrapper):
         self.method = method.bind(self.tasks)
         _warn_of_line_search(bases, method)
         named = {p: name for name, p in named_parameters or ()}
-        if observe_every is not None and not observe_every >= 1:
-            raise ValueError(
-                f"observe_every is a number of steps of at least 1, not {observe_every}"
-            )
+        for option, steps in {"observe_every": observe_every, "every": every}.items():
+            if steps is not None and not steps >= 1:
+                raise ValueError(f"{option} is a number of steps of at least 1, not {steps}")
         base = chained(bases, named)
         _refuse_layouts(p for group in base.param_groups for p in group["params"])
         self._pipeline = Pipeline(
@@ -143,6 +152,7 @@ class GradientSurgery(OptimizerWrapper):
             reduction=reduction,
             smoothing=smoothing,
             observe_every=observe_every,
+            every=every,
         )
         super().__init__(base)
 
@@ -257,7 +267,8 @@ class GradientSurgery(OptimizerWrapper):
 
         Raises:
             TypeError, ValueError: for losses or features that cannot be used; the message names the
-                task. Also for features with ``combine=False``, whose graphs would have to live on.
+                task. Also for features with ``combine=False``, whose graphs would have to live on,
+                and with ``every``.
             RuntimeError: for losses of one forward through a DDP that averages.
             NotImplementedError: for features with several processes, or sharded parameters.
 
@@ -280,6 +291,12 @@ class GradientSurgery(OptimizerWrapper):
         self._pipeline.processes.check_losses(named.values())
         if features is None or not torch.is_grad_enabled():
             return join(self._pipeline, named, combine)
+        if self._pipeline.every > 1:
+            raise ValueError(
+                f"features= does not go with every={self._pipeline.every}: both save backward "
+                "passes through the trunk, and with features= there is one at every step already. "
+                "Leave one of the two out"
+            )
         if not combine:
             raise ValueError(
                 "features= goes with combine=True: the trunk's backward needs the weights of all "

@@ -23,6 +23,7 @@ from gradsurgery.lifecycle import Lifecycle
 from gradsurgery.methods import LossWeighting, Method, State, Sum, Verdict
 from gradsurgery.methods.order import normal_draws, visiting_order
 from gradsurgery.methods.smoothing import Smoothed
+from gradsurgery.reuse import Reuse, kept_of
 from gradsurgery.scale import StepScale, largest
 from gradsurgery.state import SurgeryState
 from gradsurgery.statistics import ConflictStatistics
@@ -47,6 +48,7 @@ class Pipeline:
         reduction: whether the update is divided by the number of tasks.
         smoothing: of the Gram matrix's running mean, 0 for none.
         observe_every: the steps after which a method of the losses has its gradients measured.
+        every: the steps after which weights are decided anew.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class Pipeline:
         reduction: Literal["sum", "mean"] = "sum",
         smoothing: float = 0.0,
         observe_every: int | None = None,
+        every: int = 1,
     ) -> None:
         _grouping.resolve(grouping)
         if isinstance(method, LossWeighting):
-            _refuse_gradient_options(method, task_only, reduction, smoothing)
+            _refuse_gradient_options(method, task_only, reduction, smoothing, every)
         if smoothing != 0:
             method = Smoothed(method, smoothing)
         self._base, self._method, self._tasks = base, method, tuple(tasks)
@@ -80,9 +83,9 @@ class Pipeline:
         self.processes = Processes(process_group, self._tasks, {**settings, "parameters": shapes})
         self._segmented: _Segmented = ([], ([], []))
         self._coded: tuple[_Segmented | None, str] = (None, "")
-        self._observe_every = observe_every
+        self._observe_every, self.every = observe_every, every
         self.dropped = 0  # steps that another rank has dropped
-        counting, segments = observe_every is not None, self.segments()[1]
+        counting, segments = observe_every is not None or every > 1, self.segments()[1]
         self.state = SurgeryState(base, method, tasks, segments, counting)
         self._begin()
 
@@ -90,12 +93,16 @@ class Pipeline:
         """Start without a step under way."""
         self._capture, self._scale = Capture(self._tasks), StepScale(self._tasks)
         self._losses = LossesOfStep(self._method, self._tasks, self.processes, self.state)
+        mean = self._reduction == "mean"
+        self._reuse = Reuse(self.every, self._tasks, mean, self.processes, self.state)
+        #: What decides before the backward on weights for the losses, if anything does.
+        self._ahead = self._losses if isinstance(self._method, LossWeighting) else self._reuse
         self.seen_graph = False  # of joined losses, which is looked at once
         self.combined_in = -1  # the backward in which a joined loss was last combined
         self.lifecycle = Lifecycle()
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_capture", "_scale", "_losses", "lifecycle")
+        transient = ("_capture", "_scale", "_losses", "_reuse", "_ahead", "lifecycle")
         return {name: value for name, value in vars(self).items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,11 +119,15 @@ class Pipeline:
         sync: bool = True,
         loss: Tensor | float | None = None,
         factor: Tensor | None = None,
+        weighted: bool = False,
     ) -> Iterator[None]:
-        """Capture the gradients of the backward passes run inside, for task ``name``."""
+        """Capture the gradients of the backward passes run inside, for task ``name``; ``weighted``,
+        as the one that stands for all."""
         parameters = self.parameters()
         self._capture.check_open(name)
         self._drop_skipped(f"task {name!r}")
+        if not weighted:
+            self._reuse.refuse_apart(name)
         try:
             with self._capture.record(name, parameters):
                 self.processes.begin(name, parameters)
@@ -133,7 +144,7 @@ class Pipeline:
                 self.drop(f"task {name!r} raised {type(error).__name__}")
             raise
         self.lifecycle.captured(name, self._capture.grads[name])
-        if isinstance(self._method, LossWeighting) and not self._losses.settled:
+        if self._reuse.open or (self._ahead is self._losses and not self._losses.settled):
             sync = False  # ranks that run one backward pass ask for the losses first
         for sent in self.processes.captured(name, self._capture.grads, parameters, sync):
             self._capture.hand_over(*sent)
@@ -199,6 +210,7 @@ class Pipeline:
         self.lifecycle.settle()
         self._capture.clear()
         self._losses.clear()
+        self._reuse.clear()
         self._scale.clear()
         self.processes.drop(self.parameters(), begin)
 
@@ -240,7 +252,9 @@ class Pipeline:
         reason = self.lifecycle.reason()
         self.lifecycle.begin_combine(self._capture.waiting, parameters)
         segments, names = self.segments()
-        if not self._losses.settled:
+        apart = self.processes.count == 1 or bool(self._capture.waiting)
+        self._reuse.decide(self._capture.waiting, parameters, apart)
+        if not self._losses.settled and not self._reuse.decided:
             self._losses.replace(losses or {}, self._capture.waiting)
             if isinstance(self._method, LossWeighting):
                 self._losses.decide(names, parameters[0].device)
@@ -261,7 +275,7 @@ class Pipeline:
         measured = measure(
             gradients.columns, segments, len(names), len(self._tasks), gradients.placement
         )
-        if not self._losses.decided:
+        if not self._ahead.decided:
             active = torch.tensor(gradients.active, dtype=torch.bool, device="cpu")
             weights = self._decide(measured, names, active)
             alone = self._alone(measured, weights)
@@ -274,40 +288,68 @@ class Pipeline:
             self.lifecycle.begin_delivery()
             combined = apply_(measured, weights, alone)
         else:
-            self._losses.keep(measured, names, self.conflicts)
+            self._ahead.keep(measured, names, self.conflicts)
+            own = self._reuse.own_factors
             self.discard()
             self.lifecycle.begin_delivery()
             combined = [column[0] if column else None for column in measured.grads]
+            for p, factor in own.items():
+                for weighted in measured.grads[p]:
+                    weighted.mul_(factor)
         update = gradients.placement.restored(combined)
         for parameter, grad in zip(parameters, update, strict=True):
             if grad is not None:
                 deliver(parameter, grad)
         self.lifecycle.delivered()
 
-    def weigh(self, losses: Mapping[str, Tensor]) -> bool:
-        """Decide on the losses of the step that begins, if they are all that the method needs.
+    def weigh(self, losses: Mapping[str, Tensor], combine: bool) -> bool:
+        """Decide on weights for the losses of the step that begins, if the losses are all that the
+        method needs, or the last measured step left weights to reuse.
+
+        Args:
+            losses: by task.
+            combine: whether these are all losses of the step.
 
         Returns:
             Whether one backward pass of weighted losses will do, see :meth:`weighted`. No when the
             gradients are to be measured, or were captured apart by a micro-batch, on any rank.
         """
+        self._drop_skipped("a joined loss ran")
+        if self._ahead is self._reuse:
+            return self._reuses(losses, combine)
         every = self._observe_every
         due = every is not None and self.state.unmeasured + 1 >= every
-        self._drop_skipped("a joined loss ran")
-        if not isinstance(self._method, LossWeighting) or self._capture.waiting or due:
+        if not combine or self._capture.waiting or due:
             return False
-        parameters = self.parameters()
+        parameters = self._begun(losses)
         for name, loss in losses.items():
             self._losses.add(name, loss)
-            self.processes.begin(name, parameters)
-            self.lifecycle.captured(name, {})  # by the one backward pass that stands for all
         return self._losses.decide(self.segments()[1], parameters[0].device, apart=False)
+
+    def _reuses(self, losses: Mapping[str, Tensor], combine: bool) -> bool:
+        """Return whether the step reuses weights. With a process group its micro-batches do not:
+        ranks would have to know all tasks of the step at the first."""
+        if self._reuse.possible:
+            for name in losses:
+                self._reuse.check_task(name)
+            parameters = self._begun(losses)
+            apart = bool(self._capture.waiting) or (self.processes.averages and not combine)
+            self._reuse.decide(losses, parameters, apart)
+        return self._reuse.decided
+
+    def _begun(self, losses: Mapping[str, Tensor]) -> list[Tensor]:
+        """Take note of the tasks whose losses one backward pass may stand for."""
+        parameters = self.parameters()
+        for name in losses:
+            self.processes.begin(name, parameters)
+            self.lifecycle.captured(name, {})
+        return parameters
 
     @contextmanager
     def weighted(self) -> Iterator[dict[str, Tensor]]:
         """Hand out the losses' weights, and capture the one backward pass of their sum."""
-        with self.task(self._tasks[0]):  # which stands for all
-            yield self._losses.factors()
+        with self.task(self._tasks[0], weighted=True):
+            yield self._ahead.factors()
 
     def _decide(self, measured: Measured, segments: Sequence[str], active: Tensor) -> Tensor:
         """Let the method decide, keep its state, and count; return the weights, ``[S, K]``."""
@@ -327,7 +369,11 @@ class Pipeline:
             return self._skipped(gram)
         measured = measured._replace(finite=finite & decided)
         verdict = measured.if_finite(verdict, before)
-        self.state.keep(rng, verdict.state)
+        kept = None
+        if self.every > 1:
+            own = self._alone(measured, verdict.weights)
+            kept = kept_of(measured, verdict, own, active.tolist(), self.parameters())
+        self.state.keep(rng, verdict.state, kept=kept)
         self.conflicts.update(
             gram, verdict, segments, active, measured.finite, factor=measured.factor
         )
@@ -416,7 +462,15 @@ class Pipeline:
         names = self.names()
         if names != self._segmented[0]:
             known = self._segmented[1][1]
-            self._segmented = names, _grouping.segments(names, self._grouping, known)
+            segmented = _grouping.segments(names, self._grouping, known)
+            if self.every > 1 and len(segmented[1]) > 1:
+                raise ValueError(
+                    f"every={self.every} reuses one weight for each task, and grouping="
+                    f"{self._grouping!r} makes {len(segmented[1])} segments "
+                    f"({', '.join(segmented[1][:3])}, ..), each with its own weights: use grouping="
+                    "'model', or leave every out"
+                )
+            self._segmented = names, segmented
         indices, labels = self._segmented[1]
         if self._feature_leaves:
             at_features = self.feature_segment(labels)
@@ -432,7 +486,7 @@ class Pipeline:
         values = self.state.values
         facts = {
             **_settings(self._tasks, self._method, (self._task_only, self._reduction)),
-            "observe_every": self._observe_every,
+            "observe_every and every": (self._observe_every, self.every),
             "segments": self._segments_code(),
             "visiting order": values["rng"],
         }
@@ -460,12 +514,13 @@ def _settings(
 
 
 def _refuse_gradient_options(
-    method: Method, task_only: str | None, reduction: str, smoothing: float
+    method: Method, task_only: str | None, reduction: str, smoothing: float, every: int
 ) -> None:
     refused = {
         "task_only='plain'": task_only == "plain",
         "reduction='mean'": reduction == "mean",
         f"smoothing={smoothing}": smoothing != 0,
+        f"every={every}": every > 1,
     }
     for option, chosen in refused.items():
         if chosen:

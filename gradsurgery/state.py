@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradsurgery.kept import Kept
 from gradsurgery.methods import Method, State
 from gradsurgery.methods.order import check_rng, initial_rng
 
@@ -35,7 +36,8 @@ class SurgeryState:
         method: gives the tensors that it starts with.
         tasks: the tasks' names, in order.
         segments: the S segments' names.
-        counting: whether to count the steps since gradients were last measured.
+        counting: whether to count the steps since gradients were last measured, and to remember the
+            weights that these left.
     """
 
     def __init__(
@@ -87,10 +89,27 @@ class SurgeryState:
         count: int = self.values.get("unmeasured", 0)
         return count
 
-    def keep(self, rng: Tensor, state: State, unmeasured: int = 0) -> None:
-        """Remember the visiting order's generator, the method's tensors, and :attr:`unmeasured`."""
-        counter = {"unmeasured": unmeasured} if self._counting else {}
+    @property
+    def kept(self) -> Kept | None:
+        """The weights of the last measured step, where later ones may reuse them."""
+        kept: Kept | None = self.values.get("kept")
+        return kept
+
+    def keep(
+        self, rng: Tensor, state: State, unmeasured: int = 0, kept: Kept | None = None
+    ) -> None:
+        """Remember the visiting order's generator, the method's tensors, :attr:`unmeasured` and
+        :attr:`kept`."""
+        counter = {"unmeasured": unmeasured, "kept": kept} if self._counting else {}
         self._values = {"rng": rng, **counter, **state}
+
+    def reused(self) -> None:
+        """Count a step that reused :attr:`kept`."""
+        self._values = {**self.values, "unmeasured": self.unmeasured + 1}
+
+    def forget(self) -> None:
+        """Have the next step measured, whatever was kept."""
+        self._values = {**self.values, "kept": None}
 
     def grow(self, segments: Sequence[str]) -> None:
         """Make room for more segments, which start afresh."""
@@ -116,6 +135,8 @@ class SurgeryState:
         saved["rng"] = bytes(self.values["rng"].tolist()).hex()
         if self._counting:
             saved["unmeasured"] = self.unmeasured
+            if self.kept is not None:
+                saved["kept"] = self.kept.saved()
         state = self.of_method(self._segments)
         return saved | {name: value.tolist() for name, value in state.items()}
 
@@ -193,7 +214,8 @@ class SurgeryState:
             raise ValueError(
                 f"the checkpoint's 'unmeasured' is a number of steps, not {unmeasured!r}"
             )
-        counter = {"unmeasured": unmeasured} if self._counting else {}
+        kept = Kept.restored(saved.get("kept"), len(self._tasks)) if self._counting else None
+        counter = {"unmeasured": unmeasured, "kept": kept} if self._counting else {}
         state = self._restored_state(saved, list(segments))
         self._method.check_state(state)
         return {"rng": _restored_rng(saved.get("rng")), **counter, **state}

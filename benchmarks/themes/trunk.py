@@ -1,13 +1,16 @@
-"""Theme ``trunk``: K losses of one shared forward, with surgery the exact way and at the features.
+"""Theme ``trunk``: K losses of one shared forward, with surgery the exact way, at every eighth step
+and at the features.
 
 One encoder, K linear heads on one batch. The joint backward of ``sum(losses)`` goes through the
-encoder once; surgery the exact way needs K passes, as "loss by loss" without surgery does; with
-``features=`` each loss's backward ends at the encoder's output, and one goes on. Both the backward
-alone (the forward is not timed) and the whole step are measured.
+encoder once; surgery the exact way needs K passes, as "loss by loss" without surgery does; a step
+that reuses weights needs one, and ``every=8`` is the mean of one exact step and seven of these;
+with ``features=`` each loss's backward ends at the encoder's output, and one goes on. Both the
+backward alone (the forward is not timed) and the whole step are measured.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,14 +19,16 @@ from benchmarks.harness import Case, Theme
 from benchmarks.problems.multitask import Forward, Problem, problem, size_of
 from benchmarks.steps.step import EACH, FEATURES, JOIN, SUM, adamw, shared_backward, wrapped
 from benchmarks.tables import ROUNDS, TIMES, Row, decimals, field
-from benchmarks.timing import Candidate, alternate
+from benchmarks.timing import Candidate, Sample, alternate
 
 TASKS = (2, 3, 8)
 
 EXACT = "pcgrad, exact"
+REUSED = "pcgrad, a step that reuses weights"
+EVERY = "pcgrad, every=8"
 
 #: The kind of step behind each row.
-KINDS = {SUM: SUM, EACH: EACH, EXACT: JOIN, FEATURES: FEATURES}
+KINDS = {SUM: SUM, EACH: EACH, EXACT: JOIN, REUSED: JOIN, FEATURES: FEATURES}
 
 
 class Trunk(Theme):
@@ -53,7 +58,7 @@ class Trunk(Theme):
     def _measure(self, tasks: int) -> Iterator[Row]:
         options = self.options
         model = problem(options, tasks)
-        steps = {name: candidates(kind, model) for name, kind in KINDS.items()}
+        steps = {name: candidates(name, model) for name in KINDS}
         for part in ("backward", "whole step"):
             times = alternate(
                 {name: step[part] for name, step in steps.items()},
@@ -61,14 +66,25 @@ class Trunk(Theme):
                 options.device,
                 f"{part}, K = {tasks}",
             )
-            for kind in KINDS:
+            times[EVERY] = cycle(times[EXACT], times[REUSED])
+            for kind in (SUM, EACH, EXACT, REUSED, EVERY, FEATURES):
                 row = times.figures(kind, to_joint=SUM, to_loss_by_loss=EACH)
                 yield {"tasks": tasks, "part": part, "kind": kind, **row}
 
 
-def candidates(kind: str, problem: Problem) -> dict[str, Candidate]:
+def cycle(exact: Sequence[Sample], reused: Sequence[Sample], every: int = 8) -> list[Sample]:
+    """Return the mean step of a cycle: one exact, the others with its weights."""
+    return [
+        Sample(*((first + (every - 1) * later) / every for first, later in zip(*pair, strict=True)))
+        for pair in zip(exact, reused, strict=True)
+    ]
+
+
+def candidates(name: str, problem: Problem) -> dict[str, Candidate]:
     """Return the backward, which lets go of the losses as a loop would, and the whole step."""
-    optimizer = wrapped(kind, adamw(problem.model), problem)
+    kind = KINDS[name]
+    every = sys.maxsize if name == REUSED else 1  # only the first step, a warm-up, is measured
+    optimizer = wrapped(kind, adamw(problem.model), problem, every=every)
     pending: list[Forward] = []
 
     def forward() -> None:

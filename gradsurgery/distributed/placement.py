@@ -140,6 +140,11 @@ class Processes:
         """Whether gradients are averaged here, a part of them while tasks still run."""
         return self._averaging is not None
 
+    @property
+    def agrees(self) -> bool:
+        """Whether the ranks can tell each other here what they do, see :meth:`mean_losses`."""
+        return self.count == 1 or self._averaging is not None or self._roll is not None
+
     def drop(self, parameters: Sequence[Tensor], begin: bool = False) -> None:
         """Forget the step under way; over a process group, on all ranks.
 

@@ -16,13 +16,13 @@ ROOT = Path(gradsurgery.__file__).parent
 #: Each part may import from the parts before it, and its own.
 LAYERS = [
     {"_warnings", "_markdown"},
-    {"transfer", "autograd_graph", "grouping", "sparse", "evidence"},
+    {"transfer", "autograd_graph", "grouping", "sparse", "evidence", "kept"},
     {"summary", "hooks", "multiplied"},
     {"kernels", "_log_schema", "_thinning"},
     {"methods", "distributed"},
     {"memory", "magnitude"},
     {"capture", "combine", "lifecycle", "losses", "scale", "state", "statistics", "split"},
-    {"features", "weighted", "_chained"},
+    {"features", "weighted", "reuse", "_chained"},
     {"pipeline", "_wrapper"},
     {"join", "log", "functional"},
     {"_log_reader", "_plots"},

@@ -29,6 +29,7 @@ Path = tuple[Any, ...]
 #: Methods with a state of each kind, and options: (row of METHODS, options of GradientSurgery).
 STATES: dict[str, tuple[str, dict[str, Any]]] = {
     "pcgrad": ("pcgrad", {}),
+    "reused weights": ("pcgrad", {"every": 3}),
     "gradvac": ("gradvac", {}),
     "uncertainty": ("uncertainty", {"observe_every": 3}),
     "dwa": ("dwa", {}),
@@ -114,7 +115,7 @@ def trained(name: str, steps: int = 3) -> tuple[TwoHeads, GradientSurgery]:
     model = TwoHeads()
     method, options = STATES[name]
     base = torch.optim.AdamW(model.named_parameters(), lr=0.05)
-    if "smoothing" not in options:
+    if not {"smoothing", "every"} & options.keys():
         options = {**options, "grouping": "layer"}
     optimizer = GradientSurgery(base, METHODS[method].make(0), tasks=("a", "b"), **options)
     train_heads(model, optimizer, range(steps))
