@@ -110,9 +110,9 @@ class ConflictStatistics:
         self._skipped += 1
         self._lost += 1
         if self._lost == LOST:
-            norms = torch.zeros(1) if gram is None else gram.diagonal(dim1=-2, dim2=-1).sum(0)
+            norms = [] if gram is None else gram.diagonal(dim1=-2, dim2=-1).sum(0).tolist()
             names = [
-                t for t, ok in zip(self.tasks, norms.isfinite().tolist(), strict=False) if not ok
+                t for t, norm in zip(self.tasks, norms, strict=False) if not math.isfinite(norm)
             ]
             _warn_of_lost(LOST, names)
 

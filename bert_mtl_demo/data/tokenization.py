@@ -322,10 +322,13 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list
 def _whole(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, of any length.
 
-    From the tokenizer beneath that of transformers, which spends as much again on masks, types and
-    offsets that nothing here reads.
+    From the tokenizer beneath that of transformers, where there is one: transformers spends as much
+    again on masks, types and offsets that nothing here reads.
     """
-    backend = tokenizer.backend_tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # one written in Python
+        ids: list[list[int]] = tokenizer(list(texts), truncation=False)["input_ids"]
+        return ids
     backend.no_truncation()
     backend.no_padding()
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]

@@ -228,7 +228,7 @@ def _pictures(
     drawn: dict[str, tuple[str, Callable[[], Figure] | None]] = {
         "verdicts": ("The claims of each report by verdict.", lambda: _verdicts(claims)),
         "surgery": (
-            "Surgery and its controls: differences in score with 95% intervals.",
+            "Surgery and its controls: differences in score with 95% intervals; one seed has none.",
             (lambda: _forest(surgery, "difference in score")) if surgery else None,
         ),
         "cosines": (
@@ -270,6 +270,7 @@ def _forest(values: Mapping[str, Interval], xlabel: str) -> Figure:
         axes.errorbar(value.mean, n, xerr=value.half, fmt="o", color=plots.COLORS[0], capsize=3)
     axes.set_yticks(range(len(values)), list(values), fontsize=8)
     axes.axvline(0, color="grey", linewidth=0.8)
+    axes.locator_params(axis="x", nbins=5)
     axes.invert_yaxis()
     return figure
 

@@ -121,8 +121,8 @@ class Averaging:
         """
         if self._begun or begin:
             self._send_early({}, parameters, set(self._tasks))
-            head = torch.zeros(HEAD, dtype=torch.int64, device="cpu")
-            head[-2:] = torch.tensor([1, self.exchange.rank])
+            numbers = [0] * (HEAD - 2) + [1, self.exchange.rank]
+            head = torch.tensor(numbers, dtype=torch.int64, device="cpu")
             self._summed(head, parameters[0].device)
         self._forget()
 

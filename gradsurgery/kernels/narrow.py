@@ -78,7 +78,8 @@ def _sums(groups: Sequence[Group], exponents: Sequence[Sequence[float] | None]) 
         list(_partial(runs(group.columns, DEPTH, BLOCK), scaled))
         for group, scaled in zip(groups, exponents, strict=True)
     ]
-    flat = [part.flatten() for many in parts for part in many] or [torch.empty(0, device="cpu")]
+    none = torch.empty(0, dtype=torch.float32, device="cpu")
+    flat = [part.flatten() for many in parts for part in many] or [none]
     host = torch.cat(flat).cpu().double()  # one copy: one wait
     sizes = [sum(part.numel() for part in many) for many in parts]
     totals = [

@@ -30,6 +30,7 @@ from gradsurgery import ConflictLog
 
 SMALL: dict[str, Any] = {
     "device": "cpu",
+    "amp": "off",
     "batch_size": 5,  # two processes: 3 and 2
     "epochs": 1,
     "steps_per_epoch": 6,

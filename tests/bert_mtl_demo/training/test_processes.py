@@ -101,7 +101,7 @@ def test_only_the_first_process_speaks(together: Together) -> None:
     first, second = (seen["command"] for seen in together.ranks)
     assert (first["code"], second["code"]) == (0, 0)
     assert "in 2 processes" in first["out"]
-    assert "| best |" in first["out"]
+    assert "  best\n" in first["out"]
     assert second["out"] == second["err"] == ""
     assert (together.place / "command" / "report.md").exists()
 

@@ -103,6 +103,7 @@ def test_the_page_stands_on_its_pieces_alone(
         assert len(unpacked(evaluation["found"])) == len(unpacked(evaluation["truth"]))
         assert not evaluation["mistakes"]
     asked = {t.score for c in read_claims() for t in c.tests if t.study == "surgery"}
+    asked = {score for score in asked if not score.startswith("expected cosine")}  # of a probe
     assert asked
     assert asked <= set(read_findings(directory)["surgery"])
 
