@@ -51,10 +51,11 @@ def build(size: Size, tasks: int, device: torch.device) -> dict[str, Step]:
         torch.manual_seed(0)
         return MultiTask(size, names).to(device)
 
-    # DDP's hooks stay on the parameters, so each has a model of its own.
-    bare, sharded = model(), _sharded(model(), device)
+    # DDP's hooks stay on the parameters, so each has a model of its own; and so has the step alone,
+    # whose weights differ from rank to rank.
+    sharded = _sharded(model(), device)
     apart = DistributedDataParallel(model(), find_unused_parameters=True)
-    models = dict.fromkeys((ALONE, ALL_REDUCE), bare)
+    models: dict[str, nn.Module] = {ALONE: model(), ALL_REDUCE: model()}
     models |= {DDP_SUM: DistributedDataParallel(model()), DDP_EACH: apart, DDP_TASK: apart}
     models |= dict.fromkeys((FSDP_SUM, FSDP_EACH, FSDP_TASK), sharded)
     torch.manual_seed(1 + rank)  # each rank has dropout of its own
